@@ -1,0 +1,33 @@
+"""RT3 on Apache TVM: Transformers that switch their sparsity with the CPU frequency.
+
+The public API. Heavy imports (torch, TVM) happen on first use, so that running a bundle needs neither.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rt3_tvm.checkpoint import Checkpoint
+    from rt3_tvm.codegen import CompileOptions
+    from rt3_tvm.codegen import compile_checkpoint as compile  # noqa: A004
+    from rt3_tvm.prune import PruneOptions
+    from rt3_tvm.prune import prune_one_shot as prune
+    from rt3_tvm.runtime import load
+
+__version__ = "0.1.0"
+_PUBLIC = {
+    "Checkpoint": ("rt3_tvm.checkpoint", "Checkpoint"),
+    "CompileOptions": ("rt3_tvm.codegen", "CompileOptions"),
+    "PruneOptions": ("rt3_tvm.prune", "PruneOptions"),
+    "compile": ("rt3_tvm.codegen", "compile_checkpoint"),
+    "load": ("rt3_tvm.runtime", "load"),
+    "prune": ("rt3_tvm.prune", "prune_one_shot"),
+}
+__all__ = ["Checkpoint", "CompileOptions", "PruneOptions", "compile", "load", "prune"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'rt3_tvm' has no attribute '{name}'")
+    module, attribute = _PUBLIC[name]
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,229 @@
+"""Checkpoints: one shared weight, a backbone, and for each level a pattern set and an assignment per matrix.
+
+On disk a directory: ``weights.safetensors``, ``patterns.safetensors``, ``checkpoint.json``, and the tokenizer's files as
+they came. No pickle. Every tensor has its shape and SHA-256 in the JSON, checked on load.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from rt3_tvm import model as models
+from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.pattern import Backbone, PatternSet, PatternShape, SparseMatrix
+
+FORMAT_VERSION = 1
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "merges.txt", "vocab.json")
+_WEIGHTS, _PATTERNS, _TABLE = "weights.safetensors", "patterns.safetensors", "checkpoint.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """One operating point: the sparsity that was asked for and what every pruned matrix keeps, by weight name."""
+
+    sparsity: float
+    matrices: dict[str, SparseMatrix]
+
+    @property
+    def density(self) -> float:
+        """Part of the pruned matrices' weights that is kept, counted."""
+        sizes = {n: m.backbone.shape[0] * m.backbone.shape[1] for n, m in self.matrices.items()}
+        return sum(m.density * sizes[n] for n, m in self.matrices.items()) / sum(sizes.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A pruned model.
+
+    Parameters
+    ----------
+    description
+        What builds the model again, see :func:`rt3_tvm.model.describe`.
+    weights
+        The shared weights by name, float32 (buffers keep their dtype). Never masked: each level masks them.
+    levels
+        Densest first.
+    skipped
+        Linear layers that stay dense, with the reason.
+    tokenizer
+        Files of the tokenizer, copied along.
+    """
+
+    description: dict[str, Any]
+    weights: dict[str, np.ndarray]
+    levels: tuple[Level, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
+    tokenizer: tuple[Path, ...] = ()
+
+    def torch_model(self, level: int) -> torch.nn.Module:
+        """Return the PyTorch model with the masks of a level applied: the reference of every numeric test."""
+        if not 0 <= level < len(self.levels):
+            raise Rt3Error(f"level {level}: the checkpoint has levels 0 to {len(self.levels) - 1}")
+        model = models.build(self.description)
+        state = {name: torch.from_numpy(value.copy()) for name, value in self.weights.items()}
+        for name, matrix in self.levels[level].matrices.items():
+            state[name] *= torch.from_numpy(matrix.mask())
+        model.load_state_dict(state, strict=False)
+        return model.eval()
+
+    def dense_model(self) -> torch.nn.Module:
+        """Return the PyTorch model with its shared weights unmasked."""
+        model = models.build(self.description)
+        model.load_state_dict({n: torch.from_numpy(v.copy()) for n, v in self.weights.items()}, strict=False)
+        return model.eval()
+
+    def save(self, path: str | Path) -> None:
+        """Write the checkpoint: to a temporary directory beside ``path``, then renamed over it."""
+        target = Path(path)
+        if target.exists() and not (target / _TABLE).is_file():
+            raise Rt3Error(f"'{target}' exists and is not a checkpoint: choose another -o")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            self._write(temporary)
+            replaced = temporary.with_name(temporary.name + ".old")
+            if target.exists():
+                target.rename(replaced)
+            temporary.rename(target)
+            shutil.rmtree(replaced, ignore_errors=True)
+        except (OSError, SafetensorError) as error:
+            raise JobError(f"cannot write '{target}': {error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        patterns, matrices = _flatten(self.levels)
+        weights = {n: np.ascontiguousarray(v) for n, v in self.weights.items()}
+        save_file(weights, folder / _WEIGHTS)
+        save_file(patterns, folder / _PATTERNS)
+        table = {
+            "format_version": FORMAT_VERSION,
+            "model": self.description,
+            "levels": [{"sparsity": lv.sparsity, "density": lv.density} for lv in self.levels],
+            "matrices": matrices,
+            "skipped": self.skipped,
+            "tensors": {
+                file: {n: _stamp(v) for n, v in tensors.items()}
+                for file, tensors in ((_WEIGHTS, weights), (_PATTERNS, patterns))
+            },
+        }
+        for source in self.tokenizer:
+            shutil.copyfile(source, folder / source.name)
+        (folder / _TABLE).write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        for file in folder.iterdir():  # the rename must not outrun the data
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        folder.chmod(0o755)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Checkpoint":
+        """Read a checkpoint and check every tensor.
+
+        Raises
+        ------
+        Rt3Error
+            Not a checkpoint, another format version, or a missing, resized, altered or foreign tensor, which it names.
+        """
+        folder = Path(path)
+        try:
+            table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise Rt3Error(f"'{folder}' is not a checkpoint: no readable {_TABLE}: make one with rt3 prune") from error
+        if not isinstance(table, dict) or table.get("format_version") != FORMAT_VERSION:
+            version = table.get("format_version") if isinstance(table, dict) else None
+            raise Rt3Error(f"'{folder}': format version {version}, this rt3 reads {FORMAT_VERSION}")
+        try:
+            weights = _read_tensors(folder / _WEIGHTS, table["tensors"][_WEIGHTS])
+            patterns = _read_tensors(folder / _PATTERNS, table["tensors"][_PATTERNS])
+            levels = _unflatten(table, patterns)
+            checkpoint = cls(
+                table["model"], weights, levels, dict(table["skipped"]),
+                tuple(folder / n for n in TOKENIZER_FILES if (folder / n).is_file()),
+            )
+        except (KeyError, TypeError, IndexError) as error:
+            raise Rt3Error(f"'{folder}': {_TABLE} is damaged: {type(error).__name__} {error}") from error
+        check_finite(weights, str(folder))
+        return checkpoint
+
+
+def check_finite(weights: dict[str, np.ndarray], where: str) -> None:
+    """Reject NaN and infinite weights by name."""
+    for name, value in weights.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise Rt3Error(f"{where}: weight '{name}' has {int((~np.isfinite(value)).sum())} values that are not finite")
+
+
+def _stamp(value: np.ndarray) -> dict[str, Any]:
+    return {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": hashlib.sha256(value.data).hexdigest()}
+
+
+def _read_tensors(path: Path, stamps: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Return the tensors of a safetensors file, checked against their stamps."""
+    try:
+        with safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise Rt3Error(f"'{path}' cannot be read: {error}") from error
+    _report(path, "is missing", stamps.keys() - tensors.keys())
+    _report(path, "is not listed", tensors.keys() - stamps.keys())
+    for name, value in tensors.items():
+        found, stamp = _stamp(value), stamps[name]
+        if found["shape"] != stamp["shape"] or found["dtype"] != stamp["dtype"]:
+            raise Rt3Error(
+                f"'{path}': tensor '{name}' is {found['dtype']} {found['shape']}, expected {stamp['dtype']} {stamp['shape']}"
+            )
+        if found["sha256"] != stamp["sha256"]:
+            raise Rt3Error(f"'{path}': tensor '{name}' was altered: its checksum differs")
+    return tensors
+
+
+def _report(path: Path, what: str, names: Iterable[str]) -> None:
+    for name in sorted(names):
+        raise Rt3Error(f"'{path}': tensor '{name}' {what}")
+
+
+def _flatten(levels: tuple[Level, ...]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the tensors of all patterns, and a table of their shapes."""
+    tensors: dict[str, np.ndarray] = {}
+    table: dict[str, Any] = {}
+    for i, level in enumerate(levels):
+        for name, m in level.matrices.items():
+            s = m.patterns.shape
+            row = table.setdefault(name, {"shape": list(m.backbone.shape), "block_rows": m.backbone.block_rows, "levels": []})
+            row["levels"].append({"rows": s.rows, "cols": s.cols, "group": s.group})
+            tensors[f"{name}/backbone"] = np.ascontiguousarray(m.backbone.columns)
+            tensors[f"{name}/{i}/patterns"] = np.ascontiguousarray(m.patterns.columns)
+            tensors[f"{name}/{i}/assignment"] = np.ascontiguousarray(m.assignment)
+    return tensors, table
+
+
+def _unflatten(table: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[Level, ...]:
+    levels = []
+    for i, row in enumerate(table["levels"]):
+        matrices = {}
+        for name, m in table["matrices"].items():
+            backbone = Backbone(tuple(m["shape"]), int(m["block_rows"]), tensors[f"{name}/backbone"])
+            shape = PatternShape(**m["levels"][i])
+            patterns, assignment = tensors[f"{name}/{i}/patterns"], tensors[f"{name}/{i}/assignment"]
+            _check_range(f"{name}/backbone", backbone.columns, backbone.shape[1])
+            _check_range(f"{name}/{i}/patterns", patterns, shape.cols)
+            _check_range(f"{name}/{i}/assignment", assignment, len(patterns))
+            matrices[name] = SparseMatrix(backbone, PatternSet(shape, patterns), assignment)
+        levels.append(Level(float(row["sparsity"]), matrices))
+    return tuple(levels)
+
+
+def _check_range(name: str, values: np.ndarray, limit: int) -> None:
+    if values.size and not (0 <= int(values.min()) and int(values.max()) < limit):
+        raise Rt3Error(f"tensor '{name}' points outside [0, {limit})")

@@ -1,0 +1,254 @@
+"""``rt3 compile``: a checkpoint becomes one shared library."""
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rt3_tvm import __version__, device as devices
+from rt3_tvm.checkpoint import Checkpoint
+from rt3_tvm.codegen.kernels import KernelTable
+from rt3_tvm.codegen.link import choose_compiler, link_bundle
+from rt3_tvm.codegen.plan import Plan, plan_variant
+from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
+from rt3_tvm.codegen.weights import WeightStore
+from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.frontend import ImportedModel, import_model
+from rt3_tvm.schedules.pattern_linear import CpuShape
+from rt3_tvm.transform.context import VariantContext
+from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
+
+BUNDLE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What a bundle is compiled for.
+
+    Parameters
+    ----------
+    device
+        Name of a device that comes with the package, or a path to a .toml.
+    frequencies
+        Hz, one per level, descending; None takes the top, the lowest and evenly spaced OPPs of the device.
+    lengths
+        Sequence lengths in tokens; a call takes the smallest that fits.
+    batch
+        Largest batch.
+    deadline_s
+        Deadline of one inference in s, the same at every level; 0 for none. The governor's `auto` watches it.
+    cross_compiler
+        Command of the C compiler; None chooses one.
+    dump_ir
+        Folder that gets the module after each phase.
+    """
+
+    device: str = "host"
+    frequencies: tuple[float, ...] | None = None
+    lengths: tuple[int, ...] = (128,)
+    batch: int = 1
+    deadline_s: float = 0.0
+    cross_compiler: str | None = None
+    dump_ir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.lengths or any(n < 1 for n in self.lengths):
+            raise Rt3Error(f"lengths {self.lengths}: give one or more, each at least 1")
+        if self.batch < 1:
+            raise Rt3Error(f"batch {self.batch} must be at least 1")
+        if self.deadline_s < 0:
+            raise Rt3Error(f"deadline {self.deadline_s} s must not be negative")
+
+
+@dataclass
+class CompileReport:
+    """What was built: seconds by phase, bytes, and the metadata that the bundle carries."""
+
+    path: Path
+    compiler: list[str]
+    metadata: dict[str, Any]
+    bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def compile_checkpoint(
+    checkpoint: Checkpoint, output: str | Path, options: CompileOptions | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> CompileReport:
+    """Compile a checkpoint to a bundle.
+
+    Parameters
+    ----------
+    output
+        Path of the shared library; written under another name and renamed when it is whole.
+    progress
+        Called with one line per phase.
+    """
+    options = options or CompileOptions()
+    output = Path(output)
+    if not output.parent.is_dir():
+        raise Rt3Error(f"no such directory: '{output.parent}'")
+    if output.is_dir():
+        raise Rt3Error(f"'{output}' is a directory: -o takes the name of the bundle")
+    device = devices.load(options.device)
+    cluster = device.cluster
+    target = cluster.target_dict()
+    triple = str(target.get("mtriple", ""))
+    compiler = choose_compiler(triple, options.cross_compiler, platform.machine())
+    hz = options.frequencies or device.default_frequencies(len(checkpoint.levels))
+    if len(hz) != len(checkpoint.levels):
+        raise Rt3Error(f"{len(hz)} frequencies for {len(checkpoint.levels)} levels: give one per level")
+    cpu = CpuShape(cluster.lanes, cluster.registers, cluster.l1d_bytes)
+
+    build = _Build(checkpoint, options, cpu, progress)
+    build.plan()
+    levels = [LevelRow(f, options.deadline_s, lv.density) for f, lv in zip(hz, checkpoint.levels, strict=True)]
+    metadata = build.metadata() | {
+        "device": device.name,
+        "cluster": cluster.name,
+        "target": target,
+        "compiler": compiler,
+        "levels": [
+            {"frequency_hz": row.frequency_hz, "deadline_s": row.deadline_s, "density": row.density, "sparsity": lv.sparsity}
+            for row, lv in zip(levels, checkpoint.levels, strict=True)
+        ],
+    }
+    report = CompileReport(output, compiler, metadata)
+    try:
+        with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
+            build.write(Path(folder), levels, target, metadata)
+            progress(f"link with {' '.join(compiler)}")
+            with build.timed("link"):
+                link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so")
+            _install(Path(folder) / "bundle.so", output)
+    except OSError as error:
+        raise JobError(f"cannot write '{output}': {error.strerror or error}") from error
+    report.bytes, report.seconds = output.stat().st_size, build.seconds
+    return report
+
+
+def _install(source: Path, target: Path) -> None:
+    """Copy under a temporary name beside the target, then rename."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(source, temporary)
+        temporary.chmod(0o755)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Timer:
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self.seconds, self.name, self.start = seconds, name, 0.0
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.start
+
+
+class _Build:
+    """One compilation: plans of all variants over shared kernels and weights."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, options: CompileOptions, cpu: CpuShape, progress: Callable[[str], None]
+    ) -> None:
+        self.checkpoint, self.options, self.cpu, self.progress = checkpoint, options, cpu, progress
+        self.kernels, self.store = KernelTable(), WeightStore(checkpoint)
+        self.plans: list[Plan] = []
+        self.seconds: dict[str, float] = {}
+        self.imported: ImportedModel | None = None
+
+    def timed(self, name: str) -> _Timer:
+        return _Timer(self.seconds, name)
+
+    def plan(self) -> None:
+        """Import, transform and plan every level at every length."""
+        model = self.checkpoint.dense_model()
+        for length in sorted(set(self.options.lengths)):
+            self.progress(f"import at length {length}")
+            with self.timed("import"):
+                imported = self.imported = import_model(model, self.options.batch, length)
+            with self.timed("transform"):
+                mod = run_phases(imported.mod, shared_phases(), self.options.dump_ir, f"t{length}_")
+            for i, level in enumerate(self.checkpoint.levels):
+                self.progress(f"level {i} at length {length}")
+                context = VariantContext(
+                    i, self.options.batch, length, self.cpu, imported.parameters, level.matrices
+                )
+                with self.timed("transform"):
+                    lowered = run_phases(mod, level_phases(context), self.options.dump_ir, f"t{length}_level{i}_")
+                with self.timed("plan"):
+                    self.plans.append(plan_variant(lowered, context, self.kernels, self.store))
+
+    def write(self, folder: Path, levels: list[LevelRow], target: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Write kernels, weights and tables into a folder."""
+        assert self.imported is not None
+        self.progress(f"compile {len(self.kernels.kernels)} kernels")
+        with self.timed("kernels"):
+            self.kernels.compile(target, folder / "kernels.o")
+        with self.timed("weights"):
+            self.store.write(folder / "weights.bin")
+        (folder / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
+        tables = Tables(
+            levels, self.plans, self.kernels.kernels, self.imported.inputs, self.imported.outputs, self.options.batch
+        )
+        (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
+        assembly = blob_assembly(Path("weights.bin"), Path("metadata.json"))
+        (folder / "weights.S").write_text(assembly, encoding="utf-8")
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what ``rt3 inspect`` shows of a bundle."""
+        import tvm
+
+        assert self.imported is not None
+        return {
+            "format": BUNDLE_FORMAT,
+            "rt3_version": __version__,
+            "tvm_version": tvm.__version__,
+            "model": self.checkpoint.description["class"],
+            "batch": self.options.batch,
+            "lengths": sorted(set(self.options.lengths)),
+            "inputs": [s.name for s in self.imported.inputs],
+            "outputs": [s.name for s in self.imported.outputs],
+            "weights_bytes": self.store.size,
+            "workspace_bytes": max(p.workspace_bytes for p in self.plans),
+            "kernels": [{"symbol": k.symbol, "family": k.family} for k in self.kernels.kernels],
+            "variants": [
+                {"level": p.level, "length": p.length, "steps": [s.kernel for s in p.steps]} for p in self.plans
+            ],
+            "matrices": self._matrices(),
+            "unmatched": self._unmatched(),
+        }
+
+    def _matrices(self) -> dict[str, Any]:
+        """Return shape, density and kernel of each linear layer, level by level, at the first length."""
+        first = min(p.length for p in self.plans)
+        table: dict[str, Any] = {}
+        for plan in sorted((p for p in self.plans if p.length == first), key=lambda p: p.level):
+            matrices = self.checkpoint.levels[plan.level].matrices
+            for step in plan.steps:
+                if step.matrix:
+                    matrix = matrices.get(step.matrix)
+                    row = table.setdefault(
+                        step.matrix, {"shape": list(self.checkpoint.weights[step.matrix].shape), "levels": []}
+                    )
+                    row["levels"].append({
+                        "kernel": self.kernels.kernels[step.kernel].family,
+                        "density": matrix.density if matrix else 1.0,
+                        "group": matrix.patterns.shape.group if matrix else 0,
+                    })
+        return table
+
+    def _unmatched(self) -> list[str]:
+        """Return pruned matrices that no linear kernel serves: they run dense, with their mask."""
+        seen = {s.matrix for p in self.plans for s in p.steps}
+        return sorted(set(self.checkpoint.levels[0].matrices) - seen)

@@ -1,0 +1,90 @@
+"""Linking a bundle with any C compiler: the host's, a cross gcc, zig, the NDK's clang."""
+
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+from rt3_tvm.errors import JobError, Rt3Error
+
+EXPORTS = """{
+  global: rt3_open; rt3_close; rt3_level_count; rt3_level; rt3_current_level; rt3_set_level; rt3_set_frequency;
+    rt3_set_auto; rt3_input_count; rt3_input; rt3_output_count; rt3_output; rt3_max_batch; rt3_max_length; rt3_run;
+    rt3_last_error; rt3_metadata; __tvm_ffi_*;
+  local: *;
+};
+"""
+C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+LINK_FLAGS = ("-shared", "-Wl,--as-needed", "-Wl,--no-undefined", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack")
+SOURCES = ("dispatcher.c", "governor.c", "tvm_ffi.c")
+
+# GNU triple and zig target of the architectures that a device may name.
+CROSS = {
+    "aarch64": ("aarch64-linux-gnu", "aarch64-linux-gnu.2.31", ()),
+    "armv7a": ("arm-linux-gnueabihf", "arm-linux-gnueabihf.2.31", ("-mcpu=cortex_a7",)),
+    "x86_64": ("x86_64-linux-gnu", "x86_64-linux-gnu.2.31", ()),
+}
+
+
+def runtime_directory() -> Path:
+    """Return the folder of the C runtime and its headers."""
+    return Path(str(resources.files("rt3_tvm.runtime.c")))
+
+
+def choose_compiler(triple: str, given: str | None, host_machine: str) -> list[str]:
+    """Return the command of the C compiler for a target triple.
+
+    A command that is given is taken as it is. Else the host's compiler for the host, and for other architectures the GNU
+    cross compiler, then zig from PyPI.
+    """
+    if given:
+        command = shlex.split(given)
+        if not command or shutil.which(command[0]) is None:
+            raise Rt3Error(f"cross compiler '{given}': no such program")
+        return command
+    arch = triple.split("-", 1)[0]
+    if arch == host_machine:
+        native = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
+        if native is None:
+            raise Rt3Error("no C compiler found: install gcc, or pass --cross-compiler CMD")
+        return shlex.split(native)
+    gnu, zig, flags = CROSS.get(arch, ("", "", ()))
+    if gnu and shutil.which(f"{gnu}-gcc"):
+        return [f"{gnu}-gcc"]
+    if zig and importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc", "-target", zig, *flags]
+    raise Rt3Error(
+        f"no C compiler for {triple}: install gcc-{gnu or arch}, or pip install 'rt3-tvm[cross]', or pass --cross-compiler CMD"
+    )
+
+
+def run_compiler(command: list[str], arguments: list[str], folder: Path) -> None:
+    """Run the compiler in a folder; its first complaint is the error."""
+    try:
+        done = subprocess.run([*command, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise JobError(f"cannot run {command[0]}: {error.strerror}") from error
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        first = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "")
+        raise JobError(f"{shlex.join(command)} failed with {done.returncode}: {first}")
+
+
+def link_bundle(command: list[str], folder: Path, objects: list[str], output: str) -> None:
+    """Compile the runtime and the tables in ``folder`` and link them with the kernels."""
+    import tvm_ffi
+
+    (folder / "exports.map").write_text(EXPORTS, encoding="utf-8")
+    for name in (*SOURCES, "rt3.h", "rt3_internal.h"):
+        shutil.copyfile(runtime_directory() / name, folder / name)
+    includes = ["-I.", *(f"-isystem{path}" for path in tvm_ffi.libinfo.include_paths())]
+    sources = [*SOURCES, "tables.c", "weights.S"]
+    run_compiler(
+        command,
+        [*C_FLAGS, *includes, *LINK_FLAGS, "-Wl,--version-script=exports.map", "-o", output, *sources, *objects, "-lm"],
+        folder,
+    )

@@ -1,0 +1,164 @@
+"""From ``main`` in Relax to a list of kernel calls, every intermediate at a fixed offset of one workspace."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from tvm import IRModule, relax
+from tvm.ir import GlobalVar
+from tvm.ir.expr import GenericConst
+
+from rt3_tvm.codegen.kernels import KernelTable
+from rt3_tvm.codegen.weights import WeightStore
+from rt3_tvm.errors import JobError
+from rt3_tvm.transform.context import VariantContext
+from rt3_tvm.transform.legalize import ALIASES
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a pointer argument points: an offset in the weights or in the workspace."""
+
+    in_weights: bool
+    offset: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a kernel; ``matrix`` names the weight of a linear layer."""
+
+    kernel: int
+    args: tuple[Place, ...]
+    matrix: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The code of one variant."""
+
+    level: int
+    length: int
+    steps: tuple[Step, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    workspace_bytes: int
+
+
+@dataclass
+class _Buffer:
+    """A buffer and the steps between which it is in use."""
+
+    size: int
+    first: int
+    last: int
+    offset: int = -1
+
+
+@dataclass
+class _Value:
+    """What a Relax variable stands for."""
+
+    buffer: _Buffer | None = None
+    weight: int | None = None
+
+
+@dataclass
+class _Planner:
+    mod: IRModule
+    context: VariantContext
+    kernels: KernelTable
+    store: WeightStore
+    buffers: list[_Buffer] = field(default_factory=list)
+    values: dict[relax.Var, list[_Value]] = field(default_factory=dict)
+    calls: list[tuple[int, list[_Value], str]] = field(default_factory=list)
+
+    def buffer(self, ty: relax.TensorType, step: int) -> _Value:
+        """Return a new buffer that is first used at ``step``."""
+        size = int(np.prod([int(d) for d in ty.shape], dtype=np.int64)) * np.dtype(str(ty.dtype)).itemsize
+        made = _Buffer(-(-max(size, 1) // ALIGNMENT) * ALIGNMENT, step, step)
+        self.buffers.append(made)
+        return _Value(buffer=made)
+
+    def value(self, expr: relax.Expr, step: int) -> _Value:
+        """Return where an argument lies, and keep it alive until ``step``."""
+        if isinstance(expr, GenericConst):
+            return _Value(weight=self.store.add(np.asarray(expr.value.numpy())))
+        (found,) = self.values[expr]
+        if found.buffer is not None:
+            found.buffer.last = max(found.buffer.last, step)
+        return found
+
+    def visit(self, var: relax.Var, value: relax.Expr) -> None:
+        """Plan one binding."""
+        step = len(self.calls)
+        if isinstance(value, relax.Call) and value.op.name == "relax.call_tir":
+            self._call(var, value, step)
+        elif isinstance(value, relax.Call) and value.op.name in ALIASES:
+            self.values[var] = self.values[value.args[0]]
+        elif isinstance(value, relax.TupleGetItem):
+            self.values[var] = [self.values[value.tuple_value][value.index]]
+        elif isinstance(value, relax.Var):
+            self.values[var] = self.values[value]
+        elif not isinstance(value, relax.Tuple):
+            raise JobError(f"no code for {value.op.name if isinstance(value, relax.Call) else type(value).__name__}")
+
+    def _call(self, var: relax.Var, call: relax.Call, step: int) -> None:
+        target, operands = call.args[0], call.args[1]
+        assert isinstance(target, GlobalVar)
+        arguments = [self.value(a, step) for a in operands.fields]
+        ty = call.ty_args[0]
+        types = list(ty.fields) if isinstance(ty, relax.TupleType) else [ty]
+        self.values[var] = [self.buffer(t, step) for t in types]
+        refs = [self.context.weights.get(a.name) for a in operands.fields if isinstance(a, relax.Var)]
+        matrix = next((r.weight for r in refs if r is not None and r.kind == "values"), "")
+        self.calls.append((self.kernels.index(self.mod[target]), [*arguments, *self.values[var]], matrix))
+
+
+def _place_buffers(buffers: list[_Buffer]) -> int:
+    """Give each buffer the lowest offset at which nothing else lives while it does, the largest first."""
+    placed: list[_Buffer] = []
+    for buffer in sorted(buffers, key=lambda b: (-b.size, b.first)):
+        others = sorted((p for p in placed if p.first <= buffer.last and buffer.first <= p.last), key=lambda p: p.offset)
+        offset = 0
+        for other in others:
+            if offset + buffer.size <= other.offset:
+                break
+            offset = max(offset, other.offset + other.size)
+        buffer.offset = offset
+        placed.append(buffer)
+    return max((b.offset + b.size for b in placed), default=0)
+
+
+def plan_variant(mod: IRModule, context: VariantContext, kernels: KernelTable, store: WeightStore) -> Plan:
+    """Return the plan of one variant; kernels and weights are added to their tables."""
+    planner = _Planner(mod, context, kernels, store)
+    main = mod["main"]
+    count = int(main.attrs["num_input"])
+    for param in main.params[:count]:
+        planner.values[param] = [planner.buffer(param.ty, 0)]
+    inputs = [planner.values[p][0].buffer for p in main.params[:count]]
+    by_name = {p.name: p for p in main.params[count:]}
+    for name, ref in context.weights.items():
+        if name in by_name:
+            planner.values[by_name[name]] = [_Value(weight=store.resolve(ref))]
+    result = main.body.body
+    fields: list[relax.Expr] = [result]
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            planner.visit(binding.var, binding.value)
+            if binding.var.same_as(result) and isinstance(binding.value, relax.Tuple):
+                fields = list(binding.value.fields)
+    end = len(planner.calls)
+    outputs = [planner.value(f, end).buffer for f in fields]
+    size = _place_buffers(planner.buffers)
+    steps = tuple(Step(k, tuple(_place(v) for v in args), matrix) for k, args, matrix in planner.calls)
+    return Plan(context.level, context.length, steps, _offsets(inputs), _offsets(outputs), size)
+
+
+def _place(value: _Value) -> Place:
+    return Place(True, value.weight) if value.weight is not None else Place(False, value.buffer.offset)
+
+
+def _offsets(buffers: list[_Buffer | None]) -> tuple[int, ...]:
+    return tuple(b.offset for b in buffers if b is not None)

@@ -1,0 +1,111 @@
+"""The tables of a bundle as C: levels, variants, steps; and the assembly that brings in the weights."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rt3_tvm.codegen.kernels import Kernel
+from rt3_tvm.codegen.plan import Plan, Step
+from rt3_tvm.model import InputSpec, OutputSpec
+
+WEIGHTS_ALIGNMENT = 16384
+"""The largest page of the systems we target, so that the weights begin on a page of their own."""
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """A level of the dispatcher's table: Hz, s (0: none), kept part of the pruned matrices."""
+
+    frequency_hz: float
+    deadline_s: float
+    density: float
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Everything that the generated C file holds."""
+
+    levels: Sequence[LevelRow]
+    plans: Sequence[Plan]
+    kernels: Sequence[Kernel]
+    inputs: Sequence[InputSpec]
+    outputs: Sequence[OutputSpec]
+    batch: int
+
+    def to_c(self) -> str:
+        """Return the C source."""
+        plans = sorted(self.plans, key=lambda p: (p.level, p.length))
+        parts = ['#include "rt3_internal.h"\n']
+        parts += [_shim(k) for k in self.kernels]
+        parts += [_variant_tables(i, p, self.kernels) for i, p in enumerate(plans)]
+        parts.append(_array("rt3_level_info", "levels", (
+            f"{{{lv.frequency_hz!r}, {lv.deadline_s!r}, {lv.density!r}}}" for lv in self.levels)))
+        parts.append(_array("rt3_variant", "variants", (
+            f"{{{p.level}, {p.length}, steps_{i}, {len(p.steps)}, inputs_{i}, outputs_{i}}}" for i, p in enumerate(plans))))
+        parts.append(_array("rt3_input_spec", "inputs", (
+            f"{{{{{_string(s.name)}, RT3_INT64, 2, {{RT3_AXIS_BATCH, RT3_AXIS_LENGTH}}, {s.limit}, "
+            f"{int(i > 0)}}}, {s.fill}, {str(s.mask).lower()}}}" for i, s in enumerate(self.inputs))))
+        parts.append(_array("rt3_tensor_info", "outputs", (
+            f"{{{_string(o.name)}, RT3_FLOAT32, {len(o.axes)}, {{{', '.join(_axis(a) for a in o.axes)}}}, 0, 0}}"
+            for o in self.outputs)))
+        workspace = max(p.workspace_bytes for p in plans)
+        longest = max(p.length for p in plans)
+        parts.append(
+            "const rt3_bundle rt3_bundle_tables = {"
+            f"{len(self.levels)}, {len(plans)}, {len(self.inputs)}, {len(self.outputs)}, {self.batch}, {longest}, "
+            f"{workspace}u, levels, variants, inputs, outputs}};\n"
+        )
+        return "\n".join(parts)
+
+
+def _string(text: str) -> str:
+    assert text.isidentifier()
+    return f'"{text}"'
+
+
+def _axis(axis: str | int) -> str:
+    return {"batch": "RT3_AXIS_BATCH", "length": "RT3_AXIS_LENGTH"}.get(str(axis), str(axis))
+
+
+def _array(kind: str, name: str, rows: Iterable[str]) -> str:
+    return f"static const {kind} {name}[] = {{\n  " + ",\n  ".join(rows) + "};\n"
+
+
+def _shim(kernel: Kernel) -> str:
+    """Return the prototype of a kernel, and the function that calls it on an array of pointers."""
+    types = ", ".join(["void *"] * kernel.arguments)
+    args = ", ".join(f"a[{i}]" for i in range(kernel.arguments))
+    return f"void {kernel.symbol}({types});\nstatic void run_{kernel.symbol}(void *const *a) {{ {kernel.symbol}({args}); }}\n"
+
+
+def _variant_tables(index: int, plan: Plan, kernels: Sequence[Kernel]) -> str:
+    def place_rows(step: Step) -> str:
+        return ", ".join(f"{{{int(p.in_weights)}, 0, {p.offset}u}}" for p in step.args)
+
+    args = [f"static const rt3_place args_{index}_{i}[] = {{{place_rows(s)}}};" for i, s in enumerate(plan.steps)]
+    steps = (
+        f"{{run_{kernels[s.kernel].symbol}, args_{index}_{i}, {len(s.args)}, {s.kernel}}}" for i, s in enumerate(plan.steps)
+    )
+    return "\n".join([
+        *args,
+        _array("rt3_step", f"steps_{index}", steps),
+        _array("uint64_t", f"inputs_{index}", (f"{o}u" for o in plan.inputs)),
+        _array("uint64_t", f"outputs_{index}", (f"{o}u" for o in plan.outputs)),
+    ])
+
+
+def blob_assembly(weights: Path, metadata: Path) -> str:
+    """Return assembly that places two files in read-only pages of the library."""
+
+    def blob(symbol: str, path: Path, alignment: int) -> str:
+        quoted = str(path).replace("\\", "\\\\").replace('"', '\\"')
+        return (
+            f'  .globl {symbol}\n  .hidden {symbol}\n  .balign {alignment}\n{symbol}:\n  .incbin "{quoted}"\n  .byte 0\n'
+        )
+
+    return (
+        '  .section .rodata.rt3, "a"\n'
+        + blob("rt3_weights", weights, WEIGHTS_ALIGNMENT)
+        + blob("rt3_metadata_json", metadata, 8)
+        + '  .section .note.GNU-stack, ""\n'
+    )

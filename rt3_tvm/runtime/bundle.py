@@ -1,0 +1,259 @@
+"""The Python face of a bundle: ctypes over its own C API."""
+
+import ctypes
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import fsencode
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.runtime.check import check_bundle
+
+MAX_RANK = 4
+AXIS_BATCH, AXIS_LENGTH = -1, -2
+BELOW_RANGE, ERROR_ARGUMENT = 1, -1
+DTYPES = (np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64))
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p), ("dtype", ctypes.c_int), ("rank", ctypes.c_int32), ("shape", ctypes.c_int64 * MAX_RANK),
+        ("data", ctypes.c_void_p), ("bytes", ctypes.c_size_t),
+    )
+
+
+class _TensorInfo(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p), ("dtype", ctypes.c_int), ("rank", ctypes.c_int32), ("axes", ctypes.c_int64 * MAX_RANK),
+        ("limit", ctypes.c_int64), ("optional", ctypes.c_int32),
+    )
+
+
+class _LevelInfo(ctypes.Structure):
+    _fields_ = (("frequency_hz", ctypes.c_double), ("deadline_s", ctypes.c_double), ("density", ctypes.c_double))
+
+
+class _AutoOptions(ctypes.Structure):
+    _fields_ = (
+        ("sysfs_root", ctypes.c_char_p), ("policy", ctypes.c_int32), ("dwell_s", ctypes.c_double),
+        ("poll_s", ctypes.c_double), ("hysteresis", ctypes.c_double),
+    )
+
+
+@dataclass(frozen=True)
+class LevelInfo:
+    """A level: its frequency in Hz, its deadline in s (0: none), the kept part of the pruned matrices."""
+
+    frequency_hz: float
+    deadline_s: float
+    density: float
+
+
+@dataclass(frozen=True)
+class _Info:
+    name: str
+    dtype: np.dtype
+    axes: tuple[int, ...]
+
+
+def load(path: str | Path) -> "Bundle":
+    """Open a bundle.
+
+    Raises
+    ------
+    Rt3Error
+        Missing, truncated, foreign, or for another machine.
+    """
+    return Bundle(Path(path))
+
+
+class Bundle:
+    """A pruned Transformer that switches its level.
+
+    Call it with NumPy arrays by name, each int64 or int32 of shape (batch, length); it returns float32 arrays by name.
+    Switching is safe from any thread; calls queue.
+
+    Examples
+    --------
+    >>> m = load("bundle.so")  # doctest: +SKIP
+    >>> m.set_frequency(1.0e9)  # doctest: +SKIP
+    >>> m(input_ids=ids)["last_hidden_state"]  # doctest: +SKIP
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._handle: ctypes.c_void_p | None = None
+        check_bundle(path)
+        self.path = path
+        try:
+            self._library = ctypes.CDLL(str(path.resolve()), mode=ctypes.RTLD_LOCAL)
+        except OSError as error:
+            raise Rt3Error(f"'{path}' cannot be loaded: {error}") from error
+        self._declare()
+        handle = ctypes.c_void_p()
+        self._check(self._library.rt3_open(ctypes.byref(handle)))
+        self._handle = handle
+        self._lock = threading.Lock()
+        self._inputs = self._describe(self._library.rt3_input_count, self._library.rt3_input)
+        self._outputs = self._describe(self._library.rt3_output_count, self._library.rt3_output)
+
+    def _declare(self) -> None:
+        library, handle = self._library, ctypes.c_void_p
+        library.rt3_last_error.restype = library.rt3_metadata.restype = ctypes.c_char_p
+        library.rt3_max_batch.restype = library.rt3_max_length.restype = ctypes.c_int64
+        library.rt3_close.restype = None
+        signatures: dict[str, list[Any]] = {
+            "rt3_open": [ctypes.POINTER(handle)],
+            "rt3_close": [handle],
+            "rt3_level": [handle, ctypes.c_int32, ctypes.POINTER(_LevelInfo)],
+            "rt3_set_level": [handle, ctypes.c_int32],
+            "rt3_set_frequency": [handle, ctypes.c_double],
+            "rt3_set_auto": [handle, ctypes.POINTER(_AutoOptions)],
+            "rt3_input": [handle, ctypes.c_int32, ctypes.POINTER(_TensorInfo)],
+            "rt3_output": [handle, ctypes.c_int32, ctypes.POINTER(_TensorInfo)],
+            "rt3_run": [handle, ctypes.POINTER(_Tensor), ctypes.c_int32, ctypes.POINTER(_Tensor), ctypes.c_int32],
+        }
+        counts = ("level_count", "current_level", "input_count", "output_count", "max_batch", "max_length")
+        signatures |= {f"rt3_{name}": [handle] for name in counts}
+        for name, arguments in signatures.items():
+            getattr(library, name).argtypes = arguments
+
+    def _check(self, status: int) -> int:
+        if status < 0:
+            message = self._library.rt3_last_error().decode()
+            raise Rt3Error(message) if status == ERROR_ARGUMENT else JobError(message)
+        return status
+
+    def _describe(self, count: Any, describe: Any) -> tuple[_Info, ...]:
+        infos = []
+        for i in range(count(self._handle)):
+            info = _TensorInfo()
+            self._check(describe(self._handle, i, ctypes.byref(info)))
+            infos.append(_Info(info.name.decode(), DTYPES[info.dtype], tuple(info.axes[: info.rank])))
+        return tuple(infos)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the bundle says of itself: model, device, levels, kernels, versions."""
+        return json.loads(self._library.rt3_metadata())
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs; the first is required."""
+        return tuple(i.name for i in self._inputs)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return tuple(o.name for o in self._outputs)
+
+    @property
+    def levels(self) -> tuple[LevelInfo, ...]:
+        """The levels, densest first."""
+        infos = []
+        for i in range(self._library.rt3_level_count(self._handle)):
+            info = _LevelInfo()
+            self._check(self._library.rt3_level(self._handle, i, ctypes.byref(info)))
+            infos.append(LevelInfo(info.frequency_hz, info.deadline_s, info.density))
+        return tuple(infos)
+
+    @property
+    def level(self) -> int:
+        """The current level."""
+        return int(self._library.rt3_current_level(self._handle))
+
+    @property
+    def max_batch(self) -> int:
+        """Largest batch."""
+        return int(self._library.rt3_max_batch(self._handle))
+
+    @property
+    def max_length(self) -> int:
+        """Largest length in tokens."""
+        return int(self._library.rt3_max_length(self._handle))
+
+    def set_level(self, level: int) -> None:
+        """Take a level, 0 the densest."""
+        self._check(self._library.rt3_set_level(self._handle, level))
+
+    def set_frequency(self, hz: float) -> bool:
+        """Take the densest level whose deadline holds at ``hz``; False when it is below all, and no deadline is sure."""
+        return self._check(self._library.rt3_set_frequency(self._handle, hz)) != BELOW_RANGE
+
+    def set_auto(
+        self, sysfs_root: str | Path = "/sys", policy: int = 0, *, dwell_s: float = 0.0, poll_s: float = 0.0,
+        hysteresis: float = 0.0,
+    ) -> None:
+        """Follow a cpufreq policy from now on; zeros take the defaults of ``rt3.h``."""
+        options = _AutoOptions(fsencode(sysfs_root), policy, dwell_s, poll_s, hysteresis)
+        with self._lock:
+            self._check(self._library.rt3_set_auto(self._handle, ctypes.byref(options)))
+
+    def __call__(self, **inputs: npt.ArrayLike) -> dict[str, npt.NDArray[np.float32]]:
+        """Run the current level.
+
+        Parameters
+        ----------
+        **inputs
+            int64 or int32 arrays of shape (batch, length), all of one shape. Without ``attention_mask`` every token is
+            real.
+
+        Returns
+        -------
+        dict
+            float32 arrays of the shapes that the model gives for this batch and length.
+        """
+        arrays = {name: self._as_input(name, value) for name, value in inputs.items()}
+        if not arrays:
+            raise Rt3Error(f"no inputs: give {', '.join(self.inputs)}")
+        batch, length = next(iter(arrays.values())).shape
+        outputs = {
+            o.name: np.empty([{AXIS_BATCH: batch, AXIS_LENGTH: length}.get(a, a) for a in o.axes], o.dtype)
+            for o in self._outputs
+        }
+        self._run(arrays, outputs)
+        return outputs
+
+    def _as_input(self, name: str, value: npt.ArrayLike) -> np.ndarray:
+        array = np.ascontiguousarray(value)
+        if array.dtype not in (np.int64, np.int32):
+            raise Rt3Error(f"input '{name}': dtype {array.dtype}, expected int64 or int32")
+        if array.ndim != 2:
+            raise Rt3Error(f"input '{name}': rank {array.ndim}, expected 2 (batch, length)")
+        return array
+
+    def _run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        ins, outs = _tensors(inputs), _tensors(outputs)
+        with self._lock:
+            status = self._library.rt3_run(self._handle, ins, len(inputs), outs, len(outputs))
+            self._check(status)
+
+    def close(self) -> None:
+        """Free the handle; a second call does nothing."""
+        if self._handle is not None:
+            self._library.rt3_close(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> Any:
+    """Return the C tensors of arrays; the arrays own the memory."""
+    tensors = (_Tensor * max(1, len(arrays)))()
+    for tensor, (name, array) in zip(tensors, arrays.items(), strict=False):
+        tensor.name, tensor.dtype, tensor.rank = name.encode(), DTYPES.index(array.dtype), array.ndim
+        tensor.shape[: array.ndim] = array.shape
+        tensor.data, tensor.bytes = array.ctypes.data, array.nbytes
+    return tensors

@@ -1,0 +1,358 @@
+/* Handles, levels and inference. */
+#define _POSIX_C_SOURCE 200809L
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "rt3_internal.h"
+
+#define RT3_ALIGNMENT 64
+
+static _Thread_local char last_error[256];
+
+rt3_status rt3_fail(rt3_status status, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  vsnprintf(last_error, sizeof last_error, format, args);
+  va_end(args);
+  return status;
+}
+
+const char *rt3_last_error(void) { return last_error; }
+
+const char *rt3_metadata(void) { return rt3_metadata_json; }
+
+double rt3_now(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+rt3_status rt3_open(rt3_model **model) {
+  if (model == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_open: model is NULL");
+  *model = NULL;
+  rt3_model *opened = calloc(1, sizeof *opened);
+  if (opened == NULL) return rt3_fail(RT3_ERROR_MEMORY, "rt3_open: no memory for a handle");
+  void *workspace = NULL;
+  if (posix_memalign(&workspace, RT3_ALIGNMENT, rt3_bundle_tables.workspace_bytes) != 0) {
+    free(opened);
+    return rt3_fail(RT3_ERROR_MEMORY, "rt3_open: no memory for a workspace of %llu bytes",
+                    (unsigned long long)rt3_bundle_tables.workspace_bytes);
+  }
+  memset(workspace, 0, rt3_bundle_tables.workspace_bytes); /* touch every page now, not in the first run */
+  opened->workspace = workspace;
+  atomic_init(&opened->level, 0);
+  atomic_init(&opened->follow, false);
+  atomic_flag_clear(&opened->busy);
+  *model = opened;
+  return RT3_OK;
+}
+
+void rt3_close(rt3_model *model) {
+  if (model == NULL) return;
+  free(model->workspace);
+  free(model);
+}
+
+int32_t rt3_level_count(const rt3_model *model) {
+  (void)model;
+  return rt3_bundle_tables.level_count;
+}
+
+static rt3_status check_level(int32_t level) {
+  if (level >= 0 && level < rt3_bundle_tables.level_count) return RT3_OK;
+  return rt3_fail(RT3_ERROR_ARGUMENT, "level %d: choose 0 to %d", (int)level, (int)rt3_bundle_tables.level_count - 1);
+}
+
+rt3_status rt3_level(const rt3_model *model, int32_t level, rt3_level_info *info) {
+  if (model == NULL || info == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_level: model or info is NULL");
+  rt3_status status = check_level(level);
+  if (status == RT3_OK) *info = rt3_bundle_tables.levels[level];
+  return status;
+}
+
+int32_t rt3_current_level(const rt3_model *model) {
+  if (model == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_current_level: model is NULL");
+  return atomic_load_explicit(&((rt3_model *)model)->level, memory_order_acquire);
+}
+
+rt3_status rt3_set_level(rt3_model *model, int32_t level) {
+  if (model == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_set_level: model is NULL");
+  rt3_status status = check_level(level);
+  if (status != RT3_OK) return status;
+  atomic_store_explicit(&model->follow, false, memory_order_release);
+  atomic_store_explicit(&model->level, level, memory_order_release);
+  return RT3_OK;
+}
+
+int32_t rt3_level_for(double hz, bool *below) {
+  for (int32_t i = 0; i < rt3_bundle_tables.level_count; ++i) {
+    if (rt3_bundle_tables.levels[i].frequency_hz <= hz) {
+      *below = false;
+      return i;
+    }
+  }
+  *below = true;
+  return rt3_bundle_tables.level_count - 1;
+}
+
+rt3_status rt3_set_frequency(rt3_model *model, double hz) {
+  if (model == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_set_frequency: model is NULL");
+  if (!(hz > 0)) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_set_frequency: %g Hz is not a frequency", hz);
+  bool below = false;
+  int32_t level = rt3_level_for(hz, &below);
+  atomic_store_explicit(&model->follow, false, memory_order_release);
+  atomic_store_explicit(&model->level, level, memory_order_release);
+  return below ? RT3_BELOW_RANGE : RT3_OK;
+}
+
+rt3_status rt3_set_auto(rt3_model *model, const rt3_auto_options *options) {
+  if (model == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_set_auto: model is NULL");
+  if (atomic_flag_test_and_set_explicit(&model->busy, memory_order_acquire))
+    return rt3_fail(RT3_ERROR_BUSY, "rt3_set_auto: the handle is running");
+  int32_t level = 0;
+  rt3_status status = rt3_governor_start(&model->governor, options, &level);
+  if (status == RT3_OK) {
+    atomic_store_explicit(&model->level, level, memory_order_release);
+    atomic_store_explicit(&model->follow, true, memory_order_release);
+  }
+  atomic_flag_clear_explicit(&model->busy, memory_order_release);
+  return status;
+}
+
+int32_t rt3_input_count(const rt3_model *model) {
+  (void)model;
+  return rt3_bundle_tables.input_count;
+}
+
+int32_t rt3_output_count(const rt3_model *model) {
+  (void)model;
+  return rt3_bundle_tables.output_count;
+}
+
+rt3_status rt3_input(const rt3_model *model, int32_t index, rt3_tensor_info *info) {
+  if (model == NULL || info == NULL || index < 0 || index >= rt3_bundle_tables.input_count)
+    return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_input: NULL, or index %d of %d inputs", (int)index,
+                    (int)rt3_bundle_tables.input_count);
+  *info = rt3_bundle_tables.inputs[index].info;
+  return RT3_OK;
+}
+
+rt3_status rt3_output(const rt3_model *model, int32_t index, rt3_tensor_info *info) {
+  if (model == NULL || info == NULL || index < 0 || index >= rt3_bundle_tables.output_count)
+    return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_output: NULL, or index %d of %d outputs", (int)index,
+                    (int)rt3_bundle_tables.output_count);
+  *info = rt3_bundle_tables.outputs[index];
+  return RT3_OK;
+}
+
+int64_t rt3_max_batch(const rt3_model *model) {
+  (void)model;
+  return rt3_bundle_tables.batch;
+}
+
+int64_t rt3_max_length(const rt3_model *model) {
+  (void)model;
+  return rt3_bundle_tables.max_length;
+}
+
+/* Batch and length of one call. */
+typedef struct {
+  int64_t batch, length;
+} rt3_extent;
+
+static const rt3_tensor *find_tensor(const rt3_tensor *tensors, int32_t count, const char *name) {
+  for (int32_t i = 0; i < count; ++i)
+    if (tensors[i].name != NULL && strcmp(tensors[i].name, name) == 0) return &tensors[i];
+  return NULL;
+}
+
+static rt3_status check_names(const rt3_tensor *tensors, int32_t count, bool inputs) {
+  const int32_t known = inputs ? rt3_bundle_tables.input_count : rt3_bundle_tables.output_count;
+  for (int32_t i = 0; i < count; ++i) {
+    bool found = false;
+    for (int32_t j = 0; j < known && tensors[i].name != NULL && !found; ++j) {
+      const char *name = inputs ? rt3_bundle_tables.inputs[j].info.name : rt3_bundle_tables.outputs[j].name;
+      found = strcmp(tensors[i].name, name) == 0;
+    }
+    if (!found)
+      return rt3_fail(RT3_ERROR_ARGUMENT, "no %s '%s'", inputs ? "input" : "output",
+                      tensors[i].name != NULL ? tensors[i].name : "(NULL)");
+  }
+  return RT3_OK;
+}
+
+static int64_t input_value(const rt3_tensor *tensor, int64_t index) {
+  return tensor->dtype == RT3_INT64 ? ((const int64_t *)tensor->data)[index] : ((const int32_t *)tensor->data)[index];
+}
+
+static rt3_status check_input(const rt3_tensor *tensor, const rt3_input_spec *spec, rt3_extent *extent) {
+  const char *name = spec->info.name;
+  if (tensor->dtype != RT3_INT64 && tensor->dtype != RT3_INT32)
+    return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': dtype must be int64 or int32", name);
+  if (tensor->rank != 2)
+    return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': rank %d, expected 2 (batch, length)", name, (int)tensor->rank);
+  if (tensor->data == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': data is NULL", name);
+  const int64_t batch = tensor->shape[0], length = tensor->shape[1];
+  if (batch < 1 || batch > rt3_bundle_tables.batch)
+    return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': batch %lld, this bundle takes 1 to %lld", name, (long long)batch,
+                    (long long)rt3_bundle_tables.batch);
+  if (length < 1 || length > rt3_bundle_tables.max_length)
+    return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': length %lld, this bundle takes 1 to %lld", name, (long long)length,
+                    (long long)rt3_bundle_tables.max_length);
+  if (extent->batch != 0 && (extent->batch != batch || extent->length != length))
+    return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': shape (%lld, %lld) differs from the other inputs' (%lld, %lld)",
+                    name, (long long)batch, (long long)length, (long long)extent->batch, (long long)extent->length);
+  for (int64_t i = 0; i < batch * length; ++i) {
+    const int64_t value = input_value(tensor, i);
+    if (value < 0 || value >= spec->info.limit)
+      return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': value %lld at position %lld is outside [0, %lld)", name,
+                      (long long)value, (long long)i, (long long)spec->info.limit);
+  }
+  extent->batch = batch;
+  extent->length = length;
+  return RT3_OK;
+}
+
+static rt3_status check_inputs(const rt3_tensor *inputs, int32_t count, rt3_extent *extent) {
+  rt3_status status = check_names(inputs, count, true);
+  for (int32_t i = 0; i < rt3_bundle_tables.input_count && status == RT3_OK; ++i) {
+    const rt3_input_spec *spec = &rt3_bundle_tables.inputs[i];
+    const rt3_tensor *tensor = find_tensor(inputs, count, spec->info.name);
+    if (tensor != NULL)
+      status = check_input(tensor, spec, extent);
+    else if (!spec->info.optional)
+      status = rt3_fail(RT3_ERROR_ARGUMENT, "input '%s' is missing", spec->info.name);
+  }
+  return status;
+}
+
+static const rt3_variant *find_variant(int32_t level, int64_t length) {
+  for (int32_t i = 0; i < rt3_bundle_tables.variant_count; ++i) {
+    const rt3_variant *variant = &rt3_bundle_tables.variants[i];
+    if (variant->level == level && variant->length >= length) return variant;
+  }
+  return NULL; /* check_inputs has made sure of the length */
+}
+
+static void copy_input(const rt3_tensor *tensor, const rt3_input_spec *spec, const rt3_extent *extent,
+                       int64_t variant_length, int64_t *target) {
+  for (int64_t b = 0; b < rt3_bundle_tables.batch; ++b) {
+    for (int64_t t = 0; t < variant_length; ++t) {
+      const bool real = b < extent->batch && t < extent->length;
+      int64_t value = spec->fill;
+      if (real && tensor != NULL)
+        value = input_value(tensor, b * extent->length + t);
+      else if (real && spec->mask)
+        value = 1;
+      target[b * variant_length + t] = value;
+    }
+  }
+}
+
+static int64_t axis_size(int64_t axis, int64_t batch, int64_t length) {
+  return axis == RT3_AXIS_BATCH ? batch : axis == RT3_AXIS_LENGTH ? length : axis;
+}
+
+/* Fills in dtype, rank and shape; checks the caller's room. */
+static rt3_status shape_output(const rt3_tensor_info *info, const rt3_extent *extent, rt3_tensor *tensor) {
+  size_t bytes = sizeof(float);
+  tensor->dtype = info->dtype;
+  tensor->rank = info->rank;
+  for (int32_t d = 0; d < info->rank; ++d) {
+    tensor->shape[d] = axis_size(info->axes[d], extent->batch, extent->length);
+    bytes *= (size_t)tensor->shape[d];
+  }
+  if (tensor->data == NULL || tensor->bytes < bytes)
+    return rt3_fail(RT3_ERROR_ARGUMENT, "output '%s': needs %zu bytes, data is NULL or has %zu", info->name, bytes,
+                    tensor->data == NULL ? (size_t)0 : tensor->bytes);
+  return RT3_OK;
+}
+
+/* Copies what is not padding, along axis d and those behind it; sizes are in floats. */
+static void copy_output(const rt3_tensor *tensor, const rt3_tensor_info *info, int64_t length, int32_t d,
+                        const float *source, float *target) {
+  if (d == info->rank) {
+    *target = *source;
+    return;
+  }
+  int64_t from = 1, to = 1;
+  bool whole = true; /* everything behind this axis is contiguous in both */
+  for (int32_t i = d + 1; i < info->rank; ++i) {
+    const int64_t size = axis_size(info->axes[i], rt3_bundle_tables.batch, length);
+    whole = whole && size == tensor->shape[i];
+    from *= size;
+    to *= tensor->shape[i];
+  }
+  if (whole) {
+    memcpy(target, source, (size_t)(tensor->shape[d] * to) * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < tensor->shape[d]; ++i)
+    copy_output(tensor, info, length, d + 1, source + i * from, target + i * to);
+}
+
+static void run_steps(const rt3_variant *variant, unsigned char *workspace) {
+  for (int32_t s = 0; s < variant->step_count; ++s) {
+    const rt3_step *step = &variant->steps[s];
+    void *args[RT3_MAX_ARGS];
+    for (int32_t a = 0; a < step->arg_count; ++a) {
+      const rt3_place *place = &step->args[a];
+      /* Kernels never write to weights: they only take their addresses as they take every other. */
+      args[a] = place->in_weights ? (void *)(uintptr_t)(rt3_weights + place->offset) : workspace + place->offset;
+    }
+    step->run(args);
+  }
+}
+
+static rt3_status run_locked(rt3_model *model, const rt3_tensor *inputs, int32_t input_count, rt3_tensor *outputs,
+                             int32_t output_count) {
+  rt3_extent extent = {0, 0};
+  rt3_status status = check_inputs(inputs, input_count, &extent);
+  if (status == RT3_OK) status = check_names(outputs, output_count, false);
+  for (int32_t i = 0; i < rt3_bundle_tables.output_count && status == RT3_OK; ++i) {
+    const rt3_tensor_info *info = &rt3_bundle_tables.outputs[i];
+    rt3_tensor *tensor = (rt3_tensor *)find_tensor(outputs, output_count, info->name);
+    if (tensor != NULL) status = shape_output(info, &extent, tensor);
+  }
+  if (status != RT3_OK) return status;
+
+  const bool follow = atomic_load_explicit(&model->follow, memory_order_acquire);
+  int32_t level = atomic_load_explicit(&model->level, memory_order_acquire);
+  const double start = follow ? rt3_now() : 0.0;
+  if (follow) {
+    const int32_t chosen = rt3_governor_choose(&model->governor, level, start);
+    /* A level set by hand since `follow` was read wins. */
+    if (chosen != level && atomic_compare_exchange_strong(&model->level, &level, chosen)) level = chosen;
+  }
+  const rt3_variant *variant = find_variant(level, extent.length);
+  for (int32_t i = 0; i < rt3_bundle_tables.input_count; ++i) {
+    const rt3_input_spec *spec = &rt3_bundle_tables.inputs[i];
+    copy_input(find_tensor(inputs, input_count, spec->info.name), spec, &extent, variant->length,
+               (int64_t *)(void *)(model->workspace + variant->inputs[i]));
+  }
+  run_steps(variant, model->workspace);
+  for (int32_t i = 0; i < rt3_bundle_tables.output_count; ++i) {
+    const rt3_tensor_info *info = &rt3_bundle_tables.outputs[i];
+    const rt3_tensor *tensor = find_tensor(outputs, output_count, info->name);
+    if (tensor != NULL)
+      copy_output(tensor, info, variant->length, 0, (const float *)(const void *)(model->workspace + variant->outputs[i]),
+                  tensor->data);
+  }
+  if (follow) rt3_governor_finish(&model->governor, level, rt3_now() - start);
+  return RT3_OK;
+}
+
+rt3_status rt3_run(rt3_model *model, const rt3_tensor *inputs, int32_t input_count, rt3_tensor *outputs,
+                   int32_t output_count) {
+  if (model == NULL || (inputs == NULL && input_count > 0) || (outputs == NULL && output_count > 0))
+    return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_run: model, inputs or outputs is NULL");
+  if (atomic_flag_test_and_set_explicit(&model->busy, memory_order_acquire))
+    return rt3_fail(RT3_ERROR_BUSY, "rt3_run: the handle is running in another thread: open one handle per thread");
+  rt3_status status = run_locked(model, inputs, input_count, outputs, output_count);
+  atomic_flag_clear_explicit(&model->busy, memory_order_release);
+  return status;
+}

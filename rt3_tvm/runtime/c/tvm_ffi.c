@@ -1,0 +1,132 @@
+/* The same functions for tvm_ffi.load_module and TVM RPC.
+ *
+ * open() -> handle; close(handle); levels(); level(handle); set_level(handle, i); set_frequency(handle, hz) -> 1 when below
+ * the range; run(handle, inputs..., outputs...) with int64 (batch, length) inputs in the bundle's order and float32
+ * outputs of the shape they will have. Symbols of tvm-ffi are weak: without it the bundle still loads.
+ */
+#include <tvm/ffi/c_api.h>
+
+#include "rt3_internal.h"
+
+#pragma weak TVMFFIErrorSetRaisedFromCStr
+
+#define RT3_MAX_TENSORS 16
+
+static int raise_error(const char *kind, const char *message) {
+  if (&TVMFFIErrorSetRaisedFromCStr != NULL) TVMFFIErrorSetRaisedFromCStr(kind, message);
+  return -1;
+}
+
+static int raise_status(rt3_status status) {
+  return status < 0 ? raise_error(status == RT3_ERROR_ARGUMENT ? "ValueError" : "RuntimeError", rt3_last_error()) : 0;
+}
+
+static int return_int(TVMFFIAny *result, int64_t value) {
+  result->type_index = kTVMFFIInt;
+  result->zero_padding = 0;
+  result->v_int64 = value;
+  return 0;
+}
+
+static rt3_model *handle_of(const TVMFFIAny *args, int32_t count) {
+  return count > 0 && args[0].type_index == kTVMFFIOpaquePtr ? args[0].v_ptr : NULL;
+}
+
+static const DLTensor *tensor_of(const TVMFFIAny *arg) {
+  if (arg->type_index == kTVMFFIDLTensorPtr) return arg->v_ptr;
+  if (arg->type_index == kTVMFFITensor) return (const DLTensor *)(const void *)(arg->v_obj + 1);
+  return NULL;
+}
+
+#define RT3_FFI(name) \
+  RT3_API int __tvm_ffi_##name(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *result)
+
+RT3_FFI(open);
+RT3_FFI(close);
+RT3_FFI(levels);
+RT3_FFI(level);
+RT3_FFI(set_level);
+RT3_FFI(set_frequency);
+RT3_FFI(run);
+
+RT3_FFI(open) {
+  (void)self, (void)args, (void)count;
+  rt3_model *model = NULL;
+  const rt3_status status = rt3_open(&model);
+  result->type_index = kTVMFFIOpaquePtr;
+  result->zero_padding = 0;
+  result->v_ptr = model;
+  return raise_status(status);
+}
+
+RT3_FFI(close) {
+  (void)self;
+  rt3_close(handle_of(args, count));
+  result->type_index = kTVMFFINone;
+  result->v_int64 = 0;
+  return 0;
+}
+
+RT3_FFI(levels) {
+  (void)self, (void)args, (void)count;
+  return return_int(result, rt3_level_count(NULL));
+}
+
+RT3_FFI(level) {
+  (void)self;
+  rt3_model *model = handle_of(args, count);
+  if (model == NULL) return raise_error("TypeError", "level(handle)");
+  return return_int(result, rt3_current_level(model));
+}
+
+RT3_FFI(set_level) {
+  (void)self;
+  rt3_model *model = handle_of(args, count);
+  if (model == NULL || count != 2 || args[1].type_index != kTVMFFIInt)
+    return raise_error("TypeError", "set_level(handle, int)");
+  return raise_status(rt3_set_level(model, (int32_t)args[1].v_int64)) != 0 ? -1 : return_int(result, 0);
+}
+
+RT3_FFI(set_frequency) {
+  (void)self;
+  rt3_model *model = handle_of(args, count);
+  if (model == NULL || count != 2 || (args[1].type_index != kTVMFFIFloat && args[1].type_index != kTVMFFIInt))
+    return raise_error("TypeError", "set_frequency(handle, hz)");
+  const double hz = args[1].type_index == kTVMFFIFloat ? args[1].v_float64 : (double)args[1].v_int64;
+  const rt3_status status = rt3_set_frequency(model, hz);
+  return raise_status(status) != 0 ? -1 : return_int(result, status == RT3_BELOW_RANGE);
+}
+
+static bool convert(const DLTensor *source, const char *name, bool input, rt3_tensor *target) {
+  const bool integer = source->dtype.code == kDLInt && (source->dtype.bits == 64 || source->dtype.bits == 32);
+  const bool real = source->dtype.code == kDLFloat && source->dtype.bits == 32;
+  if (source->ndim > RT3_MAX_RANK || source->dtype.lanes != 1 || (input ? !integer : !real)) return false;
+  target->name = name;
+  target->dtype = real ? RT3_FLOAT32 : source->dtype.bits == 64 ? RT3_INT64 : RT3_INT32;
+  target->rank = source->ndim;
+  target->data = (char *)source->data + source->byte_offset;
+  target->bytes = source->dtype.bits / 8;
+  for (int32_t d = 0; d < source->ndim; ++d) {
+    target->shape[d] = source->shape[d];
+    target->bytes *= (size_t)source->shape[d];
+  }
+  return true;
+}
+
+RT3_FFI(run) {
+  (void)self;
+  rt3_model *model = handle_of(args, count);
+  const int32_t inputs = rt3_bundle_tables.input_count, outputs = rt3_bundle_tables.output_count;
+  if (model == NULL || count != 1 + inputs + outputs || inputs + outputs > RT3_MAX_TENSORS)
+    return raise_error("TypeError", "run(handle, every input, every output)");
+  rt3_tensor tensors[RT3_MAX_TENSORS];
+  for (int32_t i = 0; i < inputs + outputs; ++i) {
+    const bool input = i < inputs;
+    const DLTensor *source = tensor_of(&args[1 + i]);
+    const char *name = input ? rt3_bundle_tables.inputs[i].info.name : rt3_bundle_tables.outputs[i - inputs].name;
+    if (source == NULL || !convert(source, name, input, &tensors[i]))
+      return raise_error("TypeError", "run: inputs are int64 or int32 tensors, outputs float32 tensors");
+  }
+  const rt3_status status = rt3_run(model, tensors, inputs, tensors + inputs, outputs);
+  return raise_status(status) != 0 ? -1 : return_int(result, 0);
+}

@@ -1,0 +1,37 @@
+"""Looks into a shared library before it is loaded: whole, for this machine, and a bundle."""
+
+import platform
+from pathlib import Path
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.dynamic import DynamicSection
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
+from rt3_tvm.errors import Rt3Error
+
+MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64", "EM_ARM": "armv7l"}
+MARKER = "rt3_open"
+
+
+def check_bundle(path: Path, for_this_machine: bool = True) -> None:
+    """Raise Rt3Error unless a file is a whole bundle; loading anything else could crash the process."""
+    if not path.is_file():
+        raise Rt3Error(f"no such bundle: '{path}'")
+    try:
+        with path.open("rb") as file:
+            elf = ELFFile(file)
+            size = path.stat().st_size
+            ends = [s["p_offset"] + s["p_filesz"] for s in elf.iter_segments()]
+            table_end = elf["e_shoff"] + elf["e_shnum"] * elf["e_shentsize"]
+            if max([table_end, *ends]) > size:
+                raise Rt3Error(f"'{path}' is truncated: {size} of {max([table_end, *ends])} bytes")
+            symbols = elf.get_section_by_name(".dynsym")
+            is_bundle = isinstance(symbols, SymbolTableSection) and bool(symbols.get_symbol_by_name(MARKER))
+            if not is_bundle or not isinstance(elf.get_section_by_name(".dynamic"), DynamicSection):
+                raise Rt3Error(f"'{path}' is not an rt3 bundle: it has no symbol {MARKER}: make one with rt3 compile")
+            machine = MACHINES.get(elf["e_machine"], str(elf["e_machine"]))
+    except (ELFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise Rt3Error(f"'{path}' is not an rt3 bundle: no readable ELF library") from error
+    if for_this_machine and machine != platform.machine():
+        raise Rt3Error(f"'{path}' is for {machine}, this machine is {platform.machine()}: compile it with --device host")

@@ -1,0 +1,68 @@
+"""Phase 3: say on every linear composite which matrix it is, how it is pruned at this level, and which kernel serves it."""
+
+import tvm
+from tvm import IRModule, relax
+
+from rt3_tvm.transform.composites import COMPOSITES
+from rt3_tvm.transform.context import UNPRUNED, VariantContext
+
+# Share of a dense kernel's speed per kept weight, by group; from `rt3 bench linear` on AVX2 (docs/results/linear.md).
+SPARSE_EFFICIENCY = {1: 0.62, 2: 0.85, 3: 0.85}
+SPARSE_EFFICIENCY_FROM_4 = 0.9
+
+
+def sparse_pays(density: float, group: int) -> bool:
+    """Return whether the sparse kernel beats the dense one."""
+    return density < SPARSE_EFFICIENCY.get(group, SPARSE_EFFICIENCY_FROM_4)
+
+
+@tvm.transform.module_pass(opt_level=0, name="AnnotateSparsity")
+class AnnotateSparsity:
+    """Give every call of a linear composite a function of its own with ``rt3.*`` attributes."""
+
+    def __init__(self, context: VariantContext) -> None:
+        self.context = context
+
+    def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
+        """Rewrite the calls in ``main``."""
+        context = self.context
+
+        @relax.expr_functor.mutator
+        class Annotator(relax.PyExprMutator):
+            def visit_call_(self, call: relax.Call) -> relax.Expr:
+                call = super().visit_call_(call)
+                if not isinstance(call.op, tvm.ir.GlobalVar) or not isinstance(mod[call.op], relax.Function):
+                    return call
+                func = mod[call.op]
+                row = COMPOSITES.get(str(func.attrs.get("Composite", "")) if func.attrs else "")
+                if row is None or not row.name.startswith("rt3.linear"):
+                    return call
+                weight = row.arguments(func, call)["weight"]
+                name = context.parameters.get(getattr(weight, "name", ""), "")
+                annotated = func.with_attrs(_attributes(context, name))
+                return relax.Call(self.builder_.add_func(annotated, call.op.name_hint), call.args, None, [])
+
+        annotator = Annotator(mod)
+        main = mod.get_global_var("main")
+        annotator.builder_.update_func(main, annotator.visit_expr(mod["main"]))
+        return relax.transform.DeadCodeElimination(["main"])(annotator.builder_.get())
+
+
+def _attributes(context: VariantContext, name: str) -> dict[str, object]:
+    """Return the attributes of one matrix: none of its patterns where it is not pruned."""
+    matrix = context.matrices.get(name)
+    if matrix is None:
+        return {"rt3.matrix": name, "rt3.level": UNPRUNED, "rt3.density": 1.0, "rt3.kernel": "dense_linear"}
+    shape, backbone = matrix.patterns.shape, matrix.backbone
+    kernel = "pattern_linear" if sparse_pays(matrix.density, shape.group) else "dense_linear"
+    return {
+        "rt3.matrix": name,
+        "rt3.level": context.level,
+        "rt3.density": matrix.density,
+        "rt3.kernel": kernel,
+        "rt3.block": [backbone.block_rows, backbone.shape[1]],
+        "rt3.block_density": backbone.density,
+        "rt3.pattern_shape": [shape.rows, shape.cols],
+        "rt3.group": shape.group,
+        "rt3.patterns": len(matrix.patterns.columns),
+    }

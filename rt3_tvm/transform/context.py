@@ -1,0 +1,62 @@
+"""What the passes of one variant know besides the module."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rt3_tvm.pattern import SparseMatrix
+from rt3_tvm.schedules.pattern_linear import CpuShape, LinearPacking
+
+UNPRUNED = -1
+"""Level of a weight that no level masks."""
+
+
+@dataclass(frozen=True)
+class WeightRef:
+    """What a parameter of ``main`` holds: a weight as it is, or a part of a packed linear layer.
+
+    Equal references are stored once, whatever level or length uses them.
+    """
+
+    kind: Literal["raw", "values", "offsets", "bias"]
+    weight: str
+    bias: str = ""
+    level: int = UNPRUNED
+    packing: LinearPacking | None = None
+    dense: bool = False
+
+    @property
+    def name(self) -> str:
+        """The parameter's name."""
+        kind = "" if self.kind == "raw" else f".{self.kind}"
+        suffix = f".level{self.level}" if self.level != UNPRUNED else ""
+        return f"{self.weight}{kind}{suffix}"
+
+
+@dataclass(frozen=True, eq=False)
+class VariantContext:
+    """One level at one length.
+
+    Parameters
+    ----------
+    parameters
+        Weight names by the parameter names of the imported ``main``.
+    matrices
+        The level's sparse matrices by weight name.
+    """
+
+    level: int
+    batch: int
+    length: int
+    cpu: CpuShape
+    parameters: dict[str, str]
+    matrices: dict[str, SparseMatrix]
+    weights: dict[str, WeightRef] = field(default_factory=dict)
+
+    def raw(self, name: str) -> WeightRef:
+        """Return the reference to a weight as it is, masked where this level prunes it."""
+        return WeightRef("raw", name, level=self.level if name in self.matrices else UNPRUNED)
+
+    def reference(self, ref: WeightRef) -> str:
+        """Register a weight and return the parameter's name."""
+        self.weights[ref.name] = ref
+        return ref.name

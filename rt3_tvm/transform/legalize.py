@@ -1,0 +1,43 @@
+"""Phase 5: everything that is still an operator becomes TIR, elementwise chains fused, exp and erf as vector code."""
+
+from collections.abc import Callable
+
+import tvm
+from tvm import relax, te, tirx
+
+from rt3_tvm.schedules import vector_math
+
+
+def _elementwise(function: Callable[[tirx.Expr], tirx.Expr]) -> Callable:
+    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        def apply(x: te.Tensor) -> te.Tensor:
+            return te.compute(x.shape, lambda *i: function(x(*i)), name="y")
+
+        return builder.call_te(apply, call.args[0], primfunc_name_hint=function.__name__)
+
+    return legalize
+
+
+VECTOR_MATH = {
+    "relax.exp": _elementwise(vector_math.exp),
+    "relax.erf": _elementwise(vector_math.erf),
+    "relax.tanh": _elementwise(vector_math.tanh),
+    "relax.sigmoid": _elementwise(vector_math.sigmoid),
+    "relax.nn.gelu": _elementwise(vector_math.gelu),
+    "relax.nn.gelu_tanh": _elementwise(vector_math.gelu_tanh),
+    "relax.nn.silu": _elementwise(vector_math.silu),
+}
+
+ALIASES = ("relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten")
+"""Operators that only rename a buffer: they cost nothing and stay."""
+
+
+def legalize_passes() -> list[tvm.transform.Pass]:
+    """Return phase 5."""
+    return [
+        relax.transform.LegalizeOps(VECTOR_MATH, skip_ops=list(ALIASES)),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(["main"]),
+    ]

@@ -1,0 +1,24 @@
+"""Phase 6: schedule every kernel by its row of SCHEDULES."""
+
+import tvm
+from tvm import IRModule, tirx
+
+from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
+from rt3_tvm.schedules.pattern_linear import CpuShape
+
+
+@tvm.transform.module_pass(opt_level=0, name="ScheduleKernels")
+class ScheduleKernels:
+    """Apply the schedules; what has no family is elementwise."""
+
+    def __init__(self, cpu: CpuShape) -> None:
+        self.cpu = cpu
+
+    def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
+        """Schedule each PrimFunc of the module."""
+        for var, func in mod.functions_items():
+            if isinstance(func, tirx.PrimFunc):
+                family = str(func.attrs.get(KERNEL_ATTR, "elementwise")) if func.attrs else "elementwise"
+                scheduled = SCHEDULES[family].schedule(func, self.cpu)
+                mod[var] = scheduled.with_attrs({KERNEL_ATTR: family, "tirx.noalias": True})
+        return mod

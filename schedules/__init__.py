@@ -1,0 +1,47 @@
+"""Kernel families: the algorithm first, its schedule below, one row of SCHEDULES each.
+
+A family cannot exist untested or unmeasured: tests and ``rt3 inspect`` read this table.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from rt3_tvm.schedules.attention import schedule_attention
+from rt3_tvm.schedules.elementwise import schedule_elementwise
+from rt3_tvm.schedules.layer_norm import schedule_layer_norm
+from rt3_tvm.schedules.layout import schedule_gather, schedule_scatter
+from rt3_tvm.schedules.pattern_linear import CpuShape, LinearDecisions, schedule_linear
+
+KERNEL_ATTR = "rt3.kernel"
+"""PrimFunc attribute that names the family."""
+DECISIONS_ATTR = "rt3.decisions"
+"""PrimFunc attribute that holds the values of a decision, by name."""
+
+
+@dataclass(frozen=True)
+class KernelFamily:
+    """One row: what the kernel does, and the function that schedules it for a CPU."""
+
+    summary: str
+    schedule: Callable[[tirx.PrimFunc, CpuShape], tirx.PrimFunc]
+
+
+def _linear(func: tirx.PrimFunc, cpu: CpuShape) -> tirx.PrimFunc:
+    decisions = LinearDecisions(**{str(k): int(v) for k, v in func.attrs[DECISIONS_ATTR].items()})
+    return schedule_linear(func, decisions, cpu.lanes)
+
+
+SCHEDULES: dict[str, KernelFamily] = {
+    "pattern_linear": KernelFamily("pattern-sparse linear layer, bias and activation fused", _linear),
+    "dense_linear": KernelFamily("dense linear layer, bias and activation fused", _linear),
+    "attention": KernelFamily(
+        "scores, softmax and context of one head and query tile", lambda f, c: schedule_attention(f, c.lanes)
+    ),
+    "layer_norm": KernelFamily("LayerNorm with the residual before it", lambda f, c: schedule_layer_norm(f, c.lanes)),
+    "embedding": KernelFamily("rows of a table into the feature-major layout", lambda f, c: schedule_gather(f, c.lanes)),
+    "to_feature_major": KernelFamily("into the feature-major layout", lambda f, c: schedule_gather(f, c.lanes)),
+    "from_feature_major": KernelFamily("out of the feature-major layout", lambda f, c: schedule_scatter(f, c.lanes)),
+    "elementwise": KernelFamily("whatever has no family of its own", lambda f, c: schedule_elementwise(f, c.lanes)),
+}

@@ -1,0 +1,95 @@
+"""Kernels at the border of the feature-major layout: (batch, length, features) <-> (tiles, features, TOKEN_TILE).
+
+Every sequence of a batch is padded to whole tiles of its own; the lanes that pad it hold zeros.
+"""
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.script import tirx as T
+
+from rt3_tvm.schedules.pattern_linear import TOKEN_TILE
+
+
+def tiles_of(length: int) -> int:
+    """Return the token tiles that hold ``length`` tokens."""
+    return -(-length // TOKEN_TILE)
+
+
+def to_feature_major(batch: int, length: int, features: int) -> tirx.PrimFunc:
+    """Return the kernel x (batch, length, features) -> y (batch * tiles, features, 16)."""
+    tiles = tiles_of(length)
+
+    @T.prim_func(s_tir=True)
+    def to_feature_major(x: T.handle, y: T.handle):
+        X = T.match_buffer(x, (batch, length, features), "float32")
+        Y = T.match_buffer(y, (batch * tiles, features, TOKEN_TILE), "float32")
+        for i, f, t in T.grid(batch * tiles, features, TOKEN_TILE):
+            with T.sblock("copy"):
+                vi, vf, vt = T.axis.remap("SSS", [i, f, t])
+                Y[vi, vf, vt] = T.if_then_else(
+                    T.floormod(vi, tiles) * TOKEN_TILE + vt < length,
+                    X[T.floordiv(vi, tiles), T.min(T.floormod(vi, tiles) * TOKEN_TILE + vt, length - 1), vf],
+                    T.float32(0))
+
+    return to_feature_major
+
+
+def from_feature_major(batch: int, length: int, features: int) -> tirx.PrimFunc:
+    """Return the kernel x (batch * tiles, features, 16) -> y (batch, length, features)."""
+    tiles = tiles_of(length)
+
+    @T.prim_func(s_tir=True)
+    def from_feature_major(x: T.handle, y: T.handle):
+        X = T.match_buffer(x, (batch * tiles, features, TOKEN_TILE), "float32")
+        Y = T.match_buffer(y, (batch, length, features), "float32")
+        for b, t, f in T.grid(batch, length, features):
+            with T.sblock("copy"):
+                vb, vt, vf = T.axis.remap("SSS", [b, t, f])
+                Y[vb, vt, vf] = X[vb * tiles + T.floordiv(vt, TOKEN_TILE), vf, T.floormod(vt, TOKEN_TILE)]
+
+    return from_feature_major
+
+
+def embedding(batch: int, length: int, rows: int, features: int, ids_dtype: str) -> tirx.PrimFunc:
+    """Return the kernel (table (rows, features), ids (batch * length,)) -> y (batch * tiles, features, 16)."""
+    tiles = tiles_of(length)
+
+    @T.prim_func(s_tir=True)
+    def embedding(table: T.handle, i: T.handle, y: T.handle):
+        W = T.match_buffer(table, (rows, features), "float32")
+        ids = T.match_buffer(i, (batch * length,), ids_dtype)
+        Y = T.match_buffer(y, (batch * tiles, features, TOKEN_TILE), "float32")
+        for i, f, t in T.grid(batch * tiles, features, TOKEN_TILE):
+            with T.sblock("copy"):
+                vi, vf, vt = T.axis.remap("SSS", [i, f, t])
+                Y[vi, vf, vt] = T.if_then_else(
+                    T.floormod(vi, tiles) * TOKEN_TILE + vt < length,
+                    W[ids[T.floordiv(vi, tiles) * length
+                          + T.min(T.floormod(vi, tiles) * TOKEN_TILE + vt, length - 1)], vf],
+                    T.float32(0))
+
+    return embedding
+
+
+def schedule_gather(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
+    """Read rows of the source in order: ``for i, f, t`` becomes ``for i, t, f`` with 4 features unrolled.
+
+    The store is strided; the rows it comes from are read once, front to back.
+    """
+    sch = Schedule(func)
+    i, f, t = sch.get_loops(sch.get_sblock("copy"))
+    features = int(sch.get(f).extent)
+    unroll = 4 if features % 4 == 0 else 1
+    f0, f1 = sch.split(f, [None, unroll])
+    sch.reorder(i, t, f0, f1)
+    sch.unroll(f1)
+    return sch.mod["main"]
+
+
+def schedule_scatter(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
+    """Write rows of the result in order, 4 features at a time."""
+    sch = Schedule(func)
+    f = sch.get_loops(sch.get_sblock("copy"))[-1]
+    unroll = 4 if int(sch.get(f).extent) % 4 == 0 else 1
+    sch.unroll(sch.split(f, [None, unroll])[1])
+    return sch.mod["main"]

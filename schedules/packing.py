@@ -1,0 +1,63 @@
+"""Weights of a linear layer in the order in which ``pattern_linear`` reads them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rt3_tvm.schedules.pattern_linear import TOKEN_TILE, LinearPacking
+
+UINT16_COLUMNS = (1 << 16) // TOKEN_TILE
+"""Columns up to which an offset (column * TOKEN_TILE) fits 16 bits."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedLinear:
+    """Arrays that the kernel takes: see ``linear_algorithm`` for their shapes."""
+
+    values: npt.NDArray[np.float32]
+    offsets: npt.NDArray[np.uint16] | npt.NDArray[np.int32]
+    bias: npt.NDArray[np.float32]
+
+
+def offset_dtype(cols: int) -> str:
+    """Return the smallest type that holds column * TOKEN_TILE."""
+    return "uint16" if cols <= UINT16_COLUMNS else "int32"
+
+
+def padded_kept(kept: int, packing: LinearPacking) -> int:
+    """Return ``kept`` rounded up to equal column blocks."""
+    return -(-kept // packing.column_blocks) * packing.column_blocks
+
+
+def pack_linear(
+    weight: npt.NDArray[np.float32],
+    columns: npt.NDArray[np.int32],
+    valid: npt.NDArray[np.bool_],
+    bias: npt.NDArray[np.float32] | None,
+    packing: LinearPacking,
+) -> PackedLinear:
+    """Gather the kept weights of a (rows, cols) matrix.
+
+    Parameters
+    ----------
+    columns, valid
+        (groups, kept): the columns that each group of rows / groups rows keeps. What is not valid, and what pads the last
+        column block, multiplies column 0 by zero.
+    """
+    rows = weight.shape[0]
+    groups, kept = columns.shape
+    total = padded_kept(kept, packing)
+    pad = ((0, 0), (0, total - kept))
+    columns = np.pad(np.where(valid, columns, 0), pad)
+    valid = np.pad(valid, pad)
+    grouped = weight.reshape(groups, rows // groups, -1)
+    values = np.take_along_axis(grouped, columns[:, None, :].astype(np.int64), axis=2) * valid[:, None, :]
+    blocks, block_kept = packing.column_blocks, total // packing.column_blocks
+    values = values.reshape(rows // packing.rows, packing.rows, blocks, block_kept).transpose(2, 0, 3, 1)
+    offsets = (columns * TOKEN_TILE).reshape(groups, blocks, block_kept).transpose(1, 0, 2)
+    return PackedLinear(
+        np.ascontiguousarray(values, dtype=np.float32),
+        np.ascontiguousarray(offsets, dtype=offset_dtype(weight.shape[1])),
+        (np.zeros(rows, np.float32) if bias is None else bias).reshape(-1, packing.rows),
+    )

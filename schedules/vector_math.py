@@ -1,0 +1,118 @@
+"""exp, erf, tanh and the activations made of them, as arithmetic that every vector unit has.
+
+Calls to libm would turn vector code into scalar code. Each function here takes and returns a float32 expression and uses
+only +, *, /, min, max, select and conversions, so LLVM keeps it in vector registers on AVX, NEON and ARMv7.
+Errors are measured in ``tests/kernels/test_vector_math.py``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from tvm import tirx
+from tvm.tirx import Expr as PrimExpr
+
+F32 = "float32"
+# exp(x) leaves the normal float32 range below and above these.
+EXP_MIN, EXP_MAX = -87.33, 88.37
+LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
+# Taylor coefficients 1/6! .. 1/0!: with |r| <= ln2/2 the remainder is below 2e-8 relative.
+EXP_POLYNOMIAL = tuple(1.0 / math.factorial(i) for i in range(6, -1, -1))
+# Rational approximation of erf on [-4, 4], odd numerator over even denominator (coefficients as used by Eigen and XLA).
+ERF_LIMIT = 4.0
+ERF_NUMERATOR = (
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
+ERF_DENOMINATOR = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
+
+
+def _f(value: float) -> PrimExpr:
+    return tirx.const(value, F32)
+
+
+def _polynomial(x: PrimExpr, coefficients: Sequence[float]) -> PrimExpr:
+    """Return the polynomial by Horner's rule, highest coefficient first."""
+    result = _f(coefficients[0])
+    for c in coefficients[1:]:
+        result = result * x + _f(c)
+    return result
+
+
+def _clamp(x: PrimExpr, low: float, high: float) -> PrimExpr:
+    return tirx.max(tirx.min(x, _f(high)), _f(low))
+
+
+def exp(x: PrimExpr) -> PrimExpr:
+    """Return e**x: 2**n times a polynomial on the remainder; relative error below 3e-7."""
+    x = _clamp(x, EXP_MIN, EXP_MAX)
+    scaled = x * _f(math.log2(math.e))
+    # Conversion truncates; adding half with the sign makes it round (ARMv7 has no vector floor).
+    n = tirx.Cast("int32", scaled + tirx.Select(scaled < _f(0.0), _f(-0.5), _f(0.5)))
+    n_float = tirx.Cast(F32, n)
+    remainder = x - n_float * _f(LN2_HIGH) - n_float * _f(LN2_LOW)
+    power = tirx.reinterpret(F32, (n + 127) << 23)
+    return power * _polynomial(remainder, EXP_POLYNOMIAL)
+
+
+def erf(x: PrimExpr) -> PrimExpr:
+    """Return the error function; absolute error below 5e-7."""
+    x = _clamp(x, -ERF_LIMIT, ERF_LIMIT)
+    square = x * x
+    return x * _polynomial(square, ERF_NUMERATOR) / _polynomial(square, ERF_DENOMINATOR)
+
+
+def tanh(x: PrimExpr) -> PrimExpr:
+    """Return tanh as 1 - 2 / (e**2x + 1); absolute error below 3e-7."""
+    return _f(1.0) - _f(2.0) / (exp(x * _f(2.0)) + _f(1.0))
+
+
+def sigmoid(x: PrimExpr) -> PrimExpr:
+    """Return 1 / (1 + e**-x)."""
+    return _f(1.0) / (_f(1.0) + exp(_f(0.0) - x))
+
+
+def gelu(x: PrimExpr) -> PrimExpr:
+    """Return x * Phi(x), by erf."""
+    return x * _f(0.5) * (_f(1.0) + erf(x * _f(math.sqrt(0.5))))
+
+
+def gelu_tanh(x: PrimExpr) -> PrimExpr:
+    """Return GELU's tanh form."""
+    inner = _f(math.sqrt(2.0 / math.pi)) * (x + _f(0.044715) * x * x * x)
+    return x * _f(0.5) * (_f(1.0) + tanh(inner))
+
+
+def silu(x: PrimExpr) -> PrimExpr:
+    """Return x * sigmoid(x)."""
+    return x * sigmoid(x)
+
+
+def relu(x: PrimExpr) -> PrimExpr:
+    """Return max(x, 0)."""
+    return tirx.max(x, _f(0.0))
+
+
+def identity(x: PrimExpr) -> PrimExpr:
+    """Return x."""
+    return x
+
+
+ACTIVATIONS: dict[str, Callable[[PrimExpr], PrimExpr]] = {
+    "none": identity,
+    "relu": relu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "silu": silu,
+    "tanh": tanh,
+}

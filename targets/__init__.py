@@ -1,0 +1,1 @@
+"""One TOML per device; `rt3_tvm.device` reads them."""
