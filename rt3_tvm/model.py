@@ -84,7 +84,7 @@ DEMO_MODELS: dict[str, Callable[[], torch.nn.Module]] = {
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the progress bars and the advice that loading and exporting print."""
     import transformers
 
@@ -108,7 +108,7 @@ def load_directory(path: Path) -> torch.nn.Module:
     if not (path / "config.json").is_file():
         raise Rt3Error(f"'{path}' has no config.json: give a local Hugging Face directory")
     try:
-        with _quiet():
+        with quiet():
             config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
             model_class = _model_class((config.architectures or [""])[0])
             return model_class.from_pretrained(path, local_files_only=True, use_safetensors=True, dtype=torch.float32)
@@ -126,13 +126,20 @@ def _model_class(architecture: str) -> Any:
 def load(name: str) -> torch.nn.Module:
     """Return a model in evaluation mode: a registered demo model or a local directory."""
     if name in DEMO_MODELS:
-        with _quiet():
+        with quiet():
             model = DEMO_MODELS[name]()
     elif Path(name).is_dir():
         model = load_directory(Path(name))
     else:
         raise Rt3Error(f"no model '{name}': give a local Hugging Face directory or one of {choices(DEMO_MODELS)}")
     return model.eval()
+
+
+def source_directory(name: str) -> Path | None:
+    """Return the directory that a model comes from, for its tokenizer; None for random weights."""
+    if name == "minilm":
+        return _minilm_directory()
+    return Path(name) if Path(name).is_dir() else None
 
 
 def describe(model: torch.nn.Module) -> dict[str, Any]:
@@ -149,7 +156,7 @@ def build(description: dict[str, Any]) -> torch.nn.Module:
     model_class = getattr(transformers, str(description["class"]), None)
     if model_class is None or not issubclass(model_class, transformers.PreTrainedModel):
         raise Rt3Error(f"model class '{description['class']}' is not one of transformers {transformers.__version__}")
-    with _quiet():
+    with quiet():
         return model_class(kind).eval()
 
 
@@ -190,7 +197,7 @@ def outputs_of(model: torch.nn.Module, specs: tuple[InputSpec, ...]) -> tuple[Ou
     """Return the outputs; which axes are batch and length is seen by running two small shapes."""
     form = ExportForm(model)
     shapes = ((2, 3), (3, 5))
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         results = [form(**example_inputs(specs, b, t)) for b, t in shapes]
     specs_out = []
     for name in results[0]:
@@ -204,7 +211,7 @@ def outputs_of(model: torch.nn.Module, specs: tuple[InputSpec, ...]) -> tuple[Ou
 
 def export(model: torch.nn.Module, batch: int, length: int) -> torch.export.ExportedProgram:
     """Export the model for one shape, decomposed down to core ATen, linear layers and attention kept whole."""
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         program = torch.export.export(ExportForm(model), (), example_inputs(inputs_of(model), batch, length))
         table = torch.export.default_decompositions()
         for keep in (torch.ops.aten.linear.default, torch.ops.aten.scaled_dot_product_attention.default):

@@ -214,7 +214,7 @@ class _Build:
             "format": BUNDLE_FORMAT,
             "rt3_version": __version__,
             "tvm_version": tvm.__version__,
-            "model": self.checkpoint.description["class"],
+            "model": self.checkpoint.description,
             "batch": self.options.batch,
             "lengths": sorted(set(self.options.lengths)),
             "inputs": [s.name for s in self.imported.inputs],

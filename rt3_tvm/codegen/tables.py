@@ -7,6 +7,7 @@ from pathlib import Path
 from rt3_tvm.codegen.kernels import Kernel
 from rt3_tvm.codegen.plan import Plan, Step
 from rt3_tvm.model import InputSpec, OutputSpec
+from rt3_tvm.runtime.check import METADATA_SECTION
 
 WEIGHTS_ALIGNMENT = 16384
 """The largest page of the systems we target, so that the weights begin on a page of their own."""
@@ -95,17 +96,16 @@ def _variant_tables(index: int, plan: Plan, kernels: Sequence[Kernel]) -> str:
 
 
 def blob_assembly(weights: Path, metadata: Path) -> str:
-    """Return assembly that places two files in read-only pages of the library."""
+    """Return assembly that places two files in read-only pages of the library, the metadata in a section of its own."""
 
-    def blob(symbol: str, path: Path, alignment: int) -> str:
-        quoted = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    def blob(section: str, symbol: str, path: Path, alignment: int) -> str:
         return (
-            f'  .globl {symbol}\n  .hidden {symbol}\n  .balign {alignment}\n{symbol}:\n  .incbin "{quoted}"\n  .byte 0\n'
+            f'  .section {section}, "a"\n  .globl {symbol}\n  .hidden {symbol}\n  .balign {alignment}\n{symbol}:\n'
+            f'  .incbin "{path}"\n  .byte 0\n'
         )
 
     return (
-        '  .section .rodata.rt3, "a"\n'
-        + blob("rt3_weights", weights, WEIGHTS_ALIGNMENT)
-        + blob("rt3_metadata_json", metadata, 8)
+        blob(".rodata.rt3_weights", "rt3_weights", weights, WEIGHTS_ALIGNMENT)
+        + blob(METADATA_SECTION, "rt3_metadata_json", metadata, 8)
         + '  .section .note.GNU-stack, ""\n'
     )

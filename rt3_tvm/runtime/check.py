@@ -1,7 +1,9 @@
 """Looks into a shared library before it is loaded: whole, for this machine, and a bundle."""
 
+import json
 import platform
 from pathlib import Path
+from typing import Any
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSection
@@ -12,6 +14,7 @@ from rt3_tvm.errors import Rt3Error
 
 MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64", "EM_ARM": "armv7l"}
 MARKER = "rt3_open"
+METADATA_SECTION = ".rt3.metadata"
 
 
 def check_bundle(path: Path, for_this_machine: bool = True) -> None:
@@ -35,3 +38,13 @@ def check_bundle(path: Path, for_this_machine: bool = True) -> None:
         raise Rt3Error(f"'{path}' is not an rt3 bundle: no readable ELF library") from error
     if for_this_machine and machine != platform.machine():
         raise Rt3Error(f"'{path}' is for {machine}, this machine is {platform.machine()}: compile it with --device host")
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return what a bundle says of itself without loading it, so for any machine."""
+    check_bundle(path, for_this_machine=False)
+    with path.open("rb") as file:
+        section = ELFFile(file).get_section_by_name(METADATA_SECTION)
+        if section is None:
+            raise Rt3Error(f"'{path}' has no section {METADATA_SECTION}: was it made by another rt3?")
+        return json.loads(section.data().rstrip(b"\0"))

@@ -1,0 +1,63 @@
+"""``rt3 bench``."""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command."""
+    p = commands.add_parser("bench", help="measure against dense rivals on this machine")
+    what = p.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=type(p))
+    linear = what.add_parser("linear", help="one linear layer, one thread, against the best dense one found here")
+    linear.add_argument("--rows", type=int, required=True, metavar="O")
+    linear.add_argument("--cols", type=int, required=True, metavar="I")
+    linear.add_argument("--tokens", type=int, default=128, metavar="T")
+    linear.add_argument("--sparsity", type=float, default=0.75, metavar="S")
+    linear.add_argument("--group", type=int, default=4, metavar="V", help="0: our dense kernel")
+    linear.add_argument("--json", action="store_true")
+    linear.set_defaults(drive=drive_linear)
+    model = what.add_parser("model", help="every level of a bundle, one thread, against dense rivals")
+    model.add_argument("bundle", type=Path)
+    model.add_argument("--against", metavar="NAMES", help="torch,onnxruntime; default what is installed")
+    model.add_argument("--seq-len", type=int, metavar="T", help="length of the input; default the longest")
+    model.add_argument("--json", action="store_true")
+    model.set_defaults(drive=drive_model)
+
+
+def drive_linear(args: argparse.Namespace) -> None:
+    """Run ``rt3 bench linear``."""
+    from rt3_tvm.hardware.bench_linear import LinearCase, bench_linear
+
+    result = bench_linear(LinearCase(args.rows, args.cols, args.tokens, args.sparsity, args.group)).to_json()
+    if args.json:
+        print(json.dumps(result))
+        return
+    print(
+        f"{args.rows}x{args.cols}, {args.tokens} tokens, group {args.group}, sparsity {result['sparsity']:.3f}: "
+        f"ours {result['ours_ms']:.4f} ms ({result['gflops']:.1f} GFLOP/s of kept weights), "
+        f"{result['dense_name']} {result['dense_ms']:.4f} ms, speed-up {result['speedup']:.2f}, "
+        f"max abs error {result['max_abs_err']:.1e}"
+    )
+
+
+def drive_model(args: argparse.Namespace) -> None:
+    """Run ``rt3 bench model``."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rt3_tvm.hardware.bench_model import bench_model
+
+    result = bench_model(args.bundle, args.seq_len, args.against.split(",") if args.against else None)
+    if args.json:
+        print(json.dumps(result.to_json()))
+        return
+    table = Table(title=f"batch {result.batch}, {result.length} tokens, 1 thread")
+    for head in ("", "density", "median ms", "min", "max", *(f"vs {n}" for n in result.rivals)):
+        table.add_column(head, justify="right")
+    rows = [(f"level {i}", f"{d:.3f}", t) for i, (d, t) in enumerate(zip(result.densities, result.levels, strict=True))]
+    rows += [(name, "1.000", t) for name, t in result.rivals.items()]
+    for name, density, t in rows:
+        ratios = (f"{rival.median / t.median:.2f}x" for rival in result.rivals.values())
+        table.add_row(name, density, f"{t.median:.3f}", f"{t.low:.3f}", f"{t.high:.3f}", *ratios)
+    Console().print(table)

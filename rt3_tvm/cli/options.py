@@ -1,0 +1,41 @@
+"""Options that several commands share."""
+
+import argparse
+import re
+from collections.abc import Callable
+from typing import Any
+
+from rt3_tvm.errors import Rt3Error
+
+
+def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a parser of an option's text whose Rt3Error becomes argparse's one-line error."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except Rt3Error as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def numbers(kind: type, what: str) -> Callable[[str], Any]:
+    """Return a parser of comma-separated numbers."""
+
+    def parse(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            raise Rt3Error(f"'{text}': give {what}, separated by commas") from None
+
+    return checked(parse)
+
+
+@checked
+def block_shape(text: str) -> tuple[int, int]:
+    """Return the rows and columns of '4x32'."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise Rt3Error(f"'{text}': give rows x columns, for example 4x32")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,88 @@
+"""``rt3 inspect``: what a checkpoint or a bundle holds."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from rt3_tvm.runtime.check import read_metadata
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return the facts of a checkpoint (a directory) or a bundle (a file)."""
+    if path.is_dir():
+        return _describe_checkpoint(path)
+    return {"kind": "bundle", "path": str(path), "bytes": path.stat().st_size if path.exists() else 0} | read_metadata(path)
+
+
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
+    from rt3_tvm.checkpoint import FORMAT_VERSION, Checkpoint
+
+    checkpoint = Checkpoint.load(path)
+    matrices = {}
+    for name in checkpoint.levels[0].matrices:
+        per_level = [level.matrices[name] for level in checkpoint.levels]
+        shape = per_level[0].patterns.shape
+        matrices[name] = {
+            "shape": list(per_level[0].backbone.shape),
+            "backbone_density": per_level[0].backbone.density,
+            "pattern_shape": [shape.rows, shape.cols],
+            "levels": [
+                {"density": m.density, "group": m.patterns.shape.group, "patterns": len(m.patterns.columns)} for m in per_level
+            ],
+        }
+    return {
+        "kind": "checkpoint", "path": str(path), "format": FORMAT_VERSION,
+        "bytes": sum(f.stat().st_size for f in path.iterdir()),
+        "model": checkpoint.description,
+        "levels": [{"sparsity": lv.sparsity, "density": lv.density} for lv in checkpoint.levels],
+        "matrices": matrices, "skipped": checkpoint.skipped,
+    }
+
+
+def tables(facts: dict[str, Any]) -> list[Any]:
+    """Return the facts as lines and tables for a terminal."""
+    is_bundle = facts["kind"] == "bundle"
+    parts: list[Any] = [f"{facts['path']}: {facts['kind']} of {facts['model']['class']}, {facts['bytes'] / 2**20:.1f} MiB"]
+    if is_bundle:
+        target = facts["target"]
+        parts.append(
+            f"device {facts['device']} ({facts['cluster']}, {target.get('mcpu', '')}), batch {facts['batch']}, "
+            f"lengths {', '.join(map(str, facts['lengths']))}; rt3 {facts['rt3_version']}, TVM {facts['tvm_version']}"
+        )
+        parts.append(f"weights {facts['weights_bytes'] / 2**20:.1f} MiB, workspace {facts['workspace_bytes'] / 2**20:.2f} MiB")
+    parts.append(_levels_table(facts, is_bundle))
+    parts.append(_matrices_table(facts))
+    if is_bundle:
+        families = Counter(k["family"] for k in facts["kernels"])
+        parts.append("kernels: " + ", ".join(f"{n} {family}" for family, n in sorted(families.items())))
+        parts.extend(f"not matched, dense with its mask: {name}" for name in facts["unmatched"])
+    else:
+        parts.extend(f"dense: {name} ({reason})" for name, reason in facts["skipped"].items())
+    return parts
+
+
+def _levels_table(facts: dict[str, Any], is_bundle: bool) -> Table:
+    table = Table(title="levels")
+    for head in ("level", *(("from GHz", "deadline ms") if is_bundle else ()), "sparsity asked", "density"):
+        table.add_column(head, justify="right")
+    for i, row in enumerate(facts["levels"]):
+        clock = (f"{row['frequency_hz'] / 1e9:g}", f"{row['deadline_s'] * 1e3:g}" if row["deadline_s"] else "none")
+        table.add_row(str(i), *(clock if is_bundle else ()), f"{row['sparsity']:g}", f"{row['density']:.4f}")
+    return table
+
+
+def _matrices_table(facts: dict[str, Any]) -> Table:
+    table = Table(title="matrices")
+    table.add_column("weight")
+    table.add_column("shape", justify="right")
+    for i in range(len(facts["levels"])):
+        table.add_column(f"level {i}")
+    for name, row in facts["matrices"].items():
+        cells = (
+            " ".join(filter(None, (lv.get("kernel", ""), f"{lv['density']:.3f}", f"V={lv['group']}" if lv["group"] else "")))
+            for lv in row["levels"]
+        )
+        table.add_row(name, "x".join(map(str, row["shape"])), *cells)
+    return table
