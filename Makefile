@@ -1,0 +1,33 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+C_SOURCES := $(wildcard rt3_tvm/runtime/c/*.c rt3_tvm/runtime/c/*.h rt3_tvm/runtime/c/*.hpp examples/*.cpp tests/runtime/*.c tests/runtime/*.cpp)
+
+.PHONY: demo test check format clean
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy rt3_tvm
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(C_SOURCES)
+
+# torch first and by pip alone: resolved with the rest it could be replaced by a CUDA build.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo,bench,cross,dev]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV)
