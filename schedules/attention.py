@@ -4,6 +4,8 @@ Q, K and V are (tiles, heads * dim, 16): a head's K is already packed as 16 keys
 product wants, so scores, softmax and context are all vectors over 16 queries. Only one (keys, 16) tile of scores exists.
 """
 
+from functools import cache
+
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
@@ -18,6 +20,7 @@ MASKED = -3.4e38
 """Score of the keys that only pad a tile."""
 
 
+@cache  # TVMScript is parsed anew on every call
 def attention(
     batch: int, length: int, heads: int, dim: int, scale: float, bias_shape: tuple[int, int, int, int] | None
 ) -> tirx.PrimFunc:

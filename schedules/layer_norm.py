@@ -3,6 +3,8 @@
 Statistics of 16 tokens are 16 lanes of the same vectors, so nothing is ever reduced across lanes.
 """
 
+from functools import cache
+
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
@@ -13,6 +15,7 @@ PARTIAL_SUMS = 4
 """Independent sums per lane, to hide the latency of additions."""
 
 
+@cache  # TVMScript is parsed anew on every call
 def layer_norm(tiles: int, features: int, epsilon: float, residual: bool) -> tirx.PrimFunc:
     """Return the kernel (x, residual (tiles, features, 16), gamma, beta (features,)) -> y; the variance in a second pass.
 

@@ -3,6 +3,8 @@
 Every sequence of a batch is padded to whole tiles of its own; the lanes that pad it hold zeros.
 """
 
+from functools import cache
+
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
@@ -15,6 +17,7 @@ def tiles_of(length: int) -> int:
     return -(-length // TOKEN_TILE)
 
 
+@cache  # TVMScript is parsed anew on every call
 def to_feature_major(batch: int, length: int, features: int) -> tirx.PrimFunc:
     """Return the kernel x (batch, length, features) -> y (batch * tiles, features, 16)."""
     tiles = tiles_of(length)
@@ -34,6 +37,7 @@ def to_feature_major(batch: int, length: int, features: int) -> tirx.PrimFunc:
     return to_feature_major
 
 
+@cache  # TVMScript is parsed anew on every call
 def from_feature_major(batch: int, length: int, features: int) -> tirx.PrimFunc:
     """Return the kernel x (batch * tiles, features, 16) -> y (batch, length, features)."""
     tiles = tiles_of(length)
@@ -50,6 +54,7 @@ def from_feature_major(batch: int, length: int, features: int) -> tirx.PrimFunc:
     return from_feature_major
 
 
+@cache  # TVMScript is parsed anew on every call
 def embedding(batch: int, length: int, rows: int, features: int, ids_dtype: str) -> tirx.PrimFunc:
     """Return the kernel (table (rows, features), ids (batch * length,)) -> y (batch * tiles, features, 16)."""
     tiles = tiles_of(length)

@@ -11,6 +11,7 @@ one scalar load per register block and column.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from tvm import tirx
@@ -118,6 +119,7 @@ def choose_decisions(cpu: CpuShape, shape: LinearShape, packing: LinearPacking) 
     )
 
 
+@cache  # TVMScript is parsed anew on every call
 def linear_algorithm(
     shape: LinearShape, packing: LinearPacking, decisions: LinearDecisions, lanes: int, activation: str
 ) -> tirx.PrimFunc:
