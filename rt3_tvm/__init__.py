@@ -3,7 +3,9 @@
 The public API. Heavy imports (torch, TVM) happen on first use, so that running a bundle needs neither.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,3 +33,18 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'rt3_tvm' has no attribute '{name}'")
     module, attribute = _PUBLIC[name]
     return getattr(import_module(module), attribute)
+
+
+class _Package(ModuleType):
+    """Keeps ``rt3_tvm.prune`` the function although a sub-package has its name: importing that would overwrite it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+if "tvm" in sys.modules:  # else `import tvm` runs the hook itself
+    from rt3_tvm import _plugin
+
+    _plugin.register()

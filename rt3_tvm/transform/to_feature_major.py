@@ -35,6 +35,9 @@ ELEMENTWISE = frozenset(
 )
 """Operators that mean the same in every layout."""
 
+OPAQUE = 8
+"""TVM's pattern kind of a function that operator fusion leaves alone: our kernels have schedules of their own."""
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -117,7 +120,7 @@ class _Lowering:
         self, family: str, func: tirx.PrimFunc, args: list[relax.Expr], ty: relax.TensorType | list[relax.TensorType]
     ) -> relax.Var:
         """Emit a call of a kernel; equal kernels become one function."""
-        func = func.with_attr(KERNEL_ATTR, family)
+        func = func.with_attrs({KERNEL_ATTR: family, "op_pattern": OPAQUE})
         return self.builder.emit(relax.call_tir(self.builder.add_func(func, family), args, ty))
 
     # -- composites ------------------------------------------------------------------------------------------------

@@ -1,0 +1,166 @@
+"""Each pass on small modules, before and after."""
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax, tirx
+from tvm.ir import assert_structural_equal
+from tvm.script import ir as I  # noqa: E741, N812
+from tvm.script import relax as R  # noqa: N812
+
+from rt3_tvm import model as models
+from rt3_tvm.frontend import import_model
+from rt3_tvm.pattern import PatternShape, cut_backbone, cut_patterns
+from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
+from rt3_tvm.transform.annotate_sparsity import AnnotateSparsity, sparse_pays
+from rt3_tvm.transform.composites import COMPOSITES
+from rt3_tvm.transform.context import VariantContext
+from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
+from rt3_tvm.transform.simplify import CancelTransposes
+from tests.kernels.harness import CPU
+
+
+def test_cancel_transposes():
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((2, 3, 4, 5), "float32")):
+            with R.dataflow():
+                a = R.permute_dims(x, axes=[0, 2, 1, 3])
+                b = R.permute_dims(a, axes=[0, 2, 1, 3])
+                c = R.add(b, x)
+                d = R.permute_dims(c, axes=[0, 2, 3, 1])
+                e = R.permute_dims(d, axes=[0, 2, 3, 1])
+                R.output(e)
+            return e
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((2, 3, 4, 5), "float32")):
+            with R.dataflow():
+                c = R.add(x, x)
+                d = R.permute_dims(c, axes=[0, 2, 3, 1])
+                e = R.permute_dims(d, axes=[0, 2, 3, 1])
+                R.output(e)
+            return e
+
+    simplify = tvm.transform.Sequential([CancelTransposes(), relax.transform.CanonicalizeBindings(),
+                                         relax.transform.DeadCodeElimination()])
+    assert_structural_equal(simplify(Before), simplify(Expected))
+    assert simplify(Before).script().count("permute_dims") == 2
+
+
+@I.ir_module
+class TwoLinears:
+    @R.function
+    def main(
+        x: R.Tensor((2, 7, 64), "float32"), w0: R.Tensor((96, 64), "float32"), b0: R.Tensor((96,), "float32"),
+        w1: R.Tensor((64, 96), "float32"),
+    ):
+        R.func_attr({"num_input": 1})
+        with R.dataflow():
+            t0 = R.permute_dims(w0)
+            m0 = R.matmul(x, t0)
+            a0 = R.add(m0, b0)
+            g = R.nn.gelu(a0)
+            t1 = R.permute_dims(w1)
+            y = R.matmul(g, t1)
+            z = R.add(y, x)
+            out = (z,)
+            R.output(out)
+        return out
+
+
+def two_linears_context(density=0.5):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((96, 64)).astype(np.float32)
+    matrix = cut_patterns(weight, cut_backbone(weight, 0.0, 32), PatternShape(4, 16, 4), density, 8)
+    return VariantContext(0, 2, 7, CPU, {"w0": "first", "b0": "bias", "w1": "second"}, {"first": matrix})
+
+
+def test_linears_are_fused_with_bias_and_activation():
+    fused = run_phases(TwoLinears, shared_phases())
+    names = {str(f.attrs["Composite"]) for _, f in fused.functions_items() if "Composite" in (f.attrs or {})}
+    assert names == {"rt3.linear_bias_gelu", "rt3.linear"}
+
+
+def test_annotation_names_matrix_block_pattern_and_density():
+    annotated = AnnotateSparsity(two_linears_context())(run_phases(TwoLinears, shared_phases()))
+    attrs = {
+        str(f.attrs["rt3.matrix"]): f.attrs for _, f in annotated.functions_items() if f.attrs and "rt3.matrix" in f.attrs
+    }
+    first = attrs["first"]
+    assert str(first["rt3.kernel"]) == "pattern_linear" and float(first["rt3.density"]) == 0.5
+    assert [int(v) for v in first["rt3.block"]] == [32, 64]
+    assert [int(v) for v in first["rt3.pattern_shape"]] == [4, 16]
+    assert int(first["rt3.group"]) == 4
+    assert str(attrs["second"]["rt3.kernel"]) == "dense_linear"
+    assert 'rt3.density' in annotated.script()
+
+
+def test_a_matrix_that_is_hardly_sparse_takes_the_dense_kernel():
+    annotated = AnnotateSparsity(two_linears_context(density=0.95))(run_phases(TwoLinears, shared_phases()))
+    kernels = [str(f.attrs["rt3.kernel"]) for _, f in annotated.functions_items() if f.attrs and "rt3.kernel" in f.attrs]
+    assert kernels == ["dense_linear", "dense_linear"]
+    assert not sparse_pays(0.7, 1) and sparse_pays(0.7, 4)
+
+
+def test_two_linears_stay_in_the_feature_major_layout():
+    context = two_linears_context()
+    lowered = run_phases(run_phases(TwoLinears, shared_phases()), level_phases(context))
+    kernels = [str(f.attrs[KERNEL_ATTR]) for _, f in lowered.functions_items() if isinstance(f, tirx.PrimFunc)]
+    assert sorted(kernels) == ["dense_linear", "elementwise", "from_feature_major", "pattern_linear", "to_feature_major"]
+    assert set(context.weights) == {f"first.{k}.level0" for k in ("values", "offsets", "bias")} | {
+        f"second.{k}" for k in ("values", "offsets", "bias")
+    }
+
+
+@pytest.fixture(scope="module")
+def imported():
+    return import_model(models.load("random-tiny"), 1, 16)
+
+
+def test_whole_model_has_transposes_only_at_its_ends(imported, tiny_checkpoint):
+    context = VariantContext(1, 1, 16, CPU, imported.parameters, tiny_checkpoint.levels[1].matrices)
+    lowered = run_phases(run_phases(imported.mod, shared_phases()), level_phases(context))
+    calls = []
+    for block in lowered["main"].body.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if isinstance(value, relax.Call) and value.op.name == "relax.call_tir":
+                calls.append(str(lowered[value.args[0]].attrs[KERNEL_ATTR]))
+    # Out: both outputs. In: the first token, which the pooler takes from the output.
+    assert calls.count("from_feature_major") == 2 and calls.count("to_feature_major") == 1
+    assert calls.count("pattern_linear") == 13 and calls.count("attention") == 2 and calls.count("layer_norm") == 5
+    assert set(calls) <= set(SCHEDULES)
+
+
+def test_import_keeps_attention_whole_and_finds_linears_by_graph(imported):
+    script = run_phases(imported.mod, shared_phases()).script(show_meta=False)
+    assert script.count("R.nn.attention_bias(") == 1  # both layers share one function
+    found = models.find_linears(models.load("random-tiny"))
+    assert len(found) == 13 and found[0].shape == (48, 48)
+
+
+def test_every_composite_names_its_roles():
+    for row in COMPOSITES.values():
+        assert row.roles and row.name.startswith("rt3.")
+
+
+def test_dump_writes_a_file_per_phase(tmp_path):
+    context = two_linears_context()
+    mod = run_phases(TwoLinears, shared_phases(), tmp_path, "t7_")
+    run_phases(mod, level_phases(context), tmp_path, "t7_level0_")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "t7_1_simplify.py", "t7_2_fuse_composites.py", "t7_level0_3_annotate_sparsity.py",
+        "t7_level0_4_to_feature_major.py", "t7_level0_5_legalize.py", "t7_level0_6_schedule_kernels.py",
+    ]
+    assert "rt3.matrix" in (tmp_path / "t7_level0_3_annotate_sparsity.py").read_text()
+
+
+def test_plugin_registers_once():
+    from rt3_tvm import _plugin
+
+    _plugin.register()
+    assert relax.get_pipeline("rt3") is not None

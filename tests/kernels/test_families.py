@@ -1,0 +1,147 @@
+"""The other families against PyTorch; and for every row of SCHEDULES that its code is vector code."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from tvm import te, tirx
+
+from rt3_tvm.codegen.kernels import with_c_signature
+from rt3_tvm.schedules import DECISIONS_ATTR, SCHEDULES, attention, layer_norm, layout
+from rt3_tvm.schedules.pattern_linear import LinearDecisions, LinearPacking, LinearShape, linear_algorithm
+from tests.kernels.harness import CLUSTER, CPU, from_tiles, run_kernel, schedule, to_tiles
+
+SHAPES = [(1, 128, 96), (2, 7, 96), (3, 20, 50)]
+
+
+@pytest.mark.parametrize(("batch", "length", "features"), SHAPES)
+def test_layout_round_trip(rng, batch, length, features):
+    x = rng.standard_normal((batch, length, features)).astype(np.float32)
+    tiles = np.full_like(to_tiles(x), np.nan)
+    run_kernel("to_feature_major", layout.to_feature_major(batch, length, features), x, tiles)
+    np.testing.assert_array_equal(tiles, to_tiles(x))
+    back = np.full_like(x, np.nan)
+    run_kernel("from_feature_major", layout.from_feature_major(batch, length, features), tiles, back)
+    np.testing.assert_array_equal(back, x)
+
+
+@pytest.mark.parametrize(("batch", "length", "features"), SHAPES)
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_embedding(rng, batch, length, features, dtype):
+    table = rng.standard_normal((300, features)).astype(np.float32)
+    ids = rng.integers(0, 300, batch * length).astype(dtype)
+    want = to_tiles(table[ids].reshape(batch, length, features))
+    y = np.full_like(want, np.nan)
+    run_kernel("embedding", layout.embedding(batch, length, 300, features, dtype), table, ids, y)
+    np.testing.assert_array_equal(y, want)
+
+
+@pytest.mark.parametrize(("batch", "length", "features"), SHAPES)
+@pytest.mark.parametrize("residual", [False, True])
+def test_layer_norm(rng, batch, length, features, residual):
+    x, r = (3 + rng.standard_normal((batch, length, features)).astype(np.float32) for _ in range(2))
+    gamma, beta = (rng.standard_normal(features).astype(np.float32) for _ in range(2))
+    tiles = to_tiles(x)
+    y = np.full_like(tiles, np.nan)
+    func = layer_norm.layer_norm(len(tiles), features, 1e-5, residual)
+    run_kernel("layer_norm", func, tiles, to_tiles(r), gamma, beta, y)
+    source = torch.from_numpy(x + r if residual else x)
+    want = torch.nn.functional.layer_norm(source, (features,), torch.from_numpy(gamma), torch.from_numpy(beta), 1e-5)
+    np.testing.assert_allclose(from_tiles(y, batch, length), want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("batch", "length", "heads", "dim"), [(1, 128, 3, 32), (2, 7, 3, 12), (2, 33, 2, 10), (1, 16, 1, 7)])
+@pytest.mark.parametrize("mask", ["none", "keys", "causal"])
+def test_attention(rng, batch, length, heads, dim, mask):
+    features = heads * dim
+    q, k, v = (rng.standard_normal((batch, length, features)).astype(np.float32) for _ in range(3))
+    bias = None
+    if mask == "keys":
+        bias = np.where(rng.random((batch, 1, 1, length)) < 0.4, np.finfo(np.float32).min, 0).astype(np.float32)
+        bias[..., 0] = 0
+    elif mask == "causal":
+        bias = np.triu(np.full((1, 1, length, length), np.finfo(np.float32).min, np.float32), 1)
+    tiles = to_tiles(q)
+    y = np.full_like(tiles, np.nan)
+    scratch = [np.zeros((-(-length // 16) * 16, 16), np.float32) for _ in range(2)]
+    func = attention.attention(batch, length, heads, dim, dim**-0.5, None if bias is None else bias.shape)
+    run_kernel(
+        "attention", func, tiles, to_tiles(k), to_tiles(v), np.zeros((1, 1, 1, 1), np.float32) if bias is None else bias,
+        y, *scratch,
+    )
+
+    def heads_first(x):
+        return torch.from_numpy(x).reshape(batch, length, heads, dim).transpose(1, 2)
+
+    want = torch.nn.functional.scaled_dot_product_attention(
+        *map(heads_first, (q, k, v)), None if bias is None else torch.from_numpy(bias)
+    )
+    want = want.transpose(1, 2).reshape(batch, length, features)
+    np.testing.assert_allclose(from_tiles(y, batch, length), want, atol=2e-6, rtol=0)
+
+
+def test_elementwise_with_a_reduction_in_the_middle(rng):
+    x = te.placeholder((5, 32), "float32", name="x")
+    k = te.reduce_axis((0, 32), "k")
+    total = te.compute((5,), lambda i: te.sum(x[i, k], axis=k), name="total")
+    doubled = te.compute((5, 32), lambda i, j: x[i, j] * tirx.const(2.0, "float32"), name="doubled")
+    y = te.compute((5, 32), lambda i, j: doubled[i, j] - total[i], name="y")
+    data = rng.standard_normal((5, 32)).astype(np.float32)
+    out = np.full_like(data, np.nan)
+    run_kernel("elementwise", te.create_prim_func([x, y]), data, out)
+    np.testing.assert_allclose(out, 2 * data - data.sum(1, keepdims=True), atol=1e-5)
+
+
+def _linear(group):
+    shape = LinearShape(2, 32, 64, 16, group)
+    decisions = LinearDecisions(2)
+    func = linear_algorithm(shape, LinearPacking(4, 2), decisions, CPU.lanes, "gelu")
+    return func.with_attr(DECISIONS_ATTR, decisions.__dict__)
+
+
+def _add():
+    x, y = (te.placeholder((4, 64), "float32", name=n) for n in "xy")
+    return te.create_prim_func([x, y, te.compute((4, 64), lambda i, j: x[i, j] + y[i, j], name="z")])
+
+
+EXAMPLES = {
+    "pattern_linear": lambda: _linear(4),
+    "dense_linear": lambda: _linear(32),
+    "attention": lambda: attention.attention(1, 32, 2, 16, 0.25, (1, 1, 1, 32)),
+    "layer_norm": lambda: layer_norm.layer_norm(2, 64, 1e-5, True),
+    "embedding": lambda: layout.embedding(1, 32, 10, 64, "int32"),
+    "to_feature_major": lambda: layout.to_feature_major(1, 32, 64),
+    "from_feature_major": lambda: layout.from_feature_major(1, 32, 64),
+    "elementwise": _add,
+}
+COPIES = {"embedding", "to_feature_major", "from_feature_major"}
+
+
+def test_every_row_has_an_example():
+    assert set(EXAMPLES) == set(SCHEDULES)
+
+
+@pytest.mark.parametrize("family", sorted(EXAMPLES))
+def test_code_is_vector_code_without_calls(family):
+    func = schedule(family, EXAMPLES[family]())
+    assert ("T.vectorized" in func.script()) == (family not in COPIES)
+    module = tvm.IRModule({"k": with_c_signature(func, "k")})
+    assembly = tvm.compile(module, target=tvm.target.Target(CLUSTER.target_dict())).mod.inspect_source("s")
+    calls = set(re.findall(r"^\s+(?:callq?|bl)\s+(\S+)", assembly, re.MULTILINE))
+    assert not {c for c in calls if "mem" not in c}, calls  # memset and memcpy are libc's own vector code
+    if family in ("pattern_linear", "dense_linear", "attention"):
+        assert re.search(r"vfmadd\w+ps|fmla", assembly)
+
+
+def test_accumulators_stay_in_registers():
+    """The loop over kept columns must not touch the stack."""
+    func = schedule("pattern_linear", _linear(4))
+    module = tvm.IRModule({"k": with_c_signature(func, "k")})
+    assembly = tvm.compile(module, target=tvm.target.Target(CLUSTER.target_dict())).mod.inspect_source("s")
+    blocks = re.split(r"^(?=\.LBB)", assembly, flags=re.MULTILINE)
+    hot = max(blocks, key=lambda b: len(re.findall(r"vfmadd\w+ps|fmla", b.split(".LBB", 2)[1] if b.startswith(".LBB") else "")))
+    multiplies = [line for line in hot.splitlines() if re.search(r"vfmadd\w+ps|fmla", line)]
+    assert multiplies
+    assert not [line for line in multiplies if re.search(r"\(%rsp|\(%rbp|\[sp", line)]

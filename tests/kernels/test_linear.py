@@ -1,0 +1,99 @@
+"""pattern_linear and dense_linear against NumPy in float64, over groups, odd shapes and decisions."""
+
+import numpy as np
+import pytest
+
+from rt3_tvm.pattern import PatternShape, cut_backbone, cut_patterns
+from rt3_tvm.schedules import DECISIONS_ATTR
+from rt3_tvm.schedules.packing import offset_dtype, pack_linear, padded_kept
+from rt3_tvm.schedules.pattern_linear import (
+    CpuShape,
+    LinearDecisions,
+    LinearPacking,
+    LinearShape,
+    choose_decisions,
+    choose_packing,
+    linear_algorithm,
+)
+from tests.kernels.harness import CPU, from_tiles, run_kernel, to_tiles
+
+
+def check(rows, cols, tokens, columns, valid, weight, packing, decisions=None, activation="none"):
+    rng = np.random.default_rng(1)
+    x, bias = (rng.standard_normal(s).astype(np.float32) for s in ((1, tokens, cols), rows))
+    group, tiles = rows // len(columns), -(-tokens // 16)
+    shape = LinearShape(tiles, rows, cols, padded_kept(columns.shape[1], packing), group, offset_dtype(cols))
+    decisions = decisions or choose_decisions(CPU, shape, packing)
+    func = linear_algorithm(shape, packing, decisions, CPU.lanes, activation).with_attr(DECISIONS_ATTR, decisions.__dict__)
+    packed = pack_linear(weight, columns, valid, bias, packing)
+    y = np.full((tiles, rows, 16), np.nan, np.float32)
+    family = "dense_linear" if shape.dense else "pattern_linear"
+    run_kernel(family, func, to_tiles(x), packed.values, packed.offsets, np.ascontiguousarray(packed.bias), y)
+    want = x[0].astype(np.float64) @ weight.T.astype(np.float64) + bias
+    if activation == "relu":
+        want = np.maximum(want, 0)
+    np.testing.assert_allclose(from_tiles(y, 1, tokens)[0], want, atol=2e-5, rtol=0)
+
+
+def sparse(rows, cols, group, sparsity, block_sparsity=0.0, pattern=(None, None)):
+    rng = np.random.default_rng(0)
+    weight = (rng.standard_normal((rows, cols)) / np.sqrt(cols)).astype(np.float32)
+    shape = PatternShape(pattern[0] or group, pattern[1] or 32, group)
+    backbone = cut_backbone(weight, block_sparsity, shape.rows)
+    matrix = cut_patterns(weight, backbone, shape, (1 - sparsity) / backbone.density, 8)
+    return weight * matrix.mask(), *matrix.group_columns()
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("tokens", [1, 7, 32, 128])
+def test_pattern_linear(group, tokens):
+    rows, cols = 96, 160
+    weight, columns, valid = sparse(rows, cols, group, 0.75)
+    packing = choose_packing(CPU, cols, columns.shape[1], group)
+    check(rows, cols, tokens, columns, valid, weight, packing)
+
+
+def test_block_pruned_with_blocks_that_do_not_fit():
+    weight, columns, valid = sparse(384, 384, 4, 0.35, block_sparsity=0.3, pattern=(100, 100))
+    assert not valid.all()  # the last block of each row is padded
+    check(384, 384, 7, columns, valid, weight, choose_packing(CPU, 384, columns.shape[1], 4))
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 7])
+def test_column_blocks_accumulate(blocks):
+    weight, columns, valid = sparse(32, 200, 4, 0.5)
+    check(32, 200, 48, columns, valid, weight, LinearPacking(4, blocks), activation="relu")
+
+
+@pytest.mark.parametrize("decisions", [LinearDecisions(1), LinearDecisions(2, 4, 2), LinearDecisions(1, 2, 5)])
+def test_decisions_do_not_change_the_result(decisions):
+    weight, columns, valid = sparse(64, 160, 2, 0.75)
+    if decisions.vectors * CPU.lanes > 32:
+        pytest.skip(f"{decisions.vectors} vectors of {CPU.lanes} lanes exceed 32 tokens")
+    check(64, 160, 32, columns, valid, weight, LinearPacking(2, 2), decisions)
+
+
+def test_many_columns_need_wide_offsets():
+    weight, columns, valid = sparse(8, 5000, 4, 0.9)
+    assert offset_dtype(5000) == "int32"
+    check(8, 5000, 16, columns, valid, weight, choose_packing(CPU, 5000, columns.shape[1], 4))
+
+
+@pytest.mark.parametrize(("rows", "cols", "tokens"), [(96, 64, 32), (50, 33, 7), (7, 129, 20)])
+def test_dense_linear(rows, cols, tokens):
+    weight = (np.random.default_rng(0).standard_normal((rows, cols)) / np.sqrt(cols)).astype(np.float32)
+    columns = np.arange(cols, dtype=np.int32)[None]
+    check(rows, cols, tokens, columns, np.ones_like(columns, bool), weight, choose_packing(CPU, cols, cols, rows))
+
+
+@pytest.mark.parametrize("cpu", [CpuShape(4, 16, 32768), CpuShape(4, 32, 65536), CpuShape(8, 16, 32768), CpuShape(16, 32, 49152)])
+@pytest.mark.parametrize("group", [1, 2, 4, 8, 768])
+@pytest.mark.parametrize("tiles", [1, 2, 3, 8])
+def test_default_decisions_fit_the_registers(cpu, group, tiles):
+    packing = choose_packing(cpu, 768, 192, group)
+    shape = LinearShape(tiles, 768, 768, padded_kept(192, packing), group)
+    d = choose_decisions(cpu, shape, packing)
+    accumulators = packing.rows * d.vectors * d.groups
+    assert accumulators + 1 <= cpu.registers
+    assert (tiles * 16) % (d.vectors * cpu.lanes) == 0
+    assert 768 % packing.rows == 0 and group % packing.rows == 0 and (768 // packing.rows) % d.groups == 0

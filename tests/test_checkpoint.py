@@ -1,0 +1,148 @@
+"""Checkpoints: round trip, and every way a file can be wrong."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from rt3_tvm import model as models
+from rt3_tvm.checkpoint import Checkpoint
+from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.pattern import PatternShape
+from rt3_tvm.prune import PruneOptions, prune_one_shot
+
+
+@pytest.fixture
+def copy(saved_checkpoint, tmp_path):
+    return shutil.copytree(saved_checkpoint, tmp_path / "copy")
+
+
+def test_round_trip(tiny_checkpoint, saved_checkpoint):
+    loaded = Checkpoint.load(saved_checkpoint)
+    for name, value in tiny_checkpoint.weights.items():
+        np.testing.assert_array_equal(loaded.weights[name], value)
+    for a, b in zip(tiny_checkpoint.levels, loaded.levels, strict=True):
+        assert a.sparsity == b.sparsity and a.matrices.keys() == b.matrices.keys()
+        for name in a.matrices:
+            np.testing.assert_array_equal(a.matrices[name].mask(), b.matrices[name].mask())
+
+
+def test_torch_model_is_the_dense_one_with_masks(tiny_checkpoint):
+    dense, masked = (m.state_dict() for m in (tiny_checkpoint.dense_model(), tiny_checkpoint.torch_model(1)))
+    matrices = tiny_checkpoint.levels[1].matrices
+    for name, value in dense.items():
+        want = value * torch.from_numpy(matrices[name].mask()) if name in matrices else value
+        assert torch.equal(masked[name], want)
+    with pytest.raises(Rt3Error, match="levels 0 to 2"):
+        tiny_checkpoint.torch_model(3)
+
+
+def test_levels_are_as_sparse_as_asked(tiny_checkpoint):
+    for level in tiny_checkpoint.levels:
+        assert level.density == pytest.approx(1 - level.sparsity, abs=0.02)
+
+
+def change(folder, file, edit):
+    tensors = load_file(folder / file)
+    edit(tensors)
+    save_file(tensors, folder / file)
+
+
+NAME = "encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop(NAME), f"'{NAME}' is missing"),
+        (lambda t: t.update({NAME: t[NAME][:-1].copy()}), r"\[47, 48\], expected float32 \[48, 48\]"),
+        (lambda t: t.update({NAME: t[NAME] + 1}), f"'{NAME}' was altered"),
+        (lambda t: t.update({NAME: t[NAME].astype(np.float64)}), "is float64"),
+        (lambda t: t.update(extra=np.zeros(1, np.float32)), "'extra' is not listed"),
+    ],
+)
+def test_changed_tensors_are_named(copy, edit, message):
+    change(copy, "weights.safetensors", edit)
+    with pytest.raises(Rt3Error, match=message):
+        Checkpoint.load(copy)
+
+
+def test_truncated_file(copy):
+    file = copy / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(Rt3Error, match=r"weights\.safetensors' cannot be read"):
+        Checkpoint.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not a checkpoint"), ("[]", "format version None"), ('{"format_version": 99}', "format version 99"),
+     ('{"format_version": 1}', "damaged")],
+)
+def test_bad_tables(copy, text, message):
+    (copy / "checkpoint.json").write_text(text)
+    with pytest.raises(Rt3Error, match=message):
+        Checkpoint.load(copy)
+
+
+def test_foreign_directories_are_not_overwritten(tiny_checkpoint, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(Rt3Error, match="is not a checkpoint"):
+        tiny_checkpoint.save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+
+
+def test_failed_save_leaves_the_old_checkpoint(copy, tiny_checkpoint, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rt3_tvm.checkpoint.save_file", fail)
+    with pytest.raises(JobError, match="No space left on device"):
+        tiny_checkpoint.save(copy)
+    monkeypatch.undo()
+    assert Checkpoint.load(copy).levels[0].sparsity == 0.5
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"]
+
+
+def test_nan_weights_are_named(copy):
+    model = models.load("random-tiny")
+    model.encoder.layer[1].output.dense.weight.data[3, 4] = float("nan")
+    with pytest.raises(Rt3Error, match=r"encoder\.layer\.1\.output\.dense\.weight' has 1 values"):
+        prune_one_shot(model, PruneOptions())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": (0.5, 1.0)}, r"outside \[0, 1\)"),
+        ({"sparsity": (-0.1,)}, r"outside \[0, 1\)"),
+        ({"sparsity": (0.9, 0.5)}, "ascending"),
+        ({"sparsity": ()}, "no sparsity"),
+        ({"block_sparsity": 0.6}, "exceeds the first level"),
+        ({"shape": PatternShape(8, 32, 8), "block_rows": 100}, "multiple of the group 8"),
+        ({"patterns": 0}, "at least 1"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(Rt3Error, match=message):
+        PruneOptions(**options)
+
+
+def test_sparsity_zero_keeps_everything():
+    checkpoint = prune_one_shot(models.load("random-tiny"), PruneOptions(sparsity=(0.0, 0.5)))
+    assert checkpoint.levels[0].density == 1.0
+
+
+def test_excluded_matrices_stay_dense():
+    checkpoint = prune_one_shot(models.load("random-tiny"), PruneOptions(exclude=("pooler.*",)))
+    assert checkpoint.skipped == {"pooler.dense.weight": "excluded"}
+    assert "pooler.dense.weight" not in checkpoint.levels[0].matrices
+
+
+def test_no_pickle_in_the_package():
+    sources = Path(models.__file__).parent.rglob("*.py")
+    assert not [p for p in sources if "import pickle" in p.read_text() or "torch.load" in p.read_text()]

@@ -1,0 +1,98 @@
+"""The maths of cutting, assigning and masking, against brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from rt3_tvm.errors import Rt3Error
+from rt3_tvm.pattern import PatternShape, assign, cut_backbone, cut_patterns
+
+
+def weights(rows, cols, seed=0):
+    return np.random.default_rng(seed).standard_normal((rows, cols)).astype(np.float32)
+
+
+def test_backbone_keeps_the_largest_columns_of_each_block_row():
+    w = weights(10, 12)
+    backbone = cut_backbone(w, 0.5, 4)
+    assert backbone.columns.shape == (3, 6)
+    for i, start in enumerate((0, 4, 8)):
+        norms = np.linalg.norm(w[start : start + 4], axis=0)
+        assert set(backbone.columns[i]) == set(np.argsort(norms)[-6:])
+
+
+def test_assignment_is_the_smallest_residual():
+    w = weights(6, 8)
+    matrix = cut_patterns(w, cut_backbone(w, 0.0, 6), PatternShape(2, 4, 1), 0.5, 3)
+    for i, j in itertools.product(range(3), range(2)):
+        block = w[2 * i : 2 * i + 2, 4 * j : 4 * j + 4]
+        residuals = []
+        for pattern in matrix.patterns.columns:
+            kept = np.zeros_like(block)
+            for row in range(2):
+                kept[row, pattern[row]] = block[row, pattern[row]]
+            residuals.append(np.linalg.norm(block - kept))
+        assert matrix.assignment[i, j] == np.argmin(residuals)
+
+
+def test_one_pattern_per_block_keeps_the_largest_weights():
+    w = weights(4, 8)
+    matrix = cut_patterns(w, cut_backbone(w, 0.0, 4), PatternShape(2, 4, 1), 0.5, 4)
+    for row, col in itertools.product(range(4), range(0, 8, 4)):
+        block = np.abs(w[row, col : col + 4])
+        assert set(np.flatnonzero(matrix.mask()[row, col : col + 4])) == set(np.argsort(block)[-2:])
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+@pytest.mark.parametrize("block_sparsity", [0.0, 0.3])
+def test_mask_is_grouped_balanced_and_inside_the_backbone(group, block_sparsity):
+    w = weights(20, 50)
+    backbone = cut_backbone(w, block_sparsity, 8)
+    matrix = cut_patterns(w, backbone, PatternShape(8, 10, group), 0.4, 5)
+    mask = matrix.mask()
+    assert mask.shape == w.shape
+    grouped = mask.reshape(-1, group, 50)
+    assert (grouped == grouped[:, :1]).all()
+    for row in range(20):
+        assert not mask[row, np.setdiff1d(np.arange(50), backbone.columns[row // 8])].any()
+    assert matrix.density == pytest.approx(mask.mean())
+
+
+@pytest.mark.parametrize(("cols", "width"), [(48, 32), (384, 100), (50, 64), (768, 32)])
+@pytest.mark.parametrize("density", [0.5, 0.25, 0.1])
+def test_density_is_met_although_blocks_do_not_fit(cols, width, density):
+    w = weights(16, cols)
+    matrix = cut_patterns(w, cut_backbone(w, 0.0, 16), PatternShape(4, width, 4), density, 8)
+    assert abs(matrix.density - density) <= 0.5 * -(-cols // width) / cols + 1e-9
+
+
+def test_more_patterns_keep_more_energy():
+    w = weights(64, 128)
+    kept = [
+        float((w[cut_patterns(w, cut_backbone(w, 0.0, 64), PatternShape(4, 16, 4), 0.5, k).mask()] ** 2).sum()) for k in (1, 8, 64)
+    ]
+    assert kept[0] < kept[1] < kept[2]
+
+
+def test_refined_patterns_beat_sampled_ones():
+    w = weights(64, 128)
+    shape = PatternShape(4, 16, 4)
+    refined = cut_patterns(w, cut_backbone(w, 0.0, 64), shape, 0.5, 8)
+    energy = np.square(w).reshape(16, 4, 8, 16).sum(1).transpose(0, 1, 2)[:, :, None, :].astype(np.float64)
+    rng = np.random.default_rng(0)
+    sampled = np.sort(np.argsort(-energy.reshape(-1, 1, 16)[rng.choice(128, 8, replace=False)], axis=-1)[..., :8], axis=-1)
+    chosen = assign(energy, sampled.astype(np.int32))
+    kept = np.take_along_axis(energy, sampled[chosen], axis=3).sum()
+    assert (w[refined.mask()] ** 2).sum() > kept
+
+
+@pytest.mark.parametrize("shape", [(4, 32, 3), (0, 4, 1), (4, 4, 0)])
+def test_bad_shapes_say_what_is_accepted(shape):
+    with pytest.raises(Rt3Error, match=r"choose one of|at least 1"):
+        PatternShape(*shape)
+
+
+def test_group_shrinks_to_fit_a_matrix():
+    assert PatternShape(4, 32, 4).fitted(28785).group == 1
+    assert PatternShape(8, 32, 8).fitted(100).group == 4
