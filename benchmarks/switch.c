@@ -1,7 +1,8 @@
 /* How long a level switch takes, and whether the call after it takes as long as any other of its level.
  *
- * Prints JSON: nanoseconds of rt3_set_frequency and rt3_set_level over 1e6 calls (median, p99, worst; the clock's own cost
- * is in them and given beside), and for each level the median milliseconds of the call after a switch and of a later one.
+ * Prints JSON: nanoseconds of rt3_set_frequency and rt3_set_level over 1e6 calls (median, p99, worst; the clock's own
+ * cost is in them and given beside), and for each level the median milliseconds of the call after a switch and of a
+ * later one.
  */
 #define _POSIX_C_SOURCE 200809L
 

@@ -56,7 +56,8 @@ int run(const char *results) {
     const double sum = std::accumulate(values.begin(), values.end(), 0.0);
     std::printf("%.2f GHz: level %d, density %.3f, %s (%lld, %lld, %lld), sum %.4f, %.3f ms\n", info.frequency_hz / 1e9,
                 model.level(), info.density, output.name, static_cast<long long>(outputs[0].shape[0]),
-                static_cast<long long>(outputs[0].shape[1]), static_cast<long long>(outputs[0].shape[2]), sum, took.count());
+                static_cast<long long>(outputs[0].shape[1]), static_cast<long long>(outputs[0].shape[2]), sum,
+                took.count());
     if (file) file.write(reinterpret_cast<const char *>(values.data()), static_cast<std::streamsize>(size * 4));
   }
   return 0;

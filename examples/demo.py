@@ -118,8 +118,15 @@ def main() -> None:
             error, cosine = agreement(checkpoint, bundle, inputs)
             first, second = (encode(bundle, tokenizer, [p[i] for p in PAIRS]) for i in (0, 1))
             scores = " ".join(f"{s:.2f}" for s in (first * second).sum(1))
-            row = [f"{bundle.levels[level].density:.3f}", f"{t.median:.2f}", f"{t.low:.2f}-{t.high:.2f}",
-                   f"{times['torch'].median / t.median:.2f}x", f"{error:.1e}", f"{cosine:.6f}", scores]
+            row = [
+                f"{bundle.levels[level].density:.3f}",
+                f"{t.median:.2f}",
+                f"{t.low:.2f}-{t.high:.2f}",
+                f"{times['torch'].median / t.median:.2f}x",
+                f"{error:.1e}",
+                f"{cosine:.6f}",
+                scores,
+            ]
             seen[level] = row + ([f"{sts_dev(bundle, tokenizer, data):.4f}"] if data else [])
         table.add_row(f"{hz / 1e9:g}", str(level), *seen[level])
     console.print(table)

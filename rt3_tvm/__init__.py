@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rt3_tvm.checkpoint import Checkpoint
     from rt3_tvm.codegen import CompileOptions
-    from rt3_tvm.codegen import compile_checkpoint as compile  # noqa: A004
+    from rt3_tvm.codegen import compile_checkpoint as compile
     from rt3_tvm.prune import PruneOptions
     from rt3_tvm.prune import prune_one_shot as prune
     from rt3_tvm.runtime import load

@@ -24,7 +24,14 @@ from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.pattern import Backbone, PatternSet, PatternShape, SparseMatrix
 
 FORMAT_VERSION = 1
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "merges.txt", "vocab.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "special_tokens_map.json",
+    "merges.txt",
+    "vocab.json",
+)
 _WEIGHTS, _PATTERNS, _TABLE = "weights.safetensors", "patterns.safetensors", "checkpoint.json"
 
 
@@ -148,7 +155,10 @@ class Checkpoint:
             patterns = _read_tensors(folder / _PATTERNS, table["tensors"][_PATTERNS])
             levels = _unflatten(table, patterns)
             checkpoint = cls(
-                table["model"], weights, levels, dict(table["skipped"]),
+                table["model"],
+                weights,
+                levels,
+                dict(table["skipped"]),
                 tuple(folder / n for n in TOKENIZER_FILES if (folder / n).is_file()),
             )
         except (KeyError, TypeError, IndexError) as error:
@@ -161,7 +171,9 @@ def check_finite(weights: dict[str, np.ndarray], where: str) -> None:
     """Reject NaN and infinite weights by name."""
     for name, value in weights.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise Rt3Error(f"{where}: weight '{name}' has {int((~np.isfinite(value)).sum())} values that are not finite")
+            raise Rt3Error(
+                f"{where}: weight '{name}' has {int((~np.isfinite(value)).sum())} values that are not finite"
+            )
 
 
 def _stamp(value: np.ndarray) -> dict[str, Any]:
@@ -172,7 +184,7 @@ def _read_tensors(path: Path, stamps: dict[str, dict[str, Any]]) -> dict[str, np
     """Return the tensors of a safetensors file, checked against their stamps."""
     try:
         with safe_open(path, framework="np") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise Rt3Error(f"'{path}' cannot be read: {error}") from error
     _report(path, "is missing", stamps.keys() - tensors.keys())
@@ -200,7 +212,9 @@ def _flatten(levels: tuple[Level, ...]) -> tuple[dict[str, np.ndarray], dict[str
     for i, level in enumerate(levels):
         for name, m in level.matrices.items():
             s = m.patterns.shape
-            row = table.setdefault(name, {"shape": list(m.backbone.shape), "block_rows": m.backbone.block_rows, "levels": []})
+            row = table.setdefault(
+                name, {"shape": list(m.backbone.shape), "block_rows": m.backbone.block_rows, "levels": []}
+            )
             row["levels"].append({"rows": s.rows, "cols": s.cols, "group": s.group})
             tensors[f"{name}/backbone"] = np.ascontiguousarray(m.backbone.columns)
             tensors[f"{name}/{i}/patterns"] = np.ascontiguousarray(m.patterns.columns)

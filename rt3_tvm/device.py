@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,19 @@ def parse_frequencies(text: str, levels: int) -> tuple[float, ...]:
     """Return comma-separated frequencies, one per level, strictly descending."""
     values = tuple(parse_frequency(part) for part in text.split(","))
     if len(values) != levels:
-        raise Rt3Error(f"--freqs names {len(values)} frequencies, the checkpoint has {levels} levels: give one per level")
-    if any(a <= b for a, b in zip(values, values[1:], strict=False)):
+        raise Rt3Error(
+            f"--freqs names {len(values)} frequencies, the checkpoint has {levels} levels: give one per level"
+        )
+    if any(a <= b for a, b in pairwise(values)):
         raise Rt3Error(f"--freqs {text}: give them from the highest to the lowest, each once")
     return values
 
 
 def names() -> list[str]:
     """Return the devices that come with the package."""
-    return sorted(p.name.removesuffix(".toml") for p in resources.files("rt3_tvm.targets").iterdir() if p.name.endswith(".toml"))
+    return sorted(
+        p.name.removesuffix(".toml") for p in resources.files("rt3_tvm.targets").iterdir() if p.name.endswith(".toml")
+    )
 
 
 def load(name: str) -> Device:
@@ -133,8 +138,10 @@ def parse(text: str, where: str, name: str) -> Device:
 def _parse_cluster(table: dict[str, Any], where: str) -> Cluster:
     def take(key: str, kind: type) -> Any:
         value = table.get(key)
-        if not isinstance(value, kind) or (kind is int and value <= 0):
-            raise Rt3Error(f"{where}: '{key}' must be a {'positive ' if kind is int else ''}{kind.__name__}, not {value!r}")
+        if not isinstance(value, kind) or (isinstance(value, int) and value <= 0):
+            raise Rt3Error(
+                f"{where}: '{key}' must be a {'positive ' if kind is int else ''}{kind.__name__}, not {value!r}"
+            )
         return value
 
     target = take("target", dict)
@@ -148,13 +155,18 @@ def _parse_cluster(table: dict[str, Any], where: str) -> Cluster:
         if not (1e6 <= hz <= 1e11 and 0.0 <= volts <= 2.0):
             raise Rt3Error(f"{where}: opps[{i}] = {row!r} is not a plausible [Hz, V]")
         opps.append(OperatingPoint(hz, volts))
-    if any(a.hz <= b.hz for a, b in zip(opps, opps[1:], strict=False)):
+    if any(a.hz <= b.hz for a, b in pairwise(opps)):
         raise Rt3Error(f"{where}: opps must descend in Hz, each once")
     return Cluster(
-        name=take("name", str), core=take("core", str), cores=take("cores", int),
+        name=take("name", str),
+        core=take("core", str),
+        cores=take("cores", int),
         target=tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in target.items()),
-        lanes=take("lanes", int), registers=take("registers", int), l1d_bytes=take("l1d_bytes", int),
-        l2_bytes=take("l2_bytes", int), opps=tuple(opps),
+        lanes=take("lanes", int),
+        registers=take("registers", int),
+        l1d_bytes=take("l1d_bytes", int),
+        l2_bytes=take("l2_bytes", int),
+        opps=tuple(opps),
     )
 
 
@@ -178,8 +190,14 @@ def _detect_host(name: str, title: str) -> Device:
         registers = 32 if "avx512vl" in visible else 16
     cache_dir = Path("/sys/devices/system/cpu/cpu0/cache")
     cluster = Cluster(
-        name="cpu", core=mcpu, cores=os.cpu_count() or 1, target=tuple(target.items()), lanes=lanes, registers=registers,
-        l1d_bytes=_cache_bytes(cache_dir / "index0", 32768), l2_bytes=_cache_bytes(cache_dir / "index2", 524288),
+        name="cpu",
+        core=mcpu,
+        cores=os.cpu_count() or 1,
+        target=tuple(target.items()),
+        lanes=lanes,
+        registers=registers,
+        l1d_bytes=_cache_bytes(cache_dir / "index0", 32768),
+        l2_bytes=_cache_bytes(cache_dir / "index2", 524288),
         opps=_host_opps(),
     )
     return Device(name, title, (cluster,), "detected")

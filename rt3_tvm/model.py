@@ -77,8 +77,13 @@ DEMO_MODELS: dict[str, Callable[[], torch.nn.Module]] = {
         "BertConfig", hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
     ),
     "random-tiny": _random(
-        "BertConfig", vocab_size=500, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=96, max_position_embeddings=64,
+        "BertConfig",
+        vocab_size=500,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=64,
     ),
 }
 
@@ -142,9 +147,14 @@ def source_directory(name: str) -> Path | None:
     return Path(name) if Path(name).is_dir() else None
 
 
+def config_of(model: torch.nn.Module) -> Any:
+    """Return the model's Hugging Face configuration."""
+    return model.config
+
+
 def describe(model: torch.nn.Module) -> dict[str, Any]:
     """Return what it takes to build the model again, as JSON."""
-    return {"class": type(model).__name__, "config": model.config.to_dict()}
+    return {"class": type(model).__name__, "config": config_of(model).to_dict()}
 
 
 def build(description: dict[str, Any]) -> torch.nn.Module:
@@ -162,8 +172,11 @@ def build(description: dict[str, Any]) -> torch.nn.Module:
 
 def inputs_of(model: torch.nn.Module) -> tuple[InputSpec, ...]:
     """Return the inputs that a compiled model takes."""
-    config = model.config
-    specs = [InputSpec("input_ids", config.vocab_size, fill=config.pad_token_id or 0), InputSpec("attention_mask", 2, mask=True)]
+    config = config_of(model)
+    specs = [
+        InputSpec("input_ids", config.vocab_size, fill=config.pad_token_id or 0),
+        InputSpec("attention_mask", 2, mask=True),
+    ]
     if getattr(config, "type_vocab_size", 0) > 1:
         specs.append(InputSpec("token_type_ids", config.type_vocab_size))
     return tuple(specs)
@@ -171,7 +184,7 @@ def inputs_of(model: torch.nn.Module) -> tuple[InputSpec, ...]:
 
 def max_length(model: torch.nn.Module) -> int:
     """Return the longest input in tokens."""
-    return int(getattr(model.config, "max_position_embeddings", 1 << 30))
+    return int(getattr(config_of(model), "max_position_embeddings", 1 << 30))
 
 
 class ExportForm(torch.nn.Module):

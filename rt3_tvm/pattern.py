@@ -38,7 +38,9 @@ class PatternShape:
 
     def __post_init__(self) -> None:
         if min(self.rows, self.cols, self.group) < 1:
-            raise Rt3Error(f"pattern shape {self.rows}x{self.cols} with group {self.group}: every size must be at least 1")
+            raise Rt3Error(
+                f"pattern shape {self.rows}x{self.cols} with group {self.group}: every size must be at least 1"
+            )
         if self.rows % self.group:
             raise Rt3Error(
                 f"group {self.group} does not divide the {self.rows} rows of a pattern: choose one of "

@@ -6,13 +6,12 @@ A family cannot exist untested or unmeasured: tests and ``rt3 inspect`` read thi
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tvm import tirx
-
 from rt3_tvm.schedules.attention import schedule_attention
 from rt3_tvm.schedules.elementwise import schedule_elementwise
 from rt3_tvm.schedules.layer_norm import schedule_layer_norm
 from rt3_tvm.schedules.layout import schedule_gather, schedule_scatter
 from rt3_tvm.schedules.pattern_linear import CpuShape, LinearDecisions, schedule_linear
+from tvm import tirx
 
 KERNEL_ATTR = "rt3.kernel"
 """PrimFunc attribute that names the family."""
@@ -40,7 +39,9 @@ SCHEDULES: dict[str, KernelFamily] = {
         "scores, softmax and context of one head and query tile", lambda f, c: schedule_attention(f, c.lanes)
     ),
     "layer_norm": KernelFamily("LayerNorm with the residual before it", lambda f, c: schedule_layer_norm(f, c.lanes)),
-    "embedding": KernelFamily("rows of a table into the feature-major layout", lambda f, c: schedule_gather(f, c.lanes)),
+    "embedding": KernelFamily(
+        "rows of a table into the feature-major layout", lambda f, c: schedule_gather(f, c.lanes)
+    ),
     "to_feature_major": KernelFamily("into the feature-major layout", lambda f, c: schedule_gather(f, c.lanes)),
     "from_feature_major": KernelFamily("out of the feature-major layout", lambda f, c: schedule_scatter(f, c.lanes)),
     "elementwise": KernelFamily("whatever has no family of its own", lambda f, c: schedule_elementwise(f, c.lanes)),

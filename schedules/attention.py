@@ -6,13 +6,12 @@ product wants, so scores, softmax and context are all vectors over 16 queries. O
 
 from functools import cache
 
-from tvm import tirx
-from tvm.s_tir import Schedule
-from tvm.script import tirx as T
-
 from rt3_tvm.schedules.layout import tiles_of
 from rt3_tvm.schedules.pattern_linear import TOKEN_TILE
 from rt3_tvm.schedules.vector_math import exp
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.script import tirx as T
 
 KEYS = 4
 """Keys of a register block of scores: 4 rows times 16 queries are the 8 accumulators of an AVX2 or NEON core."""
@@ -36,8 +35,12 @@ def attention(
     def biased(score: tirx.Expr, bias: tirx.Buffer, b: tirx.Var, h: tirx.Var, q: tirx.Expr, k: tirx.Expr) -> tirx.Expr:
         score = score * tirx.const(scale, "float32")
         if bias_shape is not None:
-            at = (b if bb > 1 else 0, h if bh > 1 else 0, tirx.min(q, length - 1) if bq > 1 else 0,
-                  tirx.min(k, length - 1) if bk > 1 else 0)
+            at = (
+                b if bb > 1 else 0,
+                h if bh > 1 else 0,
+                tirx.min(q, length - 1) if bq > 1 else 0,
+                tirx.min(k, length - 1) if bk > 1 else 0,
+            )
             score = score + bias[at]
         return score if length == keys else tirx.Select(k < length, score, tirx.const(MASKED, "float32"))
 
@@ -56,17 +59,25 @@ def attention(
         for b, h, i in T.grid(batch, heads, tiles):
             with T.sblock("tile"):
                 vb, vh, vi = T.axis.remap("SSS", [b, h, i])
-                T.reads(Q[0 : batch * tiles, 0:features, 0:TOKEN_TILE], K[0 : batch * tiles, 0:features, 0:TOKEN_TILE],
-                        V[0 : batch * tiles, 0:features, 0:TOKEN_TILE], bias[0:bb, 0:bh, 0:bq, 0:bk])
-                T.writes(Y[0 : batch * tiles, 0:features, 0:TOKEN_TILE], S[0:keys, 0:TOKEN_TILE],
-                         P[0:keys, 0:TOKEN_TILE])
+                T.reads(
+                    Q[0 : batch * tiles, 0:features, 0:TOKEN_TILE],
+                    K[0 : batch * tiles, 0:features, 0:TOKEN_TILE],
+                    V[0 : batch * tiles, 0:features, 0:TOKEN_TILE],
+                    bias[0:bb, 0:bh, 0:bq, 0:bk],
+                )
+                T.writes(
+                    Y[0 : batch * tiles, 0:features, 0:TOKEN_TILE], S[0:keys, 0:TOKEN_TILE], P[0:keys, 0:TOKEN_TILE]
+                )
                 largest = T.sblock_alloc_buffer((TOKEN_TILE,), "float32")
                 total = T.sblock_alloc_buffer((TOKEN_TILE,), "float32")
                 for kt, kb in T.grid(tiles, TOKEN_TILE // KEYS):
                     with T.sblock("keys"):
                         vkt, vkb = T.axis.remap("SS", [kt, kb])
-                        T.reads(Q[0 : batch * tiles, 0:features, 0:TOKEN_TILE],
-                                K[0 : batch * tiles, 0:features, 0:TOKEN_TILE], bias[0:bb, 0:bh, 0:bq, 0:bk])
+                        T.reads(
+                            Q[0 : batch * tiles, 0:features, 0:TOKEN_TILE],
+                            K[0 : batch * tiles, 0:features, 0:TOKEN_TILE],
+                            bias[0:bb, 0:bh, 0:bq, 0:bk],
+                        )
                         T.writes(S[vkt * TOKEN_TILE + vkb * KEYS : vkt * TOKEN_TILE + vkb * KEYS + KEYS, 0:TOKEN_TILE])
                         acc = T.sblock_alloc_buffer((KEYS, TOKEN_TILE), "float32")
                         for d, j, t in T.grid(dim, KEYS, TOKEN_TILE):
@@ -75,15 +86,17 @@ def attention(
                                 vj, vt = T.axis.remap("SS", [j, t])
                                 with T.init():
                                     acc[vj, vt] = T.float32(0)
-                                acc[vj, vt] = acc[vj, vt] + K[
-                                    vb * tiles + vkt, vh * dim + vd, vkb * KEYS + vj] * Q[
-                                    vb * tiles + vi, vh * dim + vd, vt]
+                                acc[vj, vt] = (
+                                    acc[vj, vt]
+                                    + K[vb * tiles + vkt, vh * dim + vd, vkb * KEYS + vj]
+                                    * Q[vb * tiles + vi, vh * dim + vd, vt]
+                                )
                         for j, t in T.grid(KEYS, TOKEN_TILE):
                             with T.sblock("bias"):
                                 vj, vt = T.axis.remap("SS", [j, t])
                                 S[vkt * TOKEN_TILE + vkb * KEYS + vj, vt] = biased(
-                                    acc[vj, vt], bias, vb, vh, vi * TOKEN_TILE + vt,
-                                    vkt * TOKEN_TILE + vkb * KEYS + vj)
+                                    acc[vj, vt], bias, vb, vh, vi * TOKEN_TILE + vt, vkt * TOKEN_TILE + vkb * KEYS + vj
+                                )
                 for c, t in T.grid(keys, TOKEN_TILE):
                     with T.sblock("max"):
                         vc, vt = T.axis.remap("RS", [c, t])
@@ -103,8 +116,9 @@ def attention(
                 for db in range(dim // rows):
                     with T.sblock("features"):
                         vdb = T.axis.spatial(dim // rows, db)
-                        T.reads(V[0 : batch * tiles, 0:features, 0:TOKEN_TILE], P[0:keys, 0:TOKEN_TILE],
-                                total[0:TOKEN_TILE])
+                        T.reads(
+                            V[0 : batch * tiles, 0:features, 0:TOKEN_TILE], P[0:keys, 0:TOKEN_TILE], total[0:TOKEN_TILE]
+                        )
                         T.writes(Y[vb * tiles + vi, vh * dim + vdb * rows : vh * dim + vdb * rows + rows, 0:TOKEN_TILE])
                         mix = T.sblock_alloc_buffer((rows, TOKEN_TILE), "float32")
                         for kt, kl, r, t in T.grid(tiles, TOKEN_TILE, rows, TOKEN_TILE):
@@ -112,8 +126,11 @@ def attention(
                                 vkt, vkl, vr, vt = T.axis.remap("RRSS", [kt, kl, r, t])
                                 with T.init():
                                     mix[vr, vt] = T.float32(0)
-                                mix[vr, vt] = mix[vr, vt] + V[
-                                    vb * tiles + vkt, vh * dim + vdb * rows + vr, vkl] * P[vkt * TOKEN_TILE + vkl, vt]
+                                mix[vr, vt] = (
+                                    mix[vr, vt]
+                                    + V[vb * tiles + vkt, vh * dim + vdb * rows + vr, vkl]
+                                    * P[vkt * TOKEN_TILE + vkl, vt]
+                                )
                         for r, t in T.grid(rows, TOKEN_TILE):
                             with T.sblock("divide"):
                                 vr, vt = T.axis.remap("SS", [r, t])
@@ -133,7 +150,15 @@ def schedule_attention(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
         for loop in (*loops[len(loops) - 1 - unrolled : -1], t0):
             sch.unroll(loop)
 
-    for name, unrolled in (("score", 1), ("bias", 1), ("context", 1), ("divide", 1), ("max", 0), ("sum", 0), ("exp", 0)):
+    for name, unrolled in (
+        ("score", 1),
+        ("bias", 1),
+        ("context", 1),
+        ("divide", 1),
+        ("max", 0),
+        ("sum", 0),
+        ("exp", 0),
+    ):
         vectorise(name, unrolled)
     for name, depth in (("score", 4), ("max", 3), ("sum", 3), ("context", 5)):
         block = sch.get_sblock(name)

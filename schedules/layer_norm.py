@@ -5,11 +5,10 @@ Statistics of 16 tokens are 16 lanes of the same vectors, so nothing is ever red
 
 from functools import cache
 
+from rt3_tvm.schedules.pattern_linear import TOKEN_TILE
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
-
-from rt3_tvm.schedules.pattern_linear import TOKEN_TILE
 
 PARTIAL_SUMS = 4
 """Independent sums per lane, to hide the latency of additions."""
@@ -43,8 +42,12 @@ def layer_norm(tiles: int, features: int, epsilon: float, residual: bool) -> tir
         for i in range(tiles):
             with T.sblock("tile"):
                 vi = T.axis.spatial(tiles, i)
-                T.reads(X[vi, 0:features, 0:TOKEN_TILE], R[vi, 0:features, 0:TOKEN_TILE],
-                        gamma[0:features], beta[0:features])
+                T.reads(
+                    X[vi, 0:features, 0:TOKEN_TILE],
+                    R[vi, 0:features, 0:TOKEN_TILE],
+                    gamma[0:features],
+                    beta[0:features],
+                )
                 T.writes(Y[vi, 0:features, 0:TOKEN_TILE])
                 total = T.sblock_alloc_buffer((parts, TOKEN_TILE), "float32")
                 square = T.sblock_alloc_buffer((parts, TOKEN_TILE), "float32")
@@ -68,8 +71,8 @@ def layer_norm(tiles: int, features: int, epsilon: float, residual: bool) -> tir
                         with T.init():
                             square[vp, vt] = T.float32(0)
                         square[vp, vt] = square[vp, vt] + (
-                            add(X[vi, vc * parts + vp, vt], R[vi, vc * parts + vp, vt]) - mean[vt]) * (
-                            add(X[vi, vc * parts + vp, vt], R[vi, vc * parts + vp, vt]) - mean[vt])
+                            add(X[vi, vc * parts + vp, vt], R[vi, vc * parts + vp, vt]) - mean[vt]
+                        ) * (add(X[vi, vc * parts + vp, vt], R[vi, vc * parts + vp, vt]) - mean[vt])
                 for t in range(TOKEN_TILE):
                     with T.sblock("scale"):
                         vt = T.axis.spatial(TOKEN_TILE, t)
@@ -77,8 +80,9 @@ def layer_norm(tiles: int, features: int, epsilon: float, residual: bool) -> tir
                 for f, t in T.grid(features, TOKEN_TILE):
                     with T.sblock("normalise"):
                         vf, vt = T.axis.remap("SS", [f, t])
-                        Y[vi, vf, vt] = (
-                            add(X[vi, vf, vt], R[vi, vf, vt]) - mean[vt]) * scale[vt] * gamma[vf] + beta[vf]
+                        Y[vi, vf, vt] = (add(X[vi, vf, vt], R[vi, vf, vt]) - mean[vt]) * scale[vt] * gamma[vf] + beta[
+                            vf
+                        ]
 
     return layer_norm
 

@@ -5,11 +5,10 @@ Every sequence of a batch is padded to whole tiles of its own; the lanes that pa
 
 from functools import cache
 
+from rt3_tvm.schedules.pattern_linear import TOKEN_TILE
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
-
-from rt3_tvm.schedules.pattern_linear import TOKEN_TILE
 
 
 def tiles_of(length: int) -> int:
@@ -32,7 +31,8 @@ def to_feature_major(batch: int, length: int, features: int) -> tirx.PrimFunc:
                 Y[vi, vf, vt] = T.if_then_else(
                     T.floormod(vi, tiles) * TOKEN_TILE + vt < length,
                     X[T.floordiv(vi, tiles), T.min(T.floormod(vi, tiles) * TOKEN_TILE + vt, length - 1), vf],
-                    T.float32(0))
+                    T.float32(0),
+                )
 
     return to_feature_major
 
@@ -69,9 +69,14 @@ def embedding(batch: int, length: int, rows: int, features: int, ids_dtype: str)
                 vi, vf, vt = T.axis.remap("SSS", [i, f, t])
                 Y[vi, vf, vt] = T.if_then_else(
                     T.floormod(vi, tiles) * TOKEN_TILE + vt < length,
-                    W[ids[T.floordiv(vi, tiles) * length
-                          + T.min(T.floormod(vi, tiles) * TOKEN_TILE + vt, length - 1)], vf],
-                    T.float32(0))
+                    W[
+                        ids[
+                            T.floordiv(vi, tiles) * length + T.min(T.floormod(vi, tiles) * TOKEN_TILE + vt, length - 1)
+                        ],
+                        vf,
+                    ],
+                    T.float32(0),
+                )
 
     return embedding
 

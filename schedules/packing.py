@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
 from rt3_tvm.schedules.pattern_linear import TOKEN_TILE, LinearPacking
 
 UINT16_COLUMNS = (1 << 16) // TOKEN_TILE

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from rt3_tvm.schedules.vector_math import ACTIVATIONS
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
-
-from rt3_tvm.schedules.vector_math import ACTIVATIONS
 
 TOKEN_TILE = 16
 """Tokens of one tile of the feature-major layout: 64 bytes of float32, a cache line on every CPU we target."""
@@ -81,6 +80,7 @@ class LinearShape:
     def dense(self) -> bool:
         """Whether all rows share one table, so that nothing is skipped."""
         return self.group == self.rows
+
 
 def _largest_divisor(n: int, limit: int) -> int:
     return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
@@ -165,9 +165,13 @@ def linear_algorithm(
                 vc = T.axis.opaque(blocks, cb)
                 vb = T.axis.opaque(token_blocks, tb)
                 vr = T.axis.opaque(outer, rb)
-                T.reads(X[0:x_size], values[0:blocks, 0:row_blocks, 0:kept, 0:rows],
-                        offsets[0:blocks, 0:tables, 0:kept], bias[0:row_blocks, 0:rows],
-                        Y[0:tiles, 0 : row_blocks * rows, 0:TOKEN_TILE])
+                T.reads(
+                    X[0:x_size],
+                    values[0:blocks, 0:row_blocks, 0:kept, 0:rows],
+                    offsets[0:blocks, 0:tables, 0:kept],
+                    bias[0:row_blocks, 0:rows],
+                    Y[0:tiles, 0 : row_blocks * rows, 0:TOKEN_TILE],
+                )
                 T.writes(Y[0:tiles, 0 : row_blocks * rows, 0:TOKEN_TILE])
                 acc = T.sblock_alloc_buffer((gi, rows, tokens), "float32")
                 for k, g, r, t in T.grid(kept, gi, rows, tokens):
@@ -176,12 +180,19 @@ def linear_algorithm(
                         vg, vv, vt = T.axis.remap("SSS", [g, r, t])
                         with T.init():
                             acc[vg, vv, vt] = T.Select(
-                                vc == 0, bias[vr * gi + vg, vv],
-                                Y[tile_of(vb, vt), (vr * gi + vg) * rows + vv, lane_of(vb, vt)])
-                        acc[vg, vv, vt] = acc[vg, vv, vt] + values[vc, vr * gi + vg, vk, vv] * X[
-                            tile_of(vb, vt) * tile_size
-                            + T.Cast("int32", offsets[vc, T.floordiv(vr * gi + vg, share), vk])
-                            + lane_of(vb, vt)]
+                                vc == 0,
+                                bias[vr * gi + vg, vv],
+                                Y[tile_of(vb, vt), (vr * gi + vg) * rows + vv, lane_of(vb, vt)],
+                            )
+                        acc[vg, vv, vt] = (
+                            acc[vg, vv, vt]
+                            + values[vc, vr * gi + vg, vk, vv]
+                            * X[
+                                tile_of(vb, vt) * tile_size
+                                + T.Cast("int32", offsets[vc, T.floordiv(vr * gi + vg, share), vk])
+                                + lane_of(vb, vt)
+                            ]
+                        )
                 if vc == last:
                     for g, r, t in T.grid(gi, rows, tokens):
                         with T.sblock("finish"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rt3_tvm import CompileOptions, PruneOptions, compile, model, prune  # noqa: A004
+from rt3_tvm import CompileOptions, PruneOptions, compile, model, prune
 from rt3_tvm.checkpoint import Checkpoint
 
 torch.set_num_threads(2)

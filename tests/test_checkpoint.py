@@ -79,8 +79,12 @@ def test_truncated_file(copy):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not a checkpoint"), ("[]", "format version None"), ('{"format_version": 99}', "format version 99"),
-     ('{"format_version": 1}', "damaged")],
+    [
+        ("{", "not a checkpoint"),
+        ("[]", "format version None"),
+        ('{"format_version": 99}', "format version 99"),
+        ('{"format_version": 1}', "damaged"),
+    ],
 )
 def test_bad_tables(copy, text, message):
     (copy / "checkpoint.json").write_text(text)

@@ -70,7 +70,8 @@ def test_density_is_met_although_blocks_do_not_fit(cols, width, density):
 def test_more_patterns_keep_more_energy():
     w = weights(64, 128)
     kept = [
-        float((w[cut_patterns(w, cut_backbone(w, 0.0, 64), PatternShape(4, 16, 4), 0.5, k).mask()] ** 2).sum()) for k in (1, 8, 64)
+        float((w[cut_patterns(w, cut_backbone(w, 0.0, 64), PatternShape(4, 16, 4), 0.5, k).mask()] ** 2).sum())
+        for k in (1, 8, 64)
     ]
     assert kept[0] < kept[1] < kept[2]
 
@@ -81,7 +82,9 @@ def test_refined_patterns_beat_sampled_ones():
     refined = cut_patterns(w, cut_backbone(w, 0.0, 64), shape, 0.5, 8)
     energy = np.square(w).reshape(16, 4, 8, 16).sum(1).transpose(0, 1, 2)[:, :, None, :].astype(np.float64)
     rng = np.random.default_rng(0)
-    sampled = np.sort(np.argsort(-energy.reshape(-1, 1, 16)[rng.choice(128, 8, replace=False)], axis=-1)[..., :8], axis=-1)
+    sampled = np.sort(
+        np.argsort(-energy.reshape(-1, 1, 16)[rng.choice(128, 8, replace=False)], axis=-1)[..., :8], axis=-1
+    )
     chosen = assign(energy, sampled.astype(np.int32))
     kept = np.take_along_axis(energy, sampled[chosen], axis=3).sum()
     assert (w[refined.mask()] ** 2).sum() > kept

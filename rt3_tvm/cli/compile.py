@@ -14,12 +14,23 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the shared library")
     p.add_argument("--device", default="host", metavar="NAME", help="see rt3 devices; default host")
     p.add_argument("--device-file", metavar="TOML", help="a device of your own, instead of --device")
-    p.add_argument("--freqs", metavar="F,F,F", help="one per level, descending, as 1.4GHz,1.0GHz,0.8GHz; "
-                   "default the top, the lowest and evenly spaced operating points of the device")
-    p.add_argument("--seq-len", type=numbers(int, "sequence lengths"), default="128", metavar="T,T",
-                   help="lengths to compile for; a call takes the smallest that fits; default 128")
+    p.add_argument(
+        "--freqs",
+        metavar="F,F,F",
+        help="one per level, descending, as 1.4GHz,1.0GHz,0.8GHz; "
+        "default the top, the lowest and evenly spaced operating points of the device",
+    )
+    p.add_argument(
+        "--seq-len",
+        type=numbers(int, "sequence lengths"),
+        default="128",
+        metavar="T,T",
+        help="lengths to compile for; a call takes the smallest that fits; default 128",
+    )
     p.add_argument("--batch", type=int, default=1, metavar="N", help="largest batch; default 1")
-    p.add_argument("--deadline", type=float, default=0.0, metavar="MS", help="deadline that `auto` watches; default none")
+    p.add_argument(
+        "--deadline", type=float, default=0.0, metavar="MS", help="deadline that `auto` watches; default none"
+    )
     p.add_argument("--cross-compiler", metavar="CMD", help="C compiler for the device, with its options")
     p.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after each phase")
     p.set_defaults(drive=drive)
@@ -34,13 +45,19 @@ def drive(args: argparse.Namespace) -> None:
     checkpoint = Checkpoint.load(args.checkpoint)
     frequencies = parse_frequencies(args.freqs, len(checkpoint.levels)) if args.freqs else None
     options = CompileOptions(
-        args.device_file or args.device, frequencies, tuple(args.seq_len), args.batch, args.deadline / 1e3,
-        args.cross_compiler, args.dump_ir,
+        args.device_file or args.device,
+        frequencies,
+        tuple(args.seq_len),
+        args.batch,
+        args.deadline / 1e3,
+        args.cross_compiler,
+        args.dump_ir,
     )
     report = compile_checkpoint(checkpoint, args.output, options, logging.info)
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in report.seconds.items())
     levels = ", ".join(
-        f"{i}: {row['frequency_hz'] / 1e9:g} GHz density {row['density']:.3f}" for i, row in enumerate(report.metadata["levels"])
+        f"{i}: {row['frequency_hz'] / 1e9:g} GHz density {row['density']:.3f}"
+        for i, row in enumerate(report.metadata["levels"])
     )
     for name in report.metadata["unmatched"]:
         print(f"{name}: no linear layer was matched, runs dense with its mask")

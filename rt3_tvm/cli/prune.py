@@ -10,14 +10,31 @@ from rt3_tvm.cli.options import block_shape, numbers
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
     p = commands.add_parser("prune", help="prune a model once, by magnitude, to a checkpoint of several levels")
-    p.add_argument("model", help="a local Hugging Face directory, or minilm, random-distilbert, random-minilm, random-tiny")
+    p.add_argument(
+        "model", help="a local Hugging Face directory, or minilm, random-distilbert, random-minilm, random-tiny"
+    )
     p.add_argument("-o", "--output", type=Path, required=True, metavar="CKPT", help="directory of the checkpoint")
-    p.add_argument("--sparsity", type=numbers(float, "one sparsity per level"), default="0.5,0.75,0.9",
-                   metavar="S,S,S", help="one per level, ascending, in [0, 1); default 0.5,0.75,0.9")
-    p.add_argument("--block-sparsity", type=float, default=0.0, metavar="S",
-                   help="part of its columns that each block row loses for the backbone; default 0")
-    p.add_argument("--block-rows", type=int, default=None, metavar="R",
-                   help="rows of a block in block pruning; default 128, or the next multiple of the group")
+    p.add_argument(
+        "--sparsity",
+        type=numbers(float, "one sparsity per level"),
+        default="0.5,0.75,0.9",
+        metavar="S,S,S",
+        help="one per level, ascending, in [0, 1); default 0.5,0.75,0.9",
+    )
+    p.add_argument(
+        "--block-sparsity",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="part of its columns that each block row loses for the backbone; default 0",
+    )
+    p.add_argument(
+        "--block-rows",
+        type=int,
+        default=None,
+        metavar="R",
+        help="rows of a block in block pruning; default 128, or the next multiple of the group",
+    )
     p.add_argument("--pattern-shape", type=block_shape, default="4x32", metavar="RxC", help="default 4x32")
     p.add_argument("--group", type=int, default=4, metavar="V", help="rows that keep the same columns; default 4")
     p.add_argument("--patterns", type=int, default=256, metavar="K", help="patterns in a set; default 256")
@@ -45,7 +62,9 @@ def drive(args: argparse.Namespace) -> None:
         logging.info("%s stays dense: %s", name, reason)
     narrowed = {n: m for n, m in checkpoint.levels[0].matrices.items() if m.patterns.shape.group != args.group}
     for name, matrix in narrowed.items():
-        print(f"{name}: group {args.group} does not divide its {matrix.backbone.shape[0]} rows, took {matrix.patterns.shape.group}")
+        print(
+            f"{name}: group {args.group} does not divide its {matrix.backbone.shape[0]} rows, took {matrix.patterns.shape.group}"
+        )
     densities = ", ".join(f"{level.density:.3f}" for level in checkpoint.levels)
     count = len(checkpoint.levels[0].matrices)
     print(f"{args.output}: {count} matrices pruned, {len(checkpoint.skipped)} dense, density by level {densities}")

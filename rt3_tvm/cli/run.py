@@ -12,7 +12,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
     p = commands.add_parser("run", help="run a bundle on inputs from an .npz")
     p.add_argument("bundle", type=Path)
-    p.add_argument("-i", "--inputs", type=Path, required=True, metavar="NPZ", help="(batch, length) integers by input name")
+    p.add_argument(
+        "-i", "--inputs", type=Path, required=True, metavar="NPZ", help="(batch, length) integers by input name"
+    )
     p.add_argument("-o", "--outputs", type=Path, metavar="NPZ", help="where the outputs go")
     which = p.add_mutually_exclusive_group()
     which.add_argument("--freq", type=checked(parse_frequency), metavar="F", help="take the level of this frequency")

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rt3_tvm import __version__, device as devices
+from rt3_tvm import __version__
+from rt3_tvm import device as devices
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, link_bundle
@@ -78,7 +79,9 @@ class CompileReport:
 
 
 def compile_checkpoint(
-    checkpoint: Checkpoint, output: str | Path, options: CompileOptions | None = None,
+    checkpoint: Checkpoint,
+    output: str | Path,
+    options: CompileOptions | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> CompileReport:
     """Compile a checkpoint to a bundle.
@@ -115,7 +118,12 @@ def compile_checkpoint(
         "target": target,
         "compiler": compiler,
         "levels": [
-            {"frequency_hz": row.frequency_hz, "deadline_s": row.deadline_s, "density": row.density, "sparsity": lv.sparsity}
+            {
+                "frequency_hz": row.frequency_hz,
+                "deadline_s": row.deadline_s,
+                "density": row.density,
+                "sparsity": lv.sparsity,
+            }
             for row, lv in zip(levels, checkpoint.levels, strict=True)
         ],
     }
@@ -181,9 +189,7 @@ class _Build:
                 mod = run_phases(imported.mod, shared_phases(), self.options.dump_ir, f"t{length}_")
             for i, level in enumerate(self.checkpoint.levels):
                 self.progress(f"level {i} at length {length}")
-                context = VariantContext(
-                    i, self.options.batch, length, self.cpu, imported.parameters, level.matrices
-                )
+                context = VariantContext(i, self.options.batch, length, self.cpu, imported.parameters, level.matrices)
                 with self.timed("transform"):
                     lowered = run_phases(mod, level_phases(context), self.options.dump_ir, f"t{length}_level{i}_")
                 with self.timed("plan"):
@@ -241,11 +247,13 @@ class _Build:
                     row = table.setdefault(
                         step.matrix, {"shape": list(self.checkpoint.weights[step.matrix].shape), "levels": []}
                     )
-                    row["levels"].append({
-                        "kernel": self.kernels.kernels[step.kernel].family,
-                        "density": matrix.density if matrix else 1.0,
-                        "group": matrix.patterns.shape.group if matrix else 0,
-                    })
+                    row["levels"].append(
+                        {
+                            "kernel": self.kernels.kernels[step.kernel].family,
+                            "density": matrix.density if matrix else 1.0,
+                            "group": matrix.patterns.shape.group if matrix else 0,
+                        }
+                    )
         return table
 
     def _unmatched(self) -> list[str]:

@@ -119,7 +119,9 @@ def _place_buffers(buffers: list[_Buffer]) -> int:
     """Give each buffer the lowest offset at which nothing else lives while it does, the largest first."""
     placed: list[_Buffer] = []
     for buffer in sorted(buffers, key=lambda b: (-b.size, b.first)):
-        others = sorted((p for p in placed if p.first <= buffer.last and buffer.first <= p.last), key=lambda p: p.offset)
+        others = sorted(
+            (p for p in placed if p.first <= buffer.last and buffer.first <= p.last), key=lambda p: p.offset
+        )
         offset = 0
         for other in others:
             if offset + buffer.size <= other.offset:
@@ -157,7 +159,10 @@ def plan_variant(mod: IRModule, context: VariantContext, kernels: KernelTable, s
 
 
 def _place(value: _Value) -> Place:
-    return Place(True, value.weight) if value.weight is not None else Place(False, value.buffer.offset)
+    if value.weight is not None:
+        return Place(True, value.weight)
+    assert value.buffer is not None
+    return Place(False, value.buffer.offset)
 
 
 def _offsets(buffers: list[_Buffer | None]) -> tuple[int, ...]:

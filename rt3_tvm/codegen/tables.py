@@ -39,16 +39,44 @@ class Tables:
         parts = ['#include "rt3_internal.h"\n']
         parts += [_shim(k) for k in self.kernels]
         parts += [_variant_tables(i, p, self.kernels) for i, p in enumerate(plans)]
-        parts.append(_array("rt3_level_info", "levels", (
-            f"{{{lv.frequency_hz!r}, {lv.deadline_s!r}, {lv.density!r}}}" for lv in self.levels)))
-        parts.append(_array("rt3_variant", "variants", (
-            f"{{{p.level}, {p.length}, steps_{i}, {len(p.steps)}, inputs_{i}, outputs_{i}}}" for i, p in enumerate(plans))))
-        parts.append(_array("rt3_input_spec", "inputs", (
-            f"{{{{{_string(s.name)}, RT3_INT64, 2, {{RT3_AXIS_BATCH, RT3_AXIS_LENGTH}}, {s.limit}, "
-            f"{int(i > 0)}}}, {s.fill}, {str(s.mask).lower()}}}" for i, s in enumerate(self.inputs))))
-        parts.append(_array("rt3_tensor_info", "outputs", (
-            f"{{{_string(o.name)}, RT3_FLOAT32, {len(o.axes)}, {{{', '.join(_axis(a) for a in o.axes)}}}, 0, 0}}"
-            for o in self.outputs)))
+        parts.append(
+            _array(
+                "rt3_level_info",
+                "levels",
+                (f"{{{lv.frequency_hz!r}, {lv.deadline_s!r}, {lv.density!r}}}" for lv in self.levels),
+            )
+        )
+        parts.append(
+            _array(
+                "rt3_variant",
+                "variants",
+                (
+                    f"{{{p.level}, {p.length}, steps_{i}, {len(p.steps)}, inputs_{i}, outputs_{i}}}"
+                    for i, p in enumerate(plans)
+                ),
+            )
+        )
+        parts.append(
+            _array(
+                "rt3_input_spec",
+                "inputs",
+                (
+                    f"{{{{{_string(s.name)}, RT3_INT64, 2, {{RT3_AXIS_BATCH, RT3_AXIS_LENGTH}}, {s.limit}, "
+                    f"{int(i > 0)}}}, {s.fill}, {str(s.mask).lower()}}}"
+                    for i, s in enumerate(self.inputs)
+                ),
+            )
+        )
+        parts.append(
+            _array(
+                "rt3_tensor_info",
+                "outputs",
+                (
+                    f"{{{_string(o.name)}, RT3_FLOAT32, {len(o.axes)}, {{{', '.join(_axis(a) for a in o.axes)}}}, 0, 0}}"
+                    for o in self.outputs
+                ),
+            )
+        )
         workspace = max(p.workspace_bytes for p in plans)
         longest = max(p.length for p in plans)
         parts.append(
@@ -85,14 +113,17 @@ def _variant_tables(index: int, plan: Plan, kernels: Sequence[Kernel]) -> str:
 
     args = [f"static const rt3_place args_{index}_{i}[] = {{{place_rows(s)}}};" for i, s in enumerate(plan.steps)]
     steps = (
-        f"{{run_{kernels[s.kernel].symbol}, args_{index}_{i}, {len(s.args)}, {s.kernel}}}" for i, s in enumerate(plan.steps)
+        f"{{run_{kernels[s.kernel].symbol}, args_{index}_{i}, {len(s.args)}, {s.kernel}}}"
+        for i, s in enumerate(plan.steps)
     )
-    return "\n".join([
-        *args,
-        _array("rt3_step", f"steps_{index}", steps),
-        _array("uint64_t", f"inputs_{index}", (f"{o}u" for o in plan.inputs)),
-        _array("uint64_t", f"outputs_{index}", (f"{o}u" for o in plan.outputs)),
-    ])
+    return "\n".join(
+        [
+            *args,
+            _array("rt3_step", f"steps_{index}", steps),
+            _array("uint64_t", f"inputs_{index}", (f"{o}u" for o in plan.inputs)),
+            _array("uint64_t", f"outputs_{index}", (f"{o}u" for o in plan.outputs)),
+        ]
+    )
 
 
 def blob_assembly(weights: Path, metadata: Path) -> str:

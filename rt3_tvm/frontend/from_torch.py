@@ -65,6 +65,4 @@ def import_model(model: torch.nn.Module, batch: int, length: int) -> ImportedMod
     except AssertionError as error:  # how TVM 0.27 reports an operator that it cannot import
         raise Rt3Error(f"TVM cannot import this model: {error}") from error
     mod["main"] = mod["main"].without_attr("params")
-    return ImportedModel(
-        mod, batch, length, inputs, models.outputs_of(model, inputs), models.parameter_names(program)
-    )
+    return ImportedModel(mod, batch, length, inputs, models.outputs_of(model, inputs), models.parameter_names(program))

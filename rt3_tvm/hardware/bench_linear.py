@@ -73,11 +73,21 @@ class LinearResult:
         """Return the result for ``--json``."""
         best = self.dense[self.dense_name]
         return {
-            "ours_ms": self.ours.median, "dense_ms": best.median, "dense_name": self.dense_name,
-            "speedup": best.median / self.ours.median, "sparsity": self.sparsity, "group": self.case.group,
-            "max_abs_err": self.max_abs_err, "rows": self.case.rows, "cols": self.case.cols, "tokens": self.case.tokens,
-            "gflops": self.gflops, "ours_spread_ms": [self.ours.low, self.ours.high],
-            "dense_spread_ms": [best.low, best.high], "packing": self.packing.__dict__, "decisions": self.decisions.__dict__,
+            "ours_ms": self.ours.median,
+            "dense_ms": best.median,
+            "dense_name": self.dense_name,
+            "speedup": best.median / self.ours.median,
+            "sparsity": self.sparsity,
+            "group": self.case.group,
+            "max_abs_err": self.max_abs_err,
+            "rows": self.case.rows,
+            "cols": self.case.cols,
+            "tokens": self.case.tokens,
+            "gflops": self.gflops,
+            "ours_spread_ms": [self.ours.low, self.ours.high],
+            "dense_spread_ms": [best.low, best.high],
+            "packing": self.packing.__dict__,
+            "decisions": self.decisions.__dict__,
         }
 
 
@@ -134,15 +144,23 @@ class _Ours:
     """Our kernel, compiled and linked as in a bundle, called through ctypes."""
 
     def __init__(
-        self, case: LinearCase, columns: np.ndarray, valid: np.ndarray, weight: np.ndarray, bias: np.ndarray,
-        x: np.ndarray, folder: Path,
+        self,
+        case: LinearCase,
+        columns: np.ndarray,
+        valid: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        x: np.ndarray,
+        folder: Path,
     ) -> None:
         cluster = devices.load("host").cluster
         cpu = CpuShape(cluster.lanes, cluster.registers, cluster.l1d_bytes)
         group, kept = case.rows // columns.shape[0], columns.shape[1]
         self.packing = choose_packing(cpu, case.cols, kept, group)
         tiles = -(-case.tokens // TOKEN_TILE)
-        shape = LinearShape(tiles, case.rows, case.cols, padded_kept(kept, self.packing), group, offset_dtype(case.cols))
+        shape = LinearShape(
+            tiles, case.rows, case.cols, padded_kept(kept, self.packing), group, offset_dtype(case.cols)
+        )
         self.decisions = choose_decisions(cpu, shape, self.packing)
         family = "dense_linear" if shape.dense else "pattern_linear"
         func = linear_algorithm(shape, self.packing, self.decisions, cpu.lanes, "none")

@@ -29,7 +29,9 @@ class ModelResult:
     def to_json(self) -> dict[str, object]:
         """Return the result for ``--json``."""
         return {
-            "batch": self.batch, "length": self.length, "threads": 1,
+            "batch": self.batch,
+            "length": self.length,
+            "threads": 1,
             "levels": [
                 {"level": i, "density": d, "median_ms": t.median, "low_ms": t.low, "high_ms": t.high}
                 for i, (t, d) in enumerate(zip(self.levels, self.densities, strict=True))
@@ -53,7 +55,8 @@ def bench_model(
     rng = np.random.default_rng(0)
     specs = models.inputs_of(model)
     inputs = {
-        s.name: np.ones((batch, length), np.int64) if s.mask else rng.integers(0, s.limit, (batch, length)) for s in specs
+        s.name: np.ones((batch, length), np.int64) if s.mask else rng.integers(0, s.limit, (batch, length))
+        for s in specs
     }
     calls: dict[str, Callable[[], object]] = {
         f"level {i}": partial(_at_level, bundle, i, inputs) for i in range(len(bundle.levels))

@@ -1,7 +1,6 @@
 """Dense rivals on this machine, one row each: PyTorch always, ONNX Runtime where it is installed (extra ``bench``)."""
 
 import importlib.util
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -75,12 +74,12 @@ def _onnxruntime_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, thr
 
 
 def _onnxruntime_model(model: torch.nn.Module, inputs: dict[str, np.ndarray], threads: int) -> Call:
-    form, file = models.ExportForm(model), io.BytesIO()
+    form = models.ExportForm(model)
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     with torch.no_grad(), models.quiet():
         program = torch.onnx.export(form, (), kwargs=tensors, dynamo=True, verbose=False)
-    program.save(file)
-    session = _session(file.getvalue(), threads)
+    assert program is not None  # only without dynamo
+    session = _session(program.model_proto.SerializeToString(), threads)
     known = {i.name for i in session.get_inputs()}
     feed = {name: value for name, value in inputs.items() if name in known}
     return lambda: session.run(None, feed)

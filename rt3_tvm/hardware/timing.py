@@ -20,7 +20,10 @@ class Timing:
     def of(cls, milliseconds: list[float]) -> "Timing":
         """Return the statistics of a list of times."""
         return cls(
-            statistics.median(milliseconds), statistics.fmean(milliseconds), min(milliseconds), max(milliseconds),
+            statistics.median(milliseconds),
+            statistics.fmean(milliseconds),
+            min(milliseconds),
+            max(milliseconds),
             statistics.pstdev(milliseconds),
         )
 

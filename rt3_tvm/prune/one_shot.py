@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -49,8 +50,10 @@ class PruneOptions:
         for s in (*self.sparsity, self.block_sparsity):
             if not 0.0 <= s < 1.0:
                 raise Rt3Error(f"sparsity {s:g} is outside [0, 1)")
-        if any(a >= b for a, b in zip(self.sparsity, self.sparsity[1:], strict=False)):
-            raise Rt3Error(f"sparsity {','.join(f'{s:g}' for s in self.sparsity)}: give the levels ascending, each once")
+        if any(a >= b for a, b in pairwise(self.sparsity)):
+            raise Rt3Error(
+                f"sparsity {','.join(f'{s:g}' for s in self.sparsity)}: give the levels ascending, each once"
+            )
         if self.block_sparsity > self.sparsity[0]:
             raise Rt3Error(
                 f"block sparsity {self.block_sparsity:g} exceeds the first level's sparsity {self.sparsity[0]:g}: "

@@ -13,7 +13,9 @@ def describe(path: Path) -> dict[str, Any]:
     """Return the facts of a checkpoint (a directory) or a bundle (a file)."""
     if path.is_dir():
         return _describe_checkpoint(path)
-    return {"kind": "bundle", "path": str(path), "bytes": path.stat().st_size if path.exists() else 0} | read_metadata(path)
+    return {"kind": "bundle", "path": str(path), "bytes": path.stat().st_size if path.exists() else 0} | read_metadata(
+        path
+    )
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
@@ -29,29 +31,37 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
             "backbone_density": per_level[0].backbone.density,
             "pattern_shape": [shape.rows, shape.cols],
             "levels": [
-                {"density": m.density, "group": m.patterns.shape.group, "patterns": len(m.patterns.columns)} for m in per_level
+                {"density": m.density, "group": m.patterns.shape.group, "patterns": len(m.patterns.columns)}
+                for m in per_level
             ],
         }
     return {
-        "kind": "checkpoint", "path": str(path), "format": FORMAT_VERSION,
+        "kind": "checkpoint",
+        "path": str(path),
+        "format": FORMAT_VERSION,
         "bytes": sum(f.stat().st_size for f in path.iterdir()),
         "model": checkpoint.description,
         "levels": [{"sparsity": lv.sparsity, "density": lv.density} for lv in checkpoint.levels],
-        "matrices": matrices, "skipped": checkpoint.skipped,
+        "matrices": matrices,
+        "skipped": checkpoint.skipped,
     }
 
 
 def tables(facts: dict[str, Any]) -> list[Any]:
     """Return the facts as lines and tables for a terminal."""
     is_bundle = facts["kind"] == "bundle"
-    parts: list[Any] = [f"{facts['path']}: {facts['kind']} of {facts['model']['class']}, {facts['bytes'] / 2**20:.1f} MiB"]
+    parts: list[Any] = [
+        f"{facts['path']}: {facts['kind']} of {facts['model']['class']}, {facts['bytes'] / 2**20:.1f} MiB"
+    ]
     if is_bundle:
         target = facts["target"]
         parts.append(
             f"device {facts['device']} ({facts['cluster']}, {target.get('mcpu', '')}), batch {facts['batch']}, "
             f"lengths {', '.join(map(str, facts['lengths']))}; rt3 {facts['rt3_version']}, TVM {facts['tvm_version']}"
         )
-        parts.append(f"weights {facts['weights_bytes'] / 2**20:.1f} MiB, workspace {facts['workspace_bytes'] / 2**20:.2f} MiB")
+        parts.append(
+            f"weights {facts['weights_bytes'] / 2**20:.1f} MiB, workspace {facts['workspace_bytes'] / 2**20:.2f} MiB"
+        )
     parts.append(_levels_table(facts, is_bundle))
     parts.append(_matrices_table(facts))
     if is_bundle:
@@ -68,8 +78,10 @@ def _levels_table(facts: dict[str, Any], is_bundle: bool) -> Table:
     for head in ("level", *(("from GHz", "deadline ms") if is_bundle else ()), "sparsity asked", "density"):
         table.add_column(head, justify="right")
     for i, row in enumerate(facts["levels"]):
-        clock = (f"{row['frequency_hz'] / 1e9:g}", f"{row['deadline_s'] * 1e3:g}" if row["deadline_s"] else "none")
-        table.add_row(str(i), *(clock if is_bundle else ()), f"{row['sparsity']:g}", f"{row['density']:.4f}")
+        clock: tuple[str, ...] = ()
+        if is_bundle:
+            clock = (f"{row['frequency_hz'] / 1e9:g}", f"{row['deadline_s'] * 1e3:g}" if row["deadline_s"] else "none")
+        table.add_row(str(i), *clock, f"{row['sparsity']:g}", f"{row['density']:.4f}")
     return table
 
 
@@ -81,7 +93,9 @@ def _matrices_table(facts: dict[str, Any]) -> Table:
         table.add_column(f"level {i}")
     for name, row in facts["matrices"].items():
         cells = (
-            " ".join(filter(None, (lv.get("kernel", ""), f"{lv['density']:.3f}", f"V={lv['group']}" if lv["group"] else "")))
+            " ".join(
+                filter(None, (lv.get("kernel", ""), f"{lv['density']:.3f}", f"V={lv['group']}" if lv["group"] else ""))
+            )
             for lv in row["levels"]
         )
         table.add_row(name, "x".join(map(str, row["shape"])), *cells)

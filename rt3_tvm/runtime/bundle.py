@@ -23,15 +23,23 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64))
 
 class _Tensor(ctypes.Structure):
     _fields_ = (
-        ("name", ctypes.c_char_p), ("dtype", ctypes.c_int), ("rank", ctypes.c_int32), ("shape", ctypes.c_int64 * MAX_RANK),
-        ("data", ctypes.c_void_p), ("bytes", ctypes.c_size_t),
+        ("name", ctypes.c_char_p),
+        ("dtype", ctypes.c_int),
+        ("rank", ctypes.c_int32),
+        ("shape", ctypes.c_int64 * MAX_RANK),
+        ("data", ctypes.c_void_p),
+        ("bytes", ctypes.c_size_t),
     )
 
 
 class _TensorInfo(ctypes.Structure):
     _fields_ = (
-        ("name", ctypes.c_char_p), ("dtype", ctypes.c_int), ("rank", ctypes.c_int32), ("axes", ctypes.c_int64 * MAX_RANK),
-        ("limit", ctypes.c_int64), ("optional", ctypes.c_int32),
+        ("name", ctypes.c_char_p),
+        ("dtype", ctypes.c_int),
+        ("rank", ctypes.c_int32),
+        ("axes", ctypes.c_int64 * MAX_RANK),
+        ("limit", ctypes.c_int64),
+        ("optional", ctypes.c_int32),
     )
 
 
@@ -41,8 +49,11 @@ class _LevelInfo(ctypes.Structure):
 
 class _AutoOptions(ctypes.Structure):
     _fields_ = (
-        ("sysfs_root", ctypes.c_char_p), ("policy", ctypes.c_int32), ("dwell_s", ctypes.c_double),
-        ("poll_s", ctypes.c_double), ("hysteresis", ctypes.c_double),
+        ("sysfs_root", ctypes.c_char_p),
+        ("policy", ctypes.c_int32),
+        ("dwell_s", ctypes.c_double),
+        ("poll_s", ctypes.c_double),
+        ("hysteresis", ctypes.c_double),
     )
 
 
@@ -186,7 +197,12 @@ class Bundle:
         return self._check(self._library.rt3_set_frequency(self._handle, hz)) != BELOW_RANGE
 
     def set_auto(
-        self, sysfs_root: str | Path = "/sys", policy: int = 0, *, dwell_s: float = 0.0, poll_s: float = 0.0,
+        self,
+        sysfs_root: str | Path = "/sys",
+        policy: int = 0,
+        *,
+        dwell_s: float = 0.0,
+        poll_s: float = 0.0,
         hysteresis: float = 0.0,
     ) -> None:
         """Follow a cpufreq policy from now on; zeros take the defaults of ``rt3.h``."""

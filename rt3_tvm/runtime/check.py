@@ -37,7 +37,9 @@ def check_bundle(path: Path, for_this_machine: bool = True) -> None:
     except (ELFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise Rt3Error(f"'{path}' is not an rt3 bundle: no readable ELF library") from error
     if for_this_machine and machine != platform.machine():
-        raise Rt3Error(f"'{path}' is for {machine}, this machine is {platform.machine()}: compile it with --device host")
+        raise Rt3Error(
+            f"'{path}' is for {machine}, this machine is {platform.machine()}: compile it with --device host"
+        )
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""From an imported Relax module to scheduled kernels: see pipeline.py."""

@@ -6,6 +6,7 @@ from typing import Literal
 from rt3_tvm.pattern import SparseMatrix
 from rt3_tvm.schedules.pattern_linear import CpuShape, LinearPacking
 
+Kind = Literal["raw", "values", "offsets", "bias"]
 UNPRUNED = -1
 """Level of a weight that no level masks."""
 
@@ -17,7 +18,7 @@ class WeightRef:
     Equal references are stored once, whatever level or length uses them.
     """
 
-    kind: Literal["raw", "values", "offsets", "bias"]
+    kind: Kind
     weight: str
     bias: str = ""
     level: int = UNPRUNED

@@ -24,7 +24,7 @@ from rt3_tvm.schedules.pattern_linear import (
     linear_algorithm,
 )
 from rt3_tvm.transform.composites import COMPOSITES, Composite, find_op, is_float32, static_shape
-from rt3_tvm.transform.context import VariantContext, WeightRef
+from rt3_tvm.transform.context import Kind, VariantContext, WeightRef
 
 ELEMENTWISE = frozenset(
     f"relax.{name}"
@@ -62,6 +62,13 @@ def tensor(shape: tuple[int, ...], dtype: str = "float32") -> relax.TensorType:
     return relax.TensorType(shape, dtype)
 
 
+def token_shape(expr: relax.Expr) -> Tokens:
+    """Return the logical shape of a tensor that is known to have one."""
+    tokens = tokens_of(expr)
+    assert tokens is not None
+    return tokens
+
+
 def tokens_of(expr: relax.Expr) -> Tokens | None:
     """Return the logical shape of a (batch, length, features) or (length, features) float32 tensor."""
     if not isinstance(expr.ty, relax.TensorType) or not is_float32(expr):
@@ -91,7 +98,7 @@ class _Lowering:
         if name is not None:
             self.plain[expr] = self.parameter(self.context.raw(name), expr.ty)
         else:
-            t = tokens_of(expr)
+            t = token_shape(expr)
             func = layout_kernel.from_feature_major(t.batch, t.length, t.features)
             self.plain[expr] = self.kernel(
                 "from_feature_major", func, [self.feature_major[expr]], tensor(static_shape(expr))
@@ -101,7 +108,7 @@ class _Lowering:
     def as_feature_major(self, expr: relax.Expr) -> relax.Expr:
         """Return a token tensor in the feature-major layout, transposing it once if need be."""
         if expr not in self.feature_major:
-            t = tokens_of(expr)
+            t = token_shape(expr)
             func = layout_kernel.to_feature_major(t.batch, t.length, t.features)
             source = self.as_plain(expr)
             if len(static_shape(source)) == 2:
@@ -127,7 +134,7 @@ class _Lowering:
     def linear(self, row: Composite, func: relax.Function, args: dict[str, relax.Expr]) -> relax.Expr:
         """Lower a linear layer to the kernel that its annotation names."""
         cpu, name = self.context.cpu, str(func.attrs["rt3.matrix"])
-        t = tokens_of(args["x"])
+        t = token_shape(args["x"])
         rows, cols = static_shape(args["weight"])
         family = str(func.attrs["rt3.kernel"])
         sparse = family == "pattern_linear"
@@ -141,7 +148,7 @@ class _Lowering:
         blocks, block_kept = packing.column_blocks, shape.kept // packing.column_blocks
         bias = self.context.parameters[args["bias"].name] if "bias" in args else ""
 
-        def ref(kind: str) -> WeightRef:
+        def ref(kind: Kind) -> WeightRef:
             return WeightRef(kind, name, bias, int(func.attrs["rt3.level"]), packing, dense=not sparse)
 
         flat = self.builder.emit(relax.op.reshape(self.as_feature_major(args["x"]), (t.tiles * cols * TOKEN_TILE,)))
@@ -154,7 +161,7 @@ class _Lowering:
 
     def attention(self, _row: Composite, func: relax.Function, args: dict[str, relax.Expr]) -> relax.Expr | None:
         """Lower attention; causal masks and biases that differ by query are taken as biases."""
-        t = tokens_of(args["q"])
+        t = token_shape(args["q"])
         op = find_op(func, "relax.nn.attention_bias" if "bias" in args else "relax.nn.attention")
         if op.attrs.causal_mask is not None:
             return None
@@ -172,7 +179,7 @@ class _Lowering:
 
     def layer_norm(self, _row: Composite, func: relax.Function, args: dict[str, relax.Expr]) -> relax.Expr:
         """Lower LayerNorm with the residual before it."""
-        t = tokens_of(args["x"])
+        t = token_shape(args["x"])
         epsilon = float(find_op(func, "relax.nn.layer_norm").attrs.epsilon)
         algorithm = layer_norm_kernel.layer_norm(t.tiles, t.features, epsilon, residual="residual" in args)
         x = self.as_feature_major(args["x"])
@@ -252,9 +259,7 @@ class _Lowering:
         mod = self.builder.get()
         body = mod["lowered"]
         params = [*body.params, *self.parameters.values()]
-        func = relax.Function(params, body.body, body.ret_ty).with_attrs(
-            {"num_input": count, "global_symbol": "main"}
-        )
+        func = relax.Function(params, body.body, body.ret_ty).with_attrs({"num_input": count, "global_symbol": "main"})
         kernels = {v: f for v, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
         return IRModule({**kernels, tvm.ir.GlobalVar("main"): func})
 

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import tvm
+from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
 from tvm import relax, tirx
 from tvm.ir import assert_structural_equal
-from tvm.script import ir as I  # noqa: E741, N812
-from tvm.script import relax as R  # noqa: N812
+from tvm.script import ir as I
+from tvm.script import relax as R
 
 from rt3_tvm import model as models
 from rt3_tvm.frontend import import_model
 from rt3_tvm.pattern import PatternShape, cut_backbone, cut_patterns
-from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
 from rt3_tvm.transform.annotate_sparsity import AnnotateSparsity, sparse_pays
 from rt3_tvm.transform.composites import COMPOSITES
 from rt3_tvm.transform.context import VariantContext
@@ -45,8 +45,9 @@ def test_cancel_transposes():
                 R.output(e)
             return e
 
-    simplify = tvm.transform.Sequential([CancelTransposes(), relax.transform.CanonicalizeBindings(),
-                                         relax.transform.DeadCodeElimination()])
+    simplify = tvm.transform.Sequential(
+        [CancelTransposes(), relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()]
+    )
     assert_structural_equal(simplify(Before), simplify(Expected))
     assert simplify(Before).script().count("permute_dims") == 2
 
@@ -55,7 +56,9 @@ def test_cancel_transposes():
 class TwoLinears:
     @R.function
     def main(
-        x: R.Tensor((2, 7, 64), "float32"), w0: R.Tensor((96, 64), "float32"), b0: R.Tensor((96,), "float32"),
+        x: R.Tensor((2, 7, 64), "float32"),
+        w0: R.Tensor((96, 64), "float32"),
+        b0: R.Tensor((96,), "float32"),
         w1: R.Tensor((64, 96), "float32"),
     ):
         R.func_attr({"num_input": 1})
@@ -88,7 +91,9 @@ def test_linears_are_fused_with_bias_and_activation():
 def test_annotation_names_matrix_block_pattern_and_density():
     annotated = AnnotateSparsity(two_linears_context())(run_phases(TwoLinears, shared_phases()))
     attrs = {
-        str(f.attrs["rt3.matrix"]): f.attrs for _, f in annotated.functions_items() if f.attrs and "rt3.matrix" in f.attrs
+        str(f.attrs["rt3.matrix"]): f.attrs
+        for _, f in annotated.functions_items()
+        if f.attrs and "rt3.matrix" in f.attrs
     }
     first = attrs["first"]
     assert str(first["rt3.kernel"]) == "pattern_linear" and float(first["rt3.density"]) == 0.5
@@ -96,12 +101,14 @@ def test_annotation_names_matrix_block_pattern_and_density():
     assert [int(v) for v in first["rt3.pattern_shape"]] == [4, 16]
     assert int(first["rt3.group"]) == 4
     assert str(attrs["second"]["rt3.kernel"]) == "dense_linear"
-    assert 'rt3.density' in annotated.script()
+    assert "rt3.density" in annotated.script()
 
 
 def test_a_matrix_that_is_hardly_sparse_takes_the_dense_kernel():
     annotated = AnnotateSparsity(two_linears_context(density=0.95))(run_phases(TwoLinears, shared_phases()))
-    kernels = [str(f.attrs["rt3.kernel"]) for _, f in annotated.functions_items() if f.attrs and "rt3.kernel" in f.attrs]
+    kernels = [
+        str(f.attrs["rt3.kernel"]) for _, f in annotated.functions_items() if f.attrs and "rt3.kernel" in f.attrs
+    ]
     assert kernels == ["dense_linear", "dense_linear"]
     assert not sparse_pays(0.7, 1) and sparse_pays(0.7, 4)
 
@@ -110,7 +117,13 @@ def test_two_linears_stay_in_the_feature_major_layout():
     context = two_linears_context()
     lowered = run_phases(run_phases(TwoLinears, shared_phases()), level_phases(context))
     kernels = [str(f.attrs[KERNEL_ATTR]) for _, f in lowered.functions_items() if isinstance(f, tirx.PrimFunc)]
-    assert sorted(kernels) == ["dense_linear", "elementwise", "from_feature_major", "pattern_linear", "to_feature_major"]
+    assert sorted(kernels) == [
+        "dense_linear",
+        "elementwise",
+        "from_feature_major",
+        "pattern_linear",
+        "to_feature_major",
+    ]
     assert set(context.weights) == {f"first.{k}.level0" for k in ("values", "offsets", "bias")} | {
         f"second.{k}" for k in ("values", "offsets", "bias")
     }
@@ -153,8 +166,12 @@ def test_dump_writes_a_file_per_phase(tmp_path):
     mod = run_phases(TwoLinears, shared_phases(), tmp_path, "t7_")
     run_phases(mod, level_phases(context), tmp_path, "t7_level0_")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "t7_1_simplify.py", "t7_2_fuse_composites.py", "t7_level0_3_annotate_sparsity.py",
-        "t7_level0_4_to_feature_major.py", "t7_level0_5_legalize.py", "t7_level0_6_schedule_kernels.py",
+        "t7_1_simplify.py",
+        "t7_2_fuse_composites.py",
+        "t7_level0_3_annotate_sparsity.py",
+        "t7_level0_4_to_feature_major.py",
+        "t7_level0_5_legalize.py",
+        "t7_level0_6_schedule_kernels.py",
     ]
     assert "rt3.matrix" in (tmp_path / "t7_level0_3_annotate_sparsity.py").read_text()
 

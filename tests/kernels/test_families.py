@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import tvm
+from rt3_tvm.schedules import DECISIONS_ATTR, SCHEDULES, attention, layer_norm, layout
+from rt3_tvm.schedules.pattern_linear import LinearDecisions, LinearPacking, LinearShape, linear_algorithm
 from tvm import te, tirx
 
 from rt3_tvm.codegen.kernels import with_c_signature
-from rt3_tvm.schedules import DECISIONS_ATTR, SCHEDULES, attention, layer_norm, layout
-from rt3_tvm.schedules.pattern_linear import LinearDecisions, LinearPacking, LinearShape, linear_algorithm
 from tests.kernels.harness import CLUSTER, CPU, from_tiles, run_kernel, schedule, to_tiles
 
 SHAPES = [(1, 128, 96), (2, 7, 96), (3, 20, 50)]
@@ -52,7 +52,9 @@ def test_layer_norm(rng, batch, length, features, residual):
     np.testing.assert_allclose(from_tiles(y, batch, length), want, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("batch", "length", "heads", "dim"), [(1, 128, 3, 32), (2, 7, 3, 12), (2, 33, 2, 10), (1, 16, 1, 7)])
+@pytest.mark.parametrize(
+    ("batch", "length", "heads", "dim"), [(1, 128, 3, 32), (2, 7, 3, 12), (2, 33, 2, 10), (1, 16, 1, 7)]
+)
 @pytest.mark.parametrize("mask", ["none", "keys", "causal"])
 def test_attention(rng, batch, length, heads, dim, mask):
     features = heads * dim
@@ -68,8 +70,14 @@ def test_attention(rng, batch, length, heads, dim, mask):
     scratch = [np.zeros((-(-length // 16) * 16, 16), np.float32) for _ in range(2)]
     func = attention.attention(batch, length, heads, dim, dim**-0.5, None if bias is None else bias.shape)
     run_kernel(
-        "attention", func, tiles, to_tiles(k), to_tiles(v), np.zeros((1, 1, 1, 1), np.float32) if bias is None else bias,
-        y, *scratch,
+        "attention",
+        func,
+        tiles,
+        to_tiles(k),
+        to_tiles(v),
+        np.zeros((1, 1, 1, 1), np.float32) if bias is None else bias,
+        y,
+        *scratch,
     )
 
     def heads_first(x):
@@ -141,7 +149,10 @@ def test_accumulators_stay_in_registers():
     module = tvm.IRModule({"k": with_c_signature(func, "k")})
     assembly = tvm.compile(module, target=tvm.target.Target(CLUSTER.target_dict())).mod.inspect_source("s")
     blocks = re.split(r"^(?=\.LBB)", assembly, flags=re.MULTILINE)
-    hot = max(blocks, key=lambda b: len(re.findall(r"vfmadd\w+ps|fmla", b.split(".LBB", 2)[1] if b.startswith(".LBB") else "")))
+    hot = max(
+        blocks,
+        key=lambda b: len(re.findall(r"vfmadd\w+ps|fmla", b.split(".LBB", 2)[1] if b.startswith(".LBB") else "")),
+    )
     multiplies = [line for line in hot.splitlines() if re.search(r"vfmadd\w+ps|fmla", line)]
     assert multiplies
     assert not [line for line in multiplies if re.search(r"\(%rsp|\(%rbp|\[sp", line)]

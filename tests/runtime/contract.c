@@ -7,12 +7,12 @@
 
 static int failures = 0;
 
-#define EXPECT(condition)                                                                     \
-  do {                                                                                        \
-    if (!(condition)) {                                                                       \
-      fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, rt3_last_error());  \
-      ++failures;                                                                             \
-    }                                                                                         \
+#define EXPECT(condition)                                                                    \
+  do {                                                                                       \
+    if (!(condition)) {                                                                      \
+      fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, rt3_last_error()); \
+      ++failures;                                                                            \
+    }                                                                                        \
   } while (0)
 
 static int64_t tokens[4096];

@@ -1,5 +1,5 @@
-// 8 threads run one bundle, each on a handle of its own, while all switch levels: their own and those of a shared handle
-// that they also try to run. Each result must be that of one of the levels, bit for bit.
+// 8 threads run one bundle, each on a handle of its own, while all switch levels: their own and those of a shared
+// handle that they also try to run. Each result must be that of one of the levels, bit for bit.
 #include <atomic>
 #include <cstdio>
 #include <cstring>

@@ -339,8 +339,8 @@ static rt3_status run_locked(rt3_model *model, const rt3_tensor *inputs, int32_t
     const rt3_tensor_info *info = &rt3_bundle_tables.outputs[i];
     const rt3_tensor *tensor = find_tensor(outputs, output_count, info->name);
     if (tensor != NULL)
-      copy_output(tensor, info, variant->length, 0, (const float *)(const void *)(model->workspace + variant->outputs[i]),
-                  tensor->data);
+      copy_output(tensor, info, variant->length, 0,
+                  (const float *)(const void *)(model->workspace + variant->outputs[i]), tensor->data);
   }
   if (follow) rt3_governor_finish(&model->governor, level, rt3_now() - start);
   return RT3_OK;

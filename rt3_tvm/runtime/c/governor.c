@@ -1,8 +1,8 @@
 /* `auto`: the level follows the cpufreq policy.
  *
- * Down to a sparser level at once, because a deadline is at stake; up to a denser one only after the dwell time and with
- * some frequency to spare, so that a clock that flutters does not make the level flutter. Two missed deadlines in a row
- * cost one level until the next rise.
+ * Down to a sparser level at once, because a deadline is at stake; up to a denser one only after the dwell time and
+ * with some frequency to spare, so that a clock that flutters does not make the level flutter. Two missed deadlines in
+ * a row cost one level until the next rise.
  */
 #define _POSIX_C_SOURCE 200809L
 

@@ -45,8 +45,8 @@ typedef struct {
   int32_t level_count, variant_count, input_count, output_count;
   int64_t batch, max_length;
   uint64_t workspace_bytes;
-  const rt3_level_info *levels;  /* descending frequency, densest first */
-  const rt3_variant *variants;   /* by level, then by ascending length */
+  const rt3_level_info *levels; /* descending frequency, densest first */
+  const rt3_variant *variants;  /* by level, then by ascending length */
   const rt3_input_spec *inputs;
   const rt3_tensor_info *outputs;
 } rt3_bundle;

@@ -1,8 +1,8 @@
 /* The same functions for tvm_ffi.load_module and TVM RPC.
  *
- * open() -> handle; close(handle); levels(); level(handle); set_level(handle, i); set_frequency(handle, hz) -> 1 when below
- * the range; run(handle, inputs..., outputs...) with int64 (batch, length) inputs in the bundle's order and float32
- * outputs of the shape they will have. Symbols of tvm-ffi are weak: without it the bundle still loads.
+ * open() -> handle; close(handle); levels(); level(handle); set_level(handle, i); set_frequency(handle, hz) -> 1 when
+ * below the range; run(handle, inputs..., outputs...) with int64 (batch, length) inputs in the bundle's order and
+ * float32 outputs of the shape they will have. Symbols of tvm-ffi are weak: without it the bundle still loads.
  */
 #include <tvm/ffi/c_api.h>
 
@@ -38,8 +38,7 @@ static const DLTensor *tensor_of(const TVMFFIAny *arg) {
   return NULL;
 }
 
-#define RT3_FFI(name) \
-  RT3_API int __tvm_ffi_##name(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *result)
+#define RT3_FFI(name) RT3_API int __tvm_ffi_##name(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *result)
 
 RT3_FFI(open);
 RT3_FFI(close);

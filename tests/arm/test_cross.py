@@ -1,0 +1,90 @@
+"""The C++ app cross-compiled and run under qemu: results equal to the host's. Counts and numbers only, never times."""
+
+import importlib.util
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rt3_tvm import CompileOptions, compile, load
+from rt3_tvm.codegen.link import runtime_directory
+
+ROOT = Path(__file__).parent.parent.parent
+CASES = {
+    # device, qemu, CPU, GNU triple, zig target
+    "aarch64-a53": (
+        str(Path(__file__).parent / "cortex-a53.toml"),
+        "aarch64",
+        "cortex-a53",
+        "aarch64-linux-gnu",
+        "aarch64-linux-gnu.2.31",
+    ),
+    "aarch64-a76": (
+        str(Path(__file__).parent / "cortex-a76.toml"),
+        "aarch64",
+        "cortex-a76",
+        "aarch64-linux-gnu",
+        "aarch64-linux-gnu.2.31",
+    ),
+    "odroid-xu3": ("odroid-xu3", "arm", "cortex-a7", "arm-linux-gnueabihf", "arm-linux-gnueabihf.2.31"),
+}
+
+
+def compilers(gnu: str, zig: str) -> tuple[str, str, str | None]:
+    """Return the C and C++ compilers and the target's libraries for qemu, or skip."""
+    sysroot = f"/usr/{gnu}"
+    if shutil.which(f"{gnu}-g++"):
+        return f"{gnu}-gcc", f"{gnu}-g++", sysroot
+    if importlib.util.find_spec("ziglang"):
+        # A static libc++ comes with zig; libc itself still has to be there for qemu.
+        if not Path(sysroot).is_dir():
+            pytest.skip(
+                f"no libraries of {gnu} for qemu: install libc6-dev-{'arm64' if 'aarch64' in gnu else 'armhf'}-cross"
+            )
+        command = f"{sys.executable} -m ziglang"
+        return f"{command} cc -target {zig}", f"{command} c++ -target {zig}", sysroot
+    pytest.skip(f"no cross compiler: install g++-{gnu} or ziglang")
+
+
+def qemu(machine: str) -> str:
+    for name in (f"qemu-{machine}", f"qemu-{machine}-static"):
+        if shutil.which(name):
+            return name
+    pytest.skip(f"qemu-{machine} is not installed: install qemu-user")
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_app_under_qemu_equals_the_host(tiny_checkpoint, tiny_bundle, tmp_path, case):
+    device, machine, cpu, gnu, zig = CASES[case]
+    emulator = qemu(machine)
+    cc, cxx, sysroot = compilers(gnu, zig)
+    bundle = tmp_path / "tiny.so"
+    options = CompileOptions(device, (1.4e9, 1.0e9, 0.8e9), (16, 40), 2, cross_compiler=cc)
+    compile(tiny_checkpoint, bundle, options)
+    app = tmp_path / "app"
+    command = [
+        *shlex.split(cxx),
+        "-std=c++17",
+        "-O1",
+        "-w",
+        ROOT / "examples/app.cpp",
+        f"-I{runtime_directory()}",
+        bundle,
+    ]
+    subprocess.run([*command, "-Wl,-rpath,$ORIGIN", "-o", app], check=True, capture_output=True)
+    # An instruction that this core lacks would end it with SIGILL.
+    subprocess.run([emulator, "-cpu", cpu, "-L", sysroot, app, tmp_path / "arm.f32"], check=True, timeout=300)
+    got = np.fromfile(tmp_path / "arm.f32", np.float32).reshape(3, 20, 48)
+    state, ids = 12345, []
+    for _ in range(20):
+        state = (state * 1664525 + 1013904223) % 2**32
+        ids.append((state >> 8) % 500)
+    with load(tiny_bundle) as host:
+        for level in range(3):
+            host.set_level(level)
+            want = host(input_ids=np.array([ids]))["last_hidden_state"][0]
+            assert np.abs(got[level] - want).max() < 1e-3
