@@ -3,6 +3,7 @@
 Linear layers are found in the exported graph, never by the names of modules.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,14 +94,18 @@ def quiet() -> Iterator[None]:
     """Silence the progress bars and the advice that loading and exporting print."""
     import transformers
 
+    onnx = logging.getLogger("torch.onnx")
     bars, level = transformers.utils.logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
+    onnx_level = onnx.level
     transformers.utils.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
+    onnx.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        onnx.setLevel(onnx_level)
         transformers.logging.set_verbosity(level)
         if bars:
             transformers.utils.logging.enable_progress_bar()

@@ -25,6 +25,9 @@ TOKEN_TILE = 16
 FMA_CHAINS = 8
 """Accumulators that hide the latency of a fused multiply-add: 4 cycles times 2 pipes on the cores we target."""
 
+FEW_KEPT = 0.3
+"""Single rows that keep less than this take narrower token blocks over more columns: fewer visits to each accumulator."""
+
 MAX_ROWS = 8
 """Rows of a register block where there are 32 vector registers."""
 
@@ -101,6 +104,8 @@ def choose_packing(cpu: CpuShape, cols: int, kept: int, group: int) -> LinearPac
     """Return the packing of a matrix of which every group of ``group`` rows keeps ``kept`` of ``cols`` columns."""
     rows = _largest_divisor(group, MAX_ROWS if group > MAX_ROWS and cpu.registers > 16 else 6 if group > 16 else 4)
     tokens = _token_vectors(cpu, rows, 1 << 10) * cpu.lanes
+    if rows == 1 and kept < FEW_KEPT * cols:
+        tokens = max(TOKEN_TILE, tokens // 2)
     columns_in_l1 = max(TOKEN_TILE, int(cpu.l1d_bytes * L1_SHARE) // (4 * tokens))
     return LinearPacking(rows=rows, column_blocks=max(1, min(kept, round(cols / columns_in_l1))))
 
@@ -108,6 +113,9 @@ def choose_packing(cpu: CpuShape, cols: int, kept: int, group: int) -> LinearPac
 def choose_decisions(cpu: CpuShape, shape: LinearShape, packing: LinearPacking) -> LinearDecisions:
     """Return the default decisions for one shape."""
     vectors = _token_vectors(cpu, packing.rows, shape.tiles * TOKEN_TILE)
+    block_bytes = 4 * cpu.lanes * shape.cols // packing.column_blocks
+    while vectors % 2 == 0 and vectors * block_bytes > cpu.l1d_bytes and packing.column_blocks > 1:
+        vectors //= 2
     row_blocks = shape.rows // packing.rows
     fits = max(1, (cpu.registers - 2) // (packing.rows * vectors))
     wanted = max(1, min(fits, FMA_CHAINS // (packing.rows * vectors)))

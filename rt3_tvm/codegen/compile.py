@@ -133,7 +133,7 @@ def compile_checkpoint(
             build.write(Path(folder), levels, target, metadata)
             progress(f"link with {' '.join(compiler)}")
             with build.timed("link"):
-                link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so")
+                link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so", output.name)
             _install(Path(folder) / "bundle.so", output)
     except OSError as error:
         raise JobError(f"cannot write '{output}': {error.strerror or error}") from error

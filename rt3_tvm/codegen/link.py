@@ -74,7 +74,7 @@ def run_compiler(command: list[str], arguments: list[str], folder: Path) -> None
         raise JobError(f"{shlex.join(command)} failed with {done.returncode}: {first}")
 
 
-def link_bundle(command: list[str], folder: Path, objects: list[str], output: str) -> None:
+def link_bundle(command: list[str], folder: Path, objects: list[str], output: str, soname: str) -> None:
     """Compile the runtime and the tables in ``folder`` and link them with the kernels."""
     import tvm_ffi
 
@@ -85,6 +85,17 @@ def link_bundle(command: list[str], folder: Path, objects: list[str], output: st
     sources = [*SOURCES, "tables.c", "weights.S"]
     run_compiler(
         command,
-        [*C_FLAGS, *includes, *LINK_FLAGS, "-Wl,--version-script=exports.map", "-o", output, *sources, *objects, "-lm"],
+        [
+            *C_FLAGS,
+            *includes,
+            *LINK_FLAGS,
+            "-Wl,--version-script=exports.map",
+            f"-Wl,-soname,{soname}",
+            "-o",
+            output,
+            *sources,
+            *objects,
+            "-lm",
+        ],
         folder,
     )

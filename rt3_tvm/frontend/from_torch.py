@@ -1,5 +1,6 @@
 """torch.export -> Relax: one module per shape, parameters as inputs, attention kept as one operator."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,34 @@ def _attention(node: torch.fx.Node, importer: Any) -> relax.Var:
     return emit(relax.op.permute_dims(emit(result), [0, 2, 1, 3]))
 
 
+def _embedding(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert a look-up of rows; ids are clipped, where TVM's own conversion reads out of bounds."""
+    table, ids = (importer.env[a] for a in node.args[:2])
+    emit = importer.block_builder.emit
+    shape = [int(d) for d in ids.ty.shape]
+    flat = emit(relax.op.reshape(emit(relax.op.astype(ids, "int32")), (math.prod(shape),)))
+    rows = emit(relax.op.take(table, flat, axis=0, mode="clip"))
+    return emit(relax.op.reshape(rows, (*shape, int(table.ty.shape[1]))))
+
+
+def _select(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert x.select(axis, index) to a slice, which copies whole rows."""
+    source = importer.env[node.args[0]]
+    axis, index = (int(a) for a in node.args[1:3])  # type: ignore[arg-type]
+    axis %= len(source.ty.shape)
+    index %= int(source.ty.shape[axis])
+    emit = importer.block_builder.emit
+    row = emit(relax.op.strided_slice(source, axes=[axis], begin=[index], end=[index + 1]))
+    return emit(relax.op.squeeze(row, axis=[axis]))
+
+
+CONVERTERS = {
+    "scaled_dot_product_attention.default": _attention,
+    "embedding.default": _embedding,
+    "select.int": _select,
+}
+
+
 def import_model(model: torch.nn.Module, batch: int, length: int) -> ImportedModel:
     """Return the Relax module of a model for inputs of shape (batch, length)."""
     longest = models.max_length(model)
@@ -60,7 +89,7 @@ def import_model(model: torch.nn.Module, batch: int, length: int) -> ImportedMod
             program,
             keep_params_as_input=True,
             run_ep_decomposition=False,
-            custom_convert_map={"scaled_dot_product_attention.default": _attention},
+            custom_convert_map=CONVERTERS,
         )
     except AssertionError as error:  # how TVM 0.27 reports an operator that it cannot import
         raise Rt3Error(f"TVM cannot import this model: {error}") from error

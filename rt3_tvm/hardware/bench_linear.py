@@ -30,6 +30,7 @@ from rt3_tvm.schedules.pattern_linear import (
 
 PATTERNS = 64
 ROUNDS = 15
+CACHE_LINE = 64
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,15 @@ class LinearResult:
         }
 
 
+def aligned(array: np.ndarray) -> np.ndarray:
+    """Return a copy that begins on a cache line, as everything in a bundle does; NumPy promises only 16 bytes."""
+    raw = np.empty(array.nbytes + CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE
+    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def to_tiles(x: np.ndarray) -> np.ndarray:
     """Return (tokens, features) in the feature-major layout, padded with zeros."""
     tiles = -(-x.shape[0] // TOKEN_TILE)
@@ -126,7 +136,8 @@ def bench_linear(case: LinearCase, rounds: int = ROUNDS, rivals: list[str] | Non
         columns = np.arange(case.cols, dtype=np.int32)[None]
         valid, sparsity = np.ones_like(columns, dtype=np.bool_), 0.0
     contestants: dict[str, Callable[[], object]] = {
-        name: rival.linear(x, weight, bias, 1) for name, rival in installed_rivals(rivals).items()
+        name: rival.linear(aligned(x), aligned(weight), aligned(bias), 1)
+        for name, rival in installed_rivals(rivals).items()
     }
     with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
         ours = _Ours(case, columns, valid, weight, bias, x, Path(folder))
@@ -173,8 +184,8 @@ class _Ours:
         run_compiler(compiler, ["-shared", "-o", "kernel.so", "kernel.o"], folder)
         self._function = getattr(ctypes.CDLL(str(folder / "kernel.so")), table.kernels[0].symbol)
         packed: PackedLinear = pack_linear(weight, columns, valid, bias, self.packing)
-        self._y = np.zeros((tiles, case.rows, TOKEN_TILE), np.float32)
-        self._arrays = [to_tiles(x), packed.values, packed.offsets, np.ascontiguousarray(packed.bias), self._y]
+        self._y = aligned(np.zeros((tiles, case.rows, TOKEN_TILE), np.float32))
+        self._arrays = [*map(aligned, (to_tiles(x), packed.values, packed.offsets, packed.bias)), self._y]
         self._pointers = [ctypes.c_void_p(a.ctypes.data) for a in self._arrays]
         self._tokens = case.tokens
 

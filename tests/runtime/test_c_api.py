@@ -1,6 +1,7 @@
 """The C API from C and C++: contract, sanitizers, threads, memory, the speed of a switch."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from rt3_tvm import CompileOptions, compile, load
 from rt3_tvm.codegen.link import runtime_directory
+from rt3_tvm.codegen.sdk import write_sdk
 from tests.conftest import need_program
 
 ROOT = Path(__file__).parent.parent.parent
@@ -101,3 +103,25 @@ def test_switch_benchmark_prints_its_table(tiny_bundle, tmp_path):
     assert facts["calls"] == 10**6 and len(facts["levels"]) == 3
     # 45 ms is what RT3 took; the bar of 1 microsecond has a factor of 20 to spare where this was measured.
     assert facts["set_frequency"]["p99_ns"] < 1000 and facts["set_level"]["p99_ns"] < 1000
+
+
+def test_sdk_works_with_pkg_config_and_cmake(tiny_bundle, tmp_path, gxx):
+    folder = tmp_path / "sdk"
+    write_sdk(tiny_bundle, folder)
+    pc = (folder / "lib/pkgconfig/tiny.pc").read_text().replace("${pcfiledir}", str(folder / "lib/pkgconfig"))
+    prefix = re.search(r"prefix=(.*)", pc)[1]
+    flags = [
+        f.replace("${prefix}", prefix) for key in ("Cflags", "Libs") for f in re.search(rf"{key}: (.*)", pc)[1].split()
+    ]
+    run(gxx, "-std=c++17", ROOT / "examples/app.cpp", *flags, "-o", tmp_path / "app")
+    assert "level 2" in run(tmp_path / "app")
+    cmake = need_program("cmake", "install cmake")
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.18)\nproject(app CXX)\nset(CMAKE_CXX_STANDARD 17)\nfind_package(rt3 CONFIG REQUIRED)\n"
+        f"add_executable(app {ROOT}/examples/app.cpp)\ntarget_link_libraries(app rt3::tiny)\n"
+    )
+    run(cmake, "-S", project, "-B", project / "build", f"-DCMAKE_PREFIX_PATH={folder}")
+    run(cmake, "--build", project / "build")
+    assert "level 2" in run(project / "build" / "app")

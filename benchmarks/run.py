@@ -1,0 +1,178 @@
+"""One driver for all benchmarks: ``python benchmarks/run.py [CASE ...]``; prints Markdown, and JSON lines with --json.
+
+Cases: linear (pattern_linear against the best dense layer), model (a bundle against dense rivals), compile (time and
+peak memory of rt3 compile), switch and memory (C programs on a bundle). Run it on an otherwise idle machine.
+"""
+
+import argparse
+import json
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rt3_tvm.codegen.link import runtime_directory
+from rt3_tvm.hardware.bench_linear import LinearCase, bench_linear
+from rt3_tvm.hardware.bench_model import bench_model
+
+HERE = Path(__file__).parent
+SHAPES = ((768, 768), (3072, 768), (768, 3072), (384, 384), (1536, 384))
+TOKENS = (128, 32)
+SPARSITIES = (0.5, 0.75, 0.9)
+GROUPS = (0, 1, 2, 4, 8)
+MODELS = ("random-minilm", "random-distilbert")
+
+Row = dict[str, Any]
+
+
+def linear(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield one row per shape, tokens, group and sparsity; group 0 is our dense kernel."""
+    for tokens in TOKENS:
+        for rows, cols in SHAPES:
+            for group in args.groups:
+                for sparsity in SPARSITIES if group else (0.0,):
+                    result = bench_linear(LinearCase(rows, cols, tokens, sparsity, group), args.rounds).to_json()
+                    kept = 1.0 - float(str(result["sparsity"]))
+                    yield {
+                        "tokens": tokens,
+                        "shape": f"{rows}x{cols}",
+                        "group": group,
+                        "sparsity": result["sparsity"],
+                        "ours_ms": result["ours_ms"],
+                        "dense_ms": result["dense_ms"],
+                        "dense_name": result["dense_name"],
+                        "speedup": result["speedup"],
+                        "of_ideal": float(str(result["speedup"])) * kept,
+                        "gflops": result["gflops"],
+                    }
+
+
+def _rt3(*arguments: object) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "rt3_tvm.cli.main", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL
+    )
+
+
+def model(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield each level of MiniLM's and DistilBERT's dimensions, and each rival."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in MODELS:
+            checkpoint, bundle = Path(folder) / f"{name}.ckpt", Path(folder) / f"{name}.so"
+            _rt3("prune", name, "-o", checkpoint)
+            _rt3("compile", checkpoint, "-o", bundle, "--seq-len", "32,128")
+            for length in TOKENS:
+                result = bench_model(bundle, length, None, args.rounds)
+                for i, (t, d) in enumerate(zip(result.levels, result.densities, strict=True)):
+                    row = {"model": name, "tokens": length, "what": f"level {i}", "density": d, "median_ms": t.median}
+                    yield row | {f"vs_{n}": r.median / t.median for n, r in result.rivals.items()}
+                for n, r in result.rivals.items():
+                    yield {"model": name, "tokens": length, "what": n, "density": 1.0, "median_ms": r.median}
+
+
+def compile_(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield seconds and peak memory of rt3 compile for 3 levels at one length."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in MODELS:
+            checkpoint, bundle = Path(folder) / f"{name}.ckpt", Path(folder) / f"{name}.so"
+            _rt3("prune", name, "-o", checkpoint)
+            code = (
+                "import time, resource, json, sys; from rt3_tvm.cli.main import main; start = time.perf_counter();"
+                "assert main(sys.argv[1:]) == 0; print(json.dumps([time.perf_counter() - start,"
+                "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))"
+            )
+            command = [sys.executable, "-c", code, "compile", checkpoint, "-o", bundle]
+            done = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True)
+            seconds, own, children = json.loads(done.stdout.splitlines()[-1])
+            yield {
+                "model": name,
+                "seconds": seconds,
+                "peak_gib": max(own, children) / 2**20,
+                "bundle_mib": bundle.stat().st_size / 2**20,
+            }
+
+
+def _c_program(name: str) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint, bundle, program = (Path(folder) / n for n in ("m.ckpt", "m.so", name))
+        _rt3("prune", "random-minilm", "-o", checkpoint)
+        _rt3("compile", checkpoint, "-o", bundle, "--seq-len", "128")
+        source = HERE / f"{name}.c"
+        command = [
+            "cc",
+            "-std=c11",
+            "-O2",
+            source,
+            f"-I{runtime_directory()}",
+            bundle,
+            f"-Wl,-rpath,{folder}",
+            "-o",
+            program,
+        ]
+        subprocess.run([str(c) for c in command], check=True)
+        facts = json.loads(subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout)
+        yield {"bundle_bytes": bundle.stat().st_size} | facts
+
+
+def switch(_args: argparse.Namespace) -> Iterator[Row]:
+    """Yield the time of a level switch and of the calls after it."""
+    yield from _c_program("switch")
+
+
+def memory(_args: argparse.Namespace) -> Iterator[Row]:
+    """Yield the peak resident memory of a process that ran every level."""
+    yield from _c_program("memory")
+
+
+CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "linear": linear,
+    "model": model,
+    "compile": compile_,
+    "switch": switch,
+    "memory": memory,
+}
+
+
+def machine() -> str:
+    """Return CPU and commit, for the head of a table."""
+    try:
+        cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        cpu = None
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
+    )
+    return f"{cpu[1] if cpu else platform.machine()}, commit {commit.stdout.strip() or 'unknown'}, one thread"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Run the cases that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []], help=", ".join(CASES))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--groups", type=lambda t: [int(v) for v in t.split(",")], default=list(GROUPS))
+    parser.add_argument("--json", action="store_true", help="one JSON object a row instead of a table")
+    args = parser.parse_args()
+    for name in args.cases or CASES:
+        head: list[str] = []
+        if not args.json:
+            print(f"\n## {name} ({machine()})\n", flush=True)
+        for row in CASES[name](args):
+            if args.json:
+                print(json.dumps({"case": name} | row), flush=True)
+                continue
+            if list(row) != head:
+                head = list(row)
+                print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+            print(f"| {' | '.join(_cell(v) for v in row.values())} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
