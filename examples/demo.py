@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 import rt3_tvm
 from rt3_tvm import device, model
-from rt3_tvm.hardware.timing import Timing, time_interleaved
+from rt3_tvm.timing import Timing, time_interleaved
 
 BUILD = Path("build/demo")
 CHECKPOINT, BUNDLE = BUILD / "minilm.ckpt", BUILD / "minilm.so"

@@ -155,6 +155,19 @@ def linear_algorithm(
     offset_dtype, last = shape.offset_dtype, blocks - 1
     outer = row_blocks // gi
 
+    # X of the next token block, a few lines with each row block, so that it is in L2 when its turn comes.
+    block_cols = -(-cols // blocks)
+    lines = block_cols * max(1, tokens // TOKEN_TILE)
+    prefetches = -(-lines // outer)
+
+    def ahead(c: Any, b: Any, r: Any, p: Any) -> Any:
+        """Return the offset in X of the p-th line that row block r fetches for the token block after b."""
+        line = T.min(r * prefetches + p, lines - 1)
+        following = T.floormod(b + 1, token_blocks)
+        block = T.min(c + T.floordiv(b + 1, token_blocks), blocks - 1)
+        col = T.min(block * block_cols + T.floormod(line, block_cols), cols - 1)
+        return tile_of(following, T.floordiv(line, block_cols) * TOKEN_TILE) * tile_size + col * TOKEN_TILE
+
     def tile_of(block: Any, t: Any) -> Any:
         return T.floordiv(block * tokens + t, TOKEN_TILE)
 
@@ -182,6 +195,8 @@ def linear_algorithm(
                 )
                 T.writes(Y[0:tiles, 0 : row_blocks * rows, 0:TOKEN_TILE])
                 acc = T.sblock_alloc_buffer((gi, rows, tokens), "float32")
+                for p in T.unroll(prefetches):
+                    T.evaluate(prefetch(T.address_of(X[ahead(vc, vb, vr, p)])))
                 for k, g, r, t in T.grid(kept, gi, rows, tokens):
                     with T.sblock("multiply"):
                         vk = T.axis.reduce(kept, k)
@@ -213,6 +228,11 @@ def linear_algorithm(
                             Y[tile_of(vb, vt), (vr * gi + vg) * rows + vv, lane_of(vb, vt)] = acc[vg, vv, vt]
 
     return pattern_linear
+
+
+def prefetch(address: tirx.Expr) -> tirx.Expr:
+    """Return a hint to read a line into L2 (llvm.prefetch: read, locality 2, data)."""
+    return T.call_llvm_intrin("void", "llvm.prefetch", address, T.int32(0), T.int32(2), T.int32(1))
 
 
 def vectorise_tokens(sch: Schedule, block: str, lanes: int) -> None:

@@ -13,7 +13,6 @@ from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, run_compiler
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.hardware.rivals import installed_rivals
-from rt3_tvm.hardware.timing import Timing, time_interleaved
 from rt3_tvm.pattern import PatternShape, SparseMatrix, cut_backbone, cut_patterns
 from rt3_tvm.schedules import DECISIONS_ATTR, KERNEL_ATTR, SCHEDULES
 from rt3_tvm.schedules.packing import PackedLinear, offset_dtype, pack_linear, padded_kept
@@ -27,6 +26,7 @@ from rt3_tvm.schedules.pattern_linear import (
     choose_packing,
     linear_algorithm,
 )
+from rt3_tvm.timing import Timing, time_interleaved
 
 PATTERNS = 64
 ROUNDS = 15

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rt3_tvm.errors import JobError, Rt3Error, choices
-from rt3_tvm.hardware.timing import time_calls
+from rt3_tvm.timing import time_calls
 
 
 def read_inputs(path: Path, known: Sequence[str]) -> dict[str, np.ndarray]:
