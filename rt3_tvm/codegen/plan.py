@@ -95,7 +95,7 @@ class _Planner:
         if isinstance(value, relax.Call) and value.op.name == "relax.call_tir":
             self._call(var, value, step)
         elif isinstance(value, relax.Call) and value.op.name in ALIASES:
-            self.values[var] = self.values[value.args[0]]
+            self.values[var] = [self.value(value.args[0], step)]
         elif isinstance(value, relax.TupleGetItem):
             self.values[var] = [self.values[value.tuple_value][value.index]]
         elif isinstance(value, relax.Var):

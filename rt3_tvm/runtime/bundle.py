@@ -1,7 +1,9 @@
 """The Python face of a bundle: ctypes over its own C API."""
 
+import _ctypes
 import ctypes
 import json
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,6 +86,21 @@ def load(path: str | Path) -> "Bundle":
     return Bundle(Path(path))
 
 
+def _open_library(path: Path) -> tuple[ctypes.CDLL, int]:
+    """Load a library under a name of its own, and return it with the file that keeps the name taken.
+
+    The loader knows a library by its path: a bundle that was compiled again while the old one is open would be the old one.
+    Under the name of an open file descriptor it is looked up by its inode.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    alias = Path(f"/proc/self/fd/{file}")
+    try:
+        return ctypes.CDLL(str(alias if alias.exists() else path.resolve()), mode=ctypes.RTLD_LOCAL), file
+    except OSError as error:
+        os.close(file)
+        raise Rt3Error(f"'{path}' cannot be loaded: {error}") from error
+
+
 class Bundle:
     """A pruned Transformer that switches its level.
 
@@ -101,10 +118,7 @@ class Bundle:
         self._handle: ctypes.c_void_p | None = None
         check_bundle(path)
         self.path = path
-        try:
-            self._library = ctypes.CDLL(str(path.resolve()), mode=ctypes.RTLD_LOCAL)
-        except OSError as error:
-            raise Rt3Error(f"'{path}' cannot be loaded: {error}") from error
+        self._library, self._file = _open_library(path)
         self._declare()
         handle = ctypes.c_void_p()
         self._check(self._library.rt3_open(ctypes.byref(handle)))
@@ -254,6 +268,8 @@ class Bundle:
         if self._handle is not None:
             self._library.rt3_close(self._handle)
             self._handle = None
+            _ctypes.dlclose(self._library._handle)
+            os.close(self._file)
 
     def __enter__(self) -> Self:
         return self

@@ -45,6 +45,18 @@ def check_levels(checkpoint: Checkpoint, bundle, batch: int, length: int) -> Non
             assert np.abs(got[name] - want[name]).max() <= TOLERANCE, (level, name)
 
 
+TINY = {"vocab_size": 500, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+
+
+def tiny(model: str, **config):
+    """Return a small model of another architecture with random weights."""
+    torch.manual_seed(0)
+    config_class = getattr(
+        transformers, model.removesuffix("Model").removesuffix("ForSequenceClassification") + "Config"
+    )
+    return getattr(transformers, model)(config_class(**TINY | {"max_position_embeddings": 66} | config)).eval()
+
+
 @pytest.mark.parametrize(
     ("make", "options", "batch", "lengths"),
     [
@@ -67,6 +79,13 @@ def check_levels(checkpoint: Checkpoint, bundle, batch: int, length: int) -> Non
             1,
             (16,),
             id="bert-v8-silu-dense-level",
+        ),
+        # Positions by cumsum; an embedding of another width; a position bias that no composite has; a head.
+        pytest.param(lambda: tiny("RobertaModel"), PruneOptions((0.5,)), 2, (20,), id="roberta"),
+        pytest.param(lambda: tiny("ElectraModel", embedding_size=32), PruneOptions((0.5,)), 2, (20,), id="electra"),
+        pytest.param(lambda: tiny("MPNetModel"), PruneOptions((0.5,)), 2, (20,), id="mpnet"),
+        pytest.param(
+            lambda: tiny("BertForSequenceClassification"), PruneOptions((0.5,)), 2, (20,), id="bert-classifier"
         ),
     ],
 )

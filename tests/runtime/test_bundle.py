@@ -129,6 +129,23 @@ def test_two_bundles_in_one_process(tiny_bundle, tmp_path, rng):
         np.testing.assert_array_equal(first(input_ids=ids)["last_hidden_state"], b)
 
 
+def test_a_bundle_compiled_again_under_the_same_name_is_the_new_one(tiny_checkpoint, tiny_bundle, tmp_path):
+    from rt3_tvm import CompileOptions, compile
+
+    path = tmp_path / "same.so"
+    shutil.copy(tiny_bundle, path)
+    with load(path) as old:
+        compile(tiny_checkpoint, path, CompileOptions(frequencies=(3e9, 2e9, 1e9), lengths=(8,)))
+        with load(path) as new:
+            assert (old.max_length, new.max_length) == (40, 8)
+            old(input_ids=np.zeros((1, 40), np.int64))
+    for _ in range(3):  # closed libraries leave nothing behind that a new one could be mistaken for
+        shutil.copy(tiny_bundle, tmp_path / "copy.so")
+        (tmp_path / "copy.so").replace(path)
+        with load(path) as again:
+            assert again.max_length == 40
+
+
 def test_threads_share_one_python_handle(bundle, rng):
     ids = rng.integers(0, 500, (1, 8))
     expected = []
