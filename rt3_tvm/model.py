@@ -167,7 +167,10 @@ def build(description: dict[str, Any]) -> torch.nn.Module:
     import transformers
 
     config = dict(description["config"])
-    kind = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+    try:
+        kind = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+    except (KeyError, ValueError) as error:
+        raise Rt3Error(f"transformers {transformers.__version__} cannot build this model: {error}") from error
     model_class = getattr(transformers, str(description["class"]), None)
     if model_class is None or not issubclass(model_class, transformers.PreTrainedModel):
         raise Rt3Error(f"model class '{description['class']}' is not one of transformers {transformers.__version__}")

@@ -64,3 +64,12 @@ def need_program(name: str, hint: str) -> str:
     if found is None:
         pytest.skip(f"{name} is not installed: {hint}")
     return found
+
+
+def app_tokens(limit: int) -> list[int]:
+    """Return the 20 tokens that examples/app.cpp runs."""
+    state, tokens = 12345, []
+    for _ in range(20):
+        state = (state * 1664525 + 1013904223) % 2**32
+        tokens.append((state >> 8) % limit)
+    return tokens

@@ -12,6 +12,7 @@ import pytest
 
 from rt3_tvm import CompileOptions, compile, load
 from rt3_tvm.codegen.link import runtime_directory
+from tests.conftest import app_tokens
 
 ROOT = Path(__file__).parent.parent.parent
 CASES = {
@@ -79,12 +80,8 @@ def test_app_under_qemu_equals_the_host(tiny_checkpoint, tiny_bundle, tmp_path, 
     # An instruction that this core lacks would end it with SIGILL.
     subprocess.run([emulator, "-cpu", cpu, "-L", sysroot, app, tmp_path / "arm.f32"], check=True, timeout=300)
     got = np.fromfile(tmp_path / "arm.f32", np.float32).reshape(3, 20, 48)
-    state, ids = 12345, []
-    for _ in range(20):
-        state = (state * 1664525 + 1013904223) % 2**32
-        ids.append((state >> 8) % 500)
     with load(tiny_bundle) as host:
         for level in range(3):
             host.set_level(level)
-            want = host(input_ids=np.array([ids]))["last_hidden_state"][0]
+            want = host(input_ids=np.array([app_tokens(500)]))["last_hidden_state"][0]
             assert np.abs(got[level] - want).max() < 1e-3

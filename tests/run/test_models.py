@@ -141,3 +141,35 @@ def test_minilm_scores_real_sentences_like_torch(tmp_path):
             real = int(mask.sum())
             got = bundle(input_ids=tokens["input_ids"][i : i + 1, :real])["last_hidden_state"][0]
             assert np.abs(got - want["last_hidden_state"][i, :real]).max() <= TOLERANCE
+
+
+def test_a_local_directory_is_loaded_and_its_tokenizer_kept(tmp_path):
+    from rt3_tvm import model as models
+
+    source = tmp_path / "model"
+    tiny("BertModel").save_pretrained(source)
+    (source / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+    checkpoint = prune(models.load(str(source)), PruneOptions((0.5,)), models.source_directory(str(source)))
+    checkpoint.save(tmp_path / "ckpt")
+    assert (tmp_path / "ckpt" / "vocab.txt").is_file()
+    state = transformers.BertModel.from_pretrained(source).state_dict()
+    for name, value in Checkpoint.load(tmp_path / "ckpt").weights.items():
+        np.testing.assert_array_equal(value, state[name].numpy())
+
+
+@pytest.mark.parametrize("content", ["config", "pickle", "unknown", "broken"])
+def test_directories_that_cannot_be_loaded_are_one_line(tmp_path, content):
+    from rt3_tvm import model as models
+    from rt3_tvm.errors import Rt3Error
+
+    model = tiny("BertModel")
+    model.config.save_pretrained(tmp_path)
+    if content == "pickle":
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    elif content == "unknown":
+        (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
+    elif content == "broken":
+        (tmp_path / "config.json").write_text("{")
+    with pytest.raises(Rt3Error) as error:
+        models.load(str(tmp_path))
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)

@@ -11,7 +11,7 @@ import pytest
 from rt3_tvm import CompileOptions, compile, load
 from rt3_tvm.codegen.link import runtime_directory
 from rt3_tvm.codegen.sdk import write_sdk
-from tests.conftest import need_program
+from tests.conftest import app_tokens, need_program
 
 ROOT = Path(__file__).parent.parent.parent
 STRICT = ("-Wall", "-Wextra", "-Werror", "-O1", "-g")
@@ -50,14 +50,12 @@ def test_cpp_app_agrees_with_python(tiny_bundle, tmp_path, gxx):
     printed = run(tmp_path / "app", tmp_path / "results.f32")
     assert printed.count("GHz: level") == 3
     got = np.fromfile(tmp_path / "results.f32", np.float32).reshape(3, 1, 20, 48)
-    state, ids = 12345, []
-    for _ in range(20):
-        state = (state * 1664525 + 1013904223) % 2**32
-        ids.append((state >> 8) % 500)
     with load(tiny_bundle) as bundle:
         for level in range(3):
             bundle.set_level(level)
-            np.testing.assert_array_equal(got[level], bundle(input_ids=np.array([ids]))["last_hidden_state"])
+            np.testing.assert_array_equal(
+                got[level], bundle(input_ids=np.array([app_tokens(500)]))["last_hidden_state"]
+            )
 
 
 def test_contract(tiny_bundle, tmp_path):
