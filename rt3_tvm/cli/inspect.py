@@ -9,6 +9,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
     p = commands.add_parser("inspect", help="say what a checkpoint or a bundle holds")
     p.add_argument("path", type=Path, metavar="CKPT|BUNDLE")
+    p.add_argument("--ops", action="store_true", help="run a bundle here and list its kernels by their time")
+    p.add_argument("--level", type=int, default=0, metavar="N", help="with --ops: the level; default 0")
+    p.add_argument("--seq-len", type=int, metavar="T", help="with --ops: length of the input; default the longest")
     p.add_argument("--json", action="store_true")
     p.set_defaults(drive=drive)
 
@@ -17,8 +20,15 @@ def drive(args: argparse.Namespace) -> None:
     """Run the command."""
     from rich.console import Console
 
-    from rt3_tvm.report import summary
+    from rt3_tvm.report import ops, summary
 
+    if args.ops:
+        rows = ops.measure_ops(args.path, args.level, args.seq_len)
+        if args.json:
+            print(json.dumps([row.__dict__ for row in rows]))
+        else:
+            Console().print(summary.ops_table(rows))
+        return
     facts = summary.describe(args.path)
     if args.json:
         print(json.dumps(facts))

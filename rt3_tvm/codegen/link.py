@@ -13,7 +13,7 @@ from rt3_tvm.errors import JobError, Rt3Error
 
 EXPORTS = """{
   global: rt3_open; rt3_close; rt3_level_count; rt3_level; rt3_current_level; rt3_set_level; rt3_set_frequency;
-    rt3_set_auto; rt3_input_count; rt3_input; rt3_output_count; rt3_output; rt3_max_batch; rt3_max_length; rt3_run;
+    rt3_set_auto; rt3_input_count; rt3_input; rt3_output_count; rt3_output; rt3_max_batch; rt3_max_length; rt3_run; rt3_profile;
     rt3_last_error; rt3_metadata; __tvm_ffi_*;
   local: *;
 };

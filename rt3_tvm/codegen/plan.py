@@ -10,6 +10,7 @@ from tvm.ir.expr import GenericConst
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.errors import JobError
+from rt3_tvm.schedules.pattern_linear import TOKEN_TILE
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.legalize import ALIASES
 
@@ -26,11 +27,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of a kernel; ``matrix`` names the weight of a linear layer."""
+    """One call of a kernel; ``matrix`` names the weight of a linear layer, ``tokens`` how many it takes, padding included."""
 
     kernel: int
     args: tuple[Place, ...]
     matrix: str = ""
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class _Planner:
     store: WeightStore
     buffers: list[_Buffer] = field(default_factory=list)
     values: dict[relax.Var, list[_Value]] = field(default_factory=dict)
-    calls: list[tuple[int, list[_Value], str]] = field(default_factory=list)
+    calls: list[tuple[int, list[_Value], str, int]] = field(default_factory=list)
 
     def buffer(self, ty: relax.TensorType, step: int) -> _Value:
         """Return a new buffer that is first used at ``step``."""
@@ -112,7 +114,8 @@ class _Planner:
         self.values[var] = [self.buffer(t, step) for t in types]
         refs = [self.context.weights.get(a.name) for a in operands.fields if isinstance(a, relax.Var)]
         matrix = next((r.weight for r in refs if r is not None and r.kind == "values"), "")
-        self.calls.append((self.kernels.index(self.mod[target]), [*arguments, *self.values[var]], matrix))
+        tokens = int(types[0].shape[0]) * TOKEN_TILE if matrix else 0
+        self.calls.append((self.kernels.index(self.mod[target]), [*arguments, *self.values[var]], matrix, tokens))
 
 
 def _place_buffers(buffers: list[_Buffer]) -> int:
@@ -154,7 +157,7 @@ def plan_variant(mod: IRModule, context: VariantContext, kernels: KernelTable, s
     end = len(planner.calls)
     outputs = [planner.value(f, end).buffer for f in fields]
     size = _place_buffers(planner.buffers)
-    steps = tuple(Step(k, tuple(_place(v) for v in args), matrix) for k, args, matrix in planner.calls)
+    steps = tuple(Step(k, tuple(_place(v) for v in args), matrix, tokens) for k, args, matrix, tokens in planner.calls)
     return Plan(context.level, context.length, steps, _offsets(inputs), _offsets(outputs), size)
 
 

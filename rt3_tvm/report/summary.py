@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from rt3_tvm.report.ops import OpRow
 from rt3_tvm.runtime.check import read_metadata
 
 
@@ -71,6 +72,16 @@ def tables(facts: dict[str, Any]) -> list[Any]:
     else:
         parts.extend(f"dense: {name} ({reason})" for name, reason in facts["skipped"].items())
     return parts
+
+
+def ops_table(rows: list[OpRow]) -> Table:
+    """Return the kernels of a variant as a table for a terminal."""
+    table = Table(title=f"kernels, {sum(r.ms for r in rows):.3f} ms in all (measured, medians)")
+    for head in ("kernel", "calls", "ms", "share", "GFLOP/s of kept weights"):
+        table.add_column(head, justify="left" if head == "kernel" else "right")
+    for r in rows:
+        table.add_row(r.symbol, str(r.calls), f"{r.ms:.3f}", f"{r.share:.1%}", f"{r.gflops:.1f}" if r.gflops else "")
+    return table
 
 
 def _levels_table(facts: dict[str, Any], is_bundle: bool) -> Table:

@@ -132,6 +132,7 @@ class Bundle:
         library.rt3_last_error.restype = library.rt3_metadata.restype = ctypes.c_char_p
         library.rt3_max_batch.restype = library.rt3_max_length.restype = ctypes.c_int64
         library.rt3_close.restype = None
+        run: list[Any] = [handle, ctypes.POINTER(_Tensor), ctypes.c_int32, ctypes.POINTER(_Tensor), ctypes.c_int32]
         signatures: dict[str, list[Any]] = {
             "rt3_open": [ctypes.POINTER(handle)],
             "rt3_close": [handle],
@@ -141,7 +142,8 @@ class Bundle:
             "rt3_set_auto": [handle, ctypes.POINTER(_AutoOptions)],
             "rt3_input": [handle, ctypes.c_int32, ctypes.POINTER(_TensorInfo)],
             "rt3_output": [handle, ctypes.c_int32, ctypes.POINTER(_TensorInfo)],
-            "rt3_run": [handle, ctypes.POINTER(_Tensor), ctypes.c_int32, ctypes.POINTER(_Tensor), ctypes.c_int32],
+            "rt3_run": run,
+            "rt3_profile": [*run, ctypes.POINTER(ctypes.c_double), ctypes.POINTER(ctypes.c_int32)],
         }
         counts = ("level_count", "current_level", "input_count", "output_count", "max_batch", "max_length")
         signatures |= {f"rt3_{name}": [handle] for name in counts}
@@ -248,6 +250,18 @@ class Bundle:
         }
         self._run(arrays, outputs)
         return outputs
+
+    def profile(self, **inputs: npt.ArrayLike) -> list[float]:
+        """Run the current level once and return the seconds of each kernel call, in the order of the metadata's steps."""
+        arrays = {name: self._as_input(name, value) for name, value in inputs.items()}
+        count = ctypes.c_int32(max(len(v["steps"]) for v in self.metadata["variants"]))
+        seconds = (ctypes.c_double * count.value)()
+        with self._lock:
+            ins, outs = _tensors(arrays), _tensors({})
+            self._check(
+                self._library.rt3_profile(self._handle, ins, len(arrays), outs, 0, seconds, ctypes.byref(count))
+            )
+        return list(seconds[: count.value])
 
     def _as_input(self, name: str, value: npt.ArrayLike) -> np.ndarray:
         array = np.ascontiguousarray(value)

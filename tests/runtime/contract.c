@@ -84,6 +84,11 @@ static void check_run(rt3_model *model) {
   out.bytes = 4;
   EXPECT(rt3_run(model, &in, 1, &out, 1) == RT3_ERROR_ARGUMENT);
   EXPECT(rt3_run(model, &in, 1, NULL, 0) == RT3_OK);
+  double seconds[256];
+  int32_t steps = 1;
+  EXPECT(rt3_profile(model, &in, 1, NULL, 0, seconds, &steps) == RT3_ERROR_ARGUMENT && steps > 1);
+  EXPECT(rt3_profile(model, &in, 1, NULL, 0, seconds, &steps) == RT3_OK && seconds[steps - 1] >= 0.0);
+  EXPECT(rt3_profile(model, &in, 1, NULL, 0, NULL, &steps) == RT3_ERROR_ARGUMENT);
 }
 
 static void check_auto(rt3_model *model) {

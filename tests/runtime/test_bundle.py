@@ -233,6 +233,22 @@ def test_metadata_is_read_without_loading(tiny_bundle):
     assert all(len(m["levels"]) == 3 for m in facts["matrices"].values())
 
 
+def test_profile_times_every_step(tiny_bundle):
+    from rt3_tvm.report.ops import measure_ops
+
+    with load(tiny_bundle) as bundle:
+        bundle.set_level(1)
+        seconds = bundle.profile(input_ids=np.zeros((1, 12), np.int64))
+        steps = next(v["steps"] for v in bundle.metadata["variants"] if (v["level"], v["length"]) == (1, 16))
+        assert len(seconds) == len(steps) and all(s >= 0 for s in seconds)
+    rows = measure_ops(tiny_bundle, 1, 12)
+    assert sum(r.calls for r in rows) == len(steps)
+    assert sum(r.share for r in rows) == pytest.approx(1.0)
+    assert {r.family for r in rows if r.gflops} == {"pattern_linear"}
+    with pytest.raises(Rt3Error, match="takes 1 to 40"):
+        measure_ops(tiny_bundle, 0, 41)
+
+
 def test_running_needs_neither_torch_nor_tvm(tiny_bundle):
     code = (
         "import sys, numpy as np, rt3_tvm\n"

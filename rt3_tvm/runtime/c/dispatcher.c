@@ -295,7 +295,13 @@ static void copy_output(const rt3_tensor *tensor, const rt3_tensor_info *info, i
     copy_output(tensor, info, length, d + 1, source + i * from, target + i * to);
 }
 
-static void run_steps(const rt3_variant *variant, unsigned char *workspace) {
+/* Where rt3_profile puts its times; NULL elsewhere. */
+typedef struct {
+  double *seconds;
+  int32_t *count;
+} rt3_profile_sink;
+
+static void run_steps(const rt3_variant *variant, unsigned char *workspace, double *seconds) {
   for (int32_t s = 0; s < variant->step_count; ++s) {
     const rt3_step *step = &variant->steps[s];
     void *args[RT3_MAX_ARGS];
@@ -304,12 +310,14 @@ static void run_steps(const rt3_variant *variant, unsigned char *workspace) {
       /* Kernels never write to weights: they only take their addresses as they take every other. */
       args[a] = place->in_weights ? (void *)(uintptr_t)(rt3_weights + place->offset) : workspace + place->offset;
     }
+    const double start = seconds != NULL ? rt3_now() : 0.0;
     step->run(args);
+    if (seconds != NULL) seconds[s] = rt3_now() - start;
   }
 }
 
 static rt3_status run_locked(rt3_model *model, const rt3_tensor *inputs, int32_t input_count, rt3_tensor *outputs,
-                             int32_t output_count) {
+                             int32_t output_count, const rt3_profile_sink *sink) {
   rt3_extent extent = {0, 0};
   rt3_status status = check_inputs(inputs, input_count, &extent);
   if (status == RT3_OK) status = check_names(outputs, output_count, false);
@@ -329,12 +337,19 @@ static rt3_status run_locked(rt3_model *model, const rt3_tensor *inputs, int32_t
     if (chosen != level && atomic_compare_exchange_strong(&model->level, &level, chosen)) level = chosen;
   }
   const rt3_variant *variant = find_variant(level, extent.length);
+  if (sink != NULL) {
+    const int32_t room = *sink->count;
+    *sink->count = variant->step_count;
+    if (room < variant->step_count)
+      return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_profile: room for %d steps, this variant has %d", (int)room,
+                      (int)variant->step_count);
+  }
   for (int32_t i = 0; i < rt3_bundle_tables.input_count; ++i) {
     const rt3_input_spec *spec = &rt3_bundle_tables.inputs[i];
     copy_input(find_tensor(inputs, input_count, spec->info.name), spec, &extent, variant->length,
                (int64_t *)(void *)(model->workspace + variant->inputs[i]));
   }
-  run_steps(variant, model->workspace);
+  run_steps(variant, model->workspace, sink != NULL ? sink->seconds : NULL);
   for (int32_t i = 0; i < rt3_bundle_tables.output_count; ++i) {
     const rt3_tensor_info *info = &rt3_bundle_tables.outputs[i];
     const rt3_tensor *tensor = find_tensor(outputs, output_count, info->name);
@@ -346,13 +361,25 @@ static rt3_status run_locked(rt3_model *model, const rt3_tensor *inputs, int32_t
   return RT3_OK;
 }
 
-rt3_status rt3_run(rt3_model *model, const rt3_tensor *inputs, int32_t input_count, rt3_tensor *outputs,
-                   int32_t output_count) {
+static rt3_status run_checked(rt3_model *model, const rt3_tensor *inputs, int32_t input_count, rt3_tensor *outputs,
+                              int32_t output_count, const rt3_profile_sink *sink) {
   if (model == NULL || (inputs == NULL && input_count > 0) || (outputs == NULL && output_count > 0))
     return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_run: model, inputs or outputs is NULL");
   if (atomic_flag_test_and_set_explicit(&model->busy, memory_order_acquire))
     return rt3_fail(RT3_ERROR_BUSY, "rt3_run: the handle is running in another thread: open one handle per thread");
-  rt3_status status = run_locked(model, inputs, input_count, outputs, output_count);
+  rt3_status status = run_locked(model, inputs, input_count, outputs, output_count, sink);
   atomic_flag_clear_explicit(&model->busy, memory_order_release);
   return status;
+}
+
+rt3_status rt3_run(rt3_model *model, const rt3_tensor *inputs, int32_t input_count, rt3_tensor *outputs,
+                   int32_t output_count) {
+  return run_checked(model, inputs, input_count, outputs, output_count, NULL);
+}
+
+rt3_status rt3_profile(rt3_model *model, const rt3_tensor *inputs, int32_t input_count, rt3_tensor *outputs,
+                       int32_t output_count, double *seconds, int32_t *count) {
+  if (seconds == NULL || count == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_profile: seconds or count is NULL");
+  const rt3_profile_sink sink = {seconds, count};
+  return run_checked(model, inputs, input_count, outputs, output_count, &sink);
 }

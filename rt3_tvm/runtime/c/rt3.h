@@ -104,6 +104,11 @@ RT3_API int64_t rt3_max_length(const rt3_model *model);
 RT3_API rt3_status rt3_run(rt3_model *model, const rt3_tensor *inputs, int32_t input_count, rt3_tensor *outputs,
                            int32_t output_count);
 
+/* rt3_run that also times each kernel call: seconds[i] is that of step i, in the order of the metadata's "steps" of the
+ * variant that ran. `count` is the room in `seconds` and becomes the number of steps. */
+RT3_API rt3_status rt3_profile(rt3_model *model, const rt3_tensor *inputs, int32_t input_count, rt3_tensor *outputs,
+                               int32_t output_count, double *seconds, int32_t *count);
+
 /* What the last failed call of this thread was about; "" if none failed. */
 RT3_API const char *rt3_last_error(void);
 /* JSON: model, device, levels, kernels, versions. */
