@@ -15,10 +15,12 @@ test: $(STAMP)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy rt3_tvm
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 
 format: $(STAMP)
+	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(C_SOURCES)
 
