@@ -1,7 +1,8 @@
 """One driver for all benchmarks: ``python benchmarks/run.py [CASE ...]``; prints Markdown, and JSON lines with --json.
 
 Cases: linear (pattern_linear against the best dense layer), model (a bundle against dense rivals), compile (time and
-peak memory of rt3 compile), switch and memory (C programs on a bundle). Run it on an otherwise idle machine.
+peak memory of rt3 compile), switch and memory (C programs on a bundle), peak (multiply-adds of
+one core). Run it on an otherwise idle machine.
 """
 
 import argparse
@@ -127,12 +128,21 @@ def memory(_args: argparse.Namespace) -> Iterator[Row]:
     yield from _c_program("memory")
 
 
+def peak(_args: argparse.Namespace) -> Iterator[Row]:
+    """Yield the peak of fused multiply-adds, for the roofline of the linear layers."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "peak"
+        subprocess.run(["cc", "-std=gnu11", "-O2", "-march=native", HERE / "peak.c", "-o", program], check=True)
+        yield json.loads(subprocess.run([program], check=True, capture_output=True, text=True).stdout)
+
+
 CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "linear": linear,
     "model": model,
     "compile": compile_,
     "switch": switch,
     "memory": memory,
+    "peak": peak,
 }
 
 
@@ -143,7 +153,7 @@ def machine() -> str:
     except OSError:
         cpu = None
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
     )
     return f"{cpu[1] if cpu else platform.machine()}, commit {commit.stdout.strip() or 'unknown'}, one thread"
 

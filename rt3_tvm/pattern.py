@@ -17,7 +17,7 @@ Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
 REFINEMENTS = 6
-"""Rounds of assign-and-recut when a set is cut; the kept energy moves by less than 0.1 % after that."""
+"""Rounds of assign-and-recut when a set is cut: as in k-means, the first ones move most."""
 
 
 @dataclass(frozen=True)

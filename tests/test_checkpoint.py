@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.numpy import load_file, save_file
 
 from rt3_tvm import model as models
@@ -150,3 +151,11 @@ def test_excluded_matrices_stay_dense():
 def test_no_pickle_in_the_package():
     sources = Path(models.__file__).parent.rglob("*.py")
     assert not [p for p in sources if "import pickle" in p.read_text() or "torch.load" in p.read_text()]
+
+
+def test_nothing_left_to_prune_says_why():
+    with pytest.raises(Rt3Error, match=r"pooler\.dense\.weight: excluded"):
+        prune_one_shot(models.load("random-tiny"), PruneOptions(exclude=("*",)))
+    config = transformers.GPT2Config(vocab_size=100, n_embd=48, n_layer=1, n_head=4, bos_token_id=0, eos_token_id=0)
+    with pytest.raises(Rt3Error, match="none was found in the graph"):  # its Conv1D is no linear layer yet
+        prune_one_shot(transformers.GPT2Model(config).eval(), PruneOptions())

@@ -91,7 +91,7 @@ def import_model(model: torch.nn.Module, batch: int, length: int) -> ImportedMod
             run_ep_decomposition=False,
             custom_convert_map=CONVERTERS,
         )
-    except AssertionError as error:  # how TVM 0.27 reports an operator that it cannot import
-        raise Rt3Error(f"TVM cannot import this model: {error}") from error
+    except (AssertionError, ValueError) as error:  # how TVM 0.27 reports an operator or a shape that it cannot import
+        raise Rt3Error(f"TVM cannot import this model: {str(error).splitlines()[0]}") from error
     mod["main"] = mod["main"].without_attr("params")
     return ImportedModel(mod, batch, length, inputs, models.outputs_of(model, inputs), models.parameter_names(program))

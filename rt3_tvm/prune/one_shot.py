@@ -86,7 +86,8 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
         else:
             backbones[layer.name] = cut_backbone(weights[layer.name], options.block_sparsity, options.block_rows)
     if not backbones:
-        raise Rt3Error("no linear layer is left to prune: " + "; ".join(f"{n}: {r}" for n, r in skipped.items()))
+        reasons = "; ".join(f"{n}: {r}" for n, r in skipped.items()) or "none was found in the graph"
+        raise Rt3Error(f"no linear layer is left to prune: {reasons}")
     levels = tuple(_cut_level(weights, backbones, s, options) for s in options.sparsity)
     files = tuple(source / n for n in TOKENIZER_FILES if (source / n).is_file()) if source else ()
     return Checkpoint(models.describe(model), weights, levels, skipped, files)

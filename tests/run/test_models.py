@@ -143,6 +143,15 @@ def test_minilm_scores_real_sentences_like_torch(tmp_path):
             assert np.abs(got - want["last_hidden_state"][i, :real]).max() <= TOLERANCE
 
 
+def test_a_model_that_tvm_cannot_import_is_one_line(tmp_path):
+    from rt3_tvm.errors import Rt3Error
+
+    checkpoint = prune(tiny("LlamaModel", num_key_value_heads=2), PruneOptions((0.5,)))
+    with pytest.raises(Rt3Error, match=r"TVM cannot import this model: [^\n]*$"):
+        compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(20,)))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_local_directory_is_loaded_and_its_tokenizer_kept(tmp_path):
     from rt3_tvm import model as models
 
