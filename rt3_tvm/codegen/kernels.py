@@ -8,11 +8,47 @@ import tvm
 import tvm_ffi
 from tvm import IRModule, tirx
 from tvm.ir import PointerType, PrimType
+from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipeline
 
 from rt3_tvm.schedules import KERNEL_ATTR
 
 C_CALLING_CONVENTION = 1
 """Any explicit calling convention keeps TVM from wrapping the function into its packed interface."""
+
+
+PIPELINE = "rt3.kernels"
+"""Name under which TVM knows our lowering of kernels."""
+STACK_BYTES = 64 * 1024
+"""Buffers up to this size live on the stack; musl gives its threads 128 KiB."""
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="KeepOnStack")
+class KeepOnStack:
+    """Keep small buffers where LLVM can turn them into registers: from 1 KiB on TVM would take them from a heap."""
+
+    def transform_function(
+        self, func: tirx.PrimFunc, _mod: IRModule, _ctx: tvm.transform.PassContext
+    ) -> tirx.PrimFunc:
+        """Annotate the allocations."""
+
+        def annotate(stmt: tirx.AllocBuffer) -> tirx.AllocBuffer:
+            ty = stmt.buffer.ty
+            dtype = tvm_ffi.dtype(str(ty.dtype))
+            size = dtype.bits // 8 * dtype.lanes
+            for extent in ty.shape:
+                size *= int(extent)
+            assert size <= STACK_BYTES, f"{stmt.buffer.name} of {size} bytes must be an argument of the kernel"
+            return tirx.AllocBuffer(stmt.buffer, {**dict(stmt.annotations), "disable_lower_builtin": tirx.const(True, "bool")})
+
+        return func.with_body(tvm_ffi.structural_map(func.body, (tirx.AllocBuffer, annotate)))
+
+
+def _pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
+    lower, host_passes, device_passes = get_tir_pipeline("s_tir")
+    return lower, lambda: tvm.transform.Sequential([KeepOnStack(), host_passes()]), device_passes
+
+
+register_tir_pipeline(PIPELINE, _pipeline)
 
 
 @dataclass(frozen=True)
@@ -52,7 +88,7 @@ class KernelTable:
 
     def compile(self, target: dict[str, Any], path: Path) -> None:
         """Compile all kernels to an object file."""
-        built = tvm.compile(self.module(), target=tvm.target.Target(target))
+        built = tvm.compile(self.module(), target=tvm.target.Target(target), tir_pipeline=PIPELINE)
         built.mod.write_to_file(str(path), "o")
 
 
