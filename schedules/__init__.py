@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rt3_tvm.schedules.attention import schedule_attention
+from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.elementwise import schedule_elementwise
 from rt3_tvm.schedules.layer_norm import schedule_layer_norm
 from rt3_tvm.schedules.layout import schedule_gather, schedule_scatter
-from rt3_tvm.schedules.pattern_linear import CpuShape, LinearDecisions, schedule_linear
+from rt3_tvm.schedules.linear_decisions import LinearDecisions
+from rt3_tvm.schedules.pattern_linear import schedule_linear
 from tvm import tirx
 
 KERNEL_ATTR = "rt3.kernel"

@@ -7,7 +7,7 @@ product wants, so scores, softmax and context are all vectors over 16 queries. O
 from functools import cache
 
 from rt3_tvm.schedules.layout import tiles_of
-from rt3_tvm.schedules.pattern_linear import TOKEN_TILE
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
 from rt3_tvm.schedules.vector_math import exp
 from tvm import tirx
 from tvm.s_tir import Schedule

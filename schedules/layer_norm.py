@@ -5,7 +5,7 @@ Statistics of 16 tokens are 16 lanes of the same vectors, so nothing is ever red
 
 from functools import cache
 
-from rt3_tvm.schedules.pattern_linear import TOKEN_TILE
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T

@@ -5,7 +5,7 @@ Every sequence of a batch is padded to whole tiles of its own; the lanes that pa
 
 from functools import cache
 
-from rt3_tvm.schedules.pattern_linear import TOKEN_TILE
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T

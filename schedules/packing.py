@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from rt3_tvm.schedules.pattern_linear import TOKEN_TILE, LinearPacking
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, LinearPacking, padded_kept
 
 UINT16_COLUMNS = (1 << 16) // TOKEN_TILE
 """Columns up to which an offset (column * TOKEN_TILE) fits 16 bits."""
@@ -22,11 +22,6 @@ class PackedLinear:
 def offset_dtype(cols: int) -> str:
     """Return the smallest type that holds column * TOKEN_TILE."""
     return "uint16" if cols <= UINT16_COLUMNS else "int32"
-
-
-def padded_kept(kept: int, packing: LinearPacking) -> int:
-    """Return ``kept`` rounded up to equal column blocks."""
-    return -(-kept // packing.column_blocks) * packing.column_blocks
 
 
 def pack_linear(

@@ -10,128 +10,17 @@ The dense kernel is the same nest: one group of all rows that keeps every column
 one scalar load per register block and column.
 """
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, LinearDecisions, LinearPacking, LinearShape
 from rt3_tvm.schedules.vector_math import ACTIVATIONS
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
-TOKEN_TILE = 16
-"""Tokens of one tile of the feature-major layout: 64 bytes of float32, a cache line on every CPU we target."""
-
-FMA_CHAINS = 8
-"""Accumulators that hide the latency of a fused multiply-add: 4 cycles times 2 pipes on the cores we target."""
-
-KEPT_PER_ROW = 16
-"""Kept columns of a column block for each row of a register block: below that, visits to the accumulators cost more than
-X in L2 instead of L1 (seen on AVX2 at 90 % sparsity; not measured on ARM)."""
-
-FEW_KEPT = 0.3
-"""Single rows that keep less than this take narrower token blocks over more columns: fewer visits to each accumulator."""
-
-MAX_ROWS = 8
-"""Rows of a register block where there are 32 vector registers."""
-
-L1_SHARE = 0.75
-"""Part of the L1 data cache given to the X tile; the rest is for weights, tables and Y."""
-
-
-@dataclass(frozen=True)
-class CpuShape:
-    """What a kernel's decisions depend on: vector lanes of float32, vector registers, L1 data cache in bytes."""
-
-    lanes: int
-    registers: int
-    l1d_bytes: int
-
-
-@dataclass(frozen=True)
-class LinearPacking:
-    """How the weights of a linear layer lie in memory; the same for every sequence length.
-
-    ``rows``: rows of a register block; ``column_blocks``: parts that the kept columns are cut into.
-    """
-
-    rows: int
-    column_blocks: int
-
-
-@dataclass(frozen=True)
-class LinearDecisions:
-    """Decisions of a schedule.
-
-    ``vectors``: vectors of tokens in a register block; ``groups``: register blocks worked on at once;
-    ``unroll``: kept columns per iteration of the inner loop.
-    """
-
-    vectors: int
-    groups: int = 1
-    unroll: int = 1
-
-
-@dataclass(frozen=True)
-class LinearShape:
-    """Sizes of one linear layer: ``kept`` columns a group of ``group`` rows, padded to equal column blocks."""
-
-    tiles: int
-    rows: int
-    cols: int
-    kept: int
-    group: int
-    offset_dtype: str = "uint16"
-
-    @property
-    def dense(self) -> bool:
-        """Whether all rows share one table, so that nothing is skipped."""
-        return self.group == self.rows
-
-
-def _largest_divisor(n: int, limit: int) -> int:
-    return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
-
-
-def _token_vectors(cpu: CpuShape, rows: int, tokens: int) -> int:
-    """Return the vectors of tokens that give a register block of ``rows`` rows enough accumulators, and that fit."""
-    # Accumulators of all rows and one X vector each, and one broadcast; a single row reads X straight from memory.
-    budget = (cpu.registers - 1) // (rows + 1) if rows > 1 else cpu.registers // 2
-    wanted = max(1, min(budget, -(-FMA_CHAINS // rows) if cpu.registers <= 16 else -(-2 * FMA_CHAINS // rows)))
-    vectors_in_tile = max(1, TOKEN_TILE // cpu.lanes)
-    candidates = [v for v in range(1, wanted + 1) if tokens % (v * cpu.lanes) == 0 or v == 1]
-    aligned = [v for v in candidates if v % vectors_in_tile == 0 or vectors_in_tile % v == 0]
-    return max(aligned)
-
-
-def choose_packing(cpu: CpuShape, cols: int, kept: int, group: int) -> LinearPacking:
-    """Return the packing of a matrix of which every group of ``group`` rows keeps ``kept`` of ``cols`` columns."""
-    rows = _largest_divisor(group, MAX_ROWS if group > MAX_ROWS and cpu.registers > 16 else 6 if group > 16 else 4)
-    tokens = _token_vectors(cpu, rows, 1 << 10) * cpu.lanes
-    if rows == 1 and kept < FEW_KEPT * cols:
-        tokens = max(TOKEN_TILE, tokens // 2)
-    columns_in_l1 = max(TOKEN_TILE, int(cpu.l1d_bytes * L1_SHARE) // (4 * tokens))
-    blocks = min(round(cols / columns_in_l1), kept // (KEPT_PER_ROW * rows))
-    return LinearPacking(rows=rows, column_blocks=max(1, blocks))
-
-
-def choose_decisions(cpu: CpuShape, shape: LinearShape, packing: LinearPacking) -> LinearDecisions:
-    """Return the default decisions for one shape."""
-    vectors = _token_vectors(cpu, packing.rows, shape.tiles * TOKEN_TILE)
-    block_bytes = 4 * cpu.lanes * shape.cols // packing.column_blocks
-    while (
-        packing.rows == 1 and vectors % 2 == 0 and vectors * block_bytes > cpu.l1d_bytes and packing.column_blocks > 1
-    ):
-        vectors //= 2
-    row_blocks = shape.rows // packing.rows
-    fits = max(1, (cpu.registers - 2) // (packing.rows * vectors))
-    wanted = max(1, min(fits, FMA_CHAINS // (packing.rows * vectors)))
-    per_block = shape.kept // packing.column_blocks
-    return LinearDecisions(
-        vectors=vectors,
-        groups=_largest_divisor(row_blocks, wanted),
-        unroll=2 if packing.rows <= 2 and per_block >= 2 else 1,
-    )
+PREFETCHED_ROWS = 2
+"""Rows of a register block from which weights are fetched ahead: below, the loads themselves are what is scarce."""
 
 
 @cache  # TVMScript is parsed anew on every call
@@ -161,6 +50,8 @@ def linear_algorithm(
     x_size, tile_size = tiles * cols * TOKEN_TILE, cols * TOKEN_TILE
     offset_dtype, last = shape.offset_dtype, blocks - 1
     outer = row_blocks // gi
+    unroll = packing.unroll
+    fetch = rows >= PREFETCHED_ROWS
 
     # X of the next token block, a few lines with each row block, so that it is in L2 when its turn comes.
     block_cols = -(-cols // blocks)
@@ -204,25 +95,34 @@ def linear_algorithm(
                 acc = T.sblock_alloc_buffer((gi, rows, tokens), "float32")
                 for p in T.unroll(prefetches):
                     T.evaluate(prefetch(T.address_of(X[ahead(vc, vb, vr, p)])))
-                for k, g, r, t in T.grid(kept, gi, rows, tokens):
-                    with T.sblock("multiply"):
-                        vk = T.axis.reduce(kept, k)
-                        vg, vv, vt = T.axis.remap("SSS", [g, r, t])
-                        with T.init():
-                            acc[vg, vv, vt] = T.Select(
-                                vc == 0,
-                                bias[vr * gi + vg, vv],
-                                Y[tile_of(vb, vt), (vr * gi + vg) * rows + vv, lane_of(vb, vt)],
+                for k in range(kept // unroll):
+                    with T.sblock("fetch"):
+                        vf = T.axis.opaque(kept // unroll, k)
+                        T.reads()
+                        T.writes()
+                        if fetch:
+                            T.evaluate(prefetch(T.address_of(values[vc, (vr + 1) * gi, vf * unroll, 0])))
+                        else:
+                            T.evaluate(0)
+                    for u, g, r, t in T.grid(unroll, gi, rows, tokens):
+                        with T.sblock("multiply"):
+                            vk = T.axis.reduce(kept, k * unroll + u)
+                            vg, vv, vt = T.axis.remap("SSS", [g, r, t])
+                            with T.init():
+                                acc[vg, vv, vt] = T.Select(
+                                    vc == 0,
+                                    bias[vr * gi + vg, vv],
+                                    Y[tile_of(vb, vt), (vr * gi + vg) * rows + vv, lane_of(vb, vt)],
+                                )
+                            acc[vg, vv, vt] = (
+                                acc[vg, vv, vt]
+                                + values[vc, vr * gi + vg, vk, vv]
+                                * X[
+                                    tile_of(vb, vt) * tile_size
+                                    + T.Cast("int32", offsets[vc, T.floordiv(vr * gi + vg, share), vk])
+                                    + lane_of(vb, vt)
+                                ]
                             )
-                        acc[vg, vv, vt] = (
-                            acc[vg, vv, vt]
-                            + values[vc, vr * gi + vg, vk, vv]
-                            * X[
-                                tile_of(vb, vt) * tile_size
-                                + T.Cast("int32", offsets[vc, T.floordiv(vr * gi + vg, share), vk])
-                                + lane_of(vb, vt)
-                            ]
-                        )
                 if vc == last:
                     for g, r, t in T.grid(gi, rows, tokens):
                         with T.sblock("finish"):
@@ -254,16 +154,12 @@ def vectorise_tokens(sch: Schedule, block: str, lanes: int) -> None:
         sch.unroll(loop)
 
 
-def unroll_columns(sch: Schedule, unroll: int) -> None:
-    """Unroll the loop over kept columns by ``unroll``, and lift the initialisation of the accumulators out of it."""
+def unroll_columns(sch: Schedule) -> None:
+    """Unroll one iteration over kept columns, and lift the initialisation of the accumulators out of the loop."""
     block = sch.get_sblock("multiply")
-    k = sch.get_loops(block)[-5]
-    outer = k
-    extent = int(sch.get(k).extent)
-    if unroll > 1 and extent % unroll == 0:
-        outer, inner = sch.split(k, [None, unroll])
-        sch.unroll(inner)
-    init = sch.decompose_reduction(block, outer)
+    loops = sch.get_loops(block)
+    sch.unroll(loops[-5])
+    init = sch.decompose_reduction(block, loops[-6])
     for loop in sch.get_loops(init)[-4:-1]:
         sch.unroll(loop)
 
@@ -273,5 +169,5 @@ def schedule_linear(func: tirx.PrimFunc, decisions: LinearDecisions, lanes: int)
     sch = Schedule(func)
     for block in ("finish", "store", "multiply"):
         vectorise_tokens(sch, block, lanes)
-    unroll_columns(sch, decisions.unroll)
+    unroll_columns(sch)
     return sch.mod["main"]

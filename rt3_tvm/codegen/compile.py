@@ -21,7 +21,7 @@ from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.frontend import ImportedModel, import_model
-from rt3_tvm.schedules.pattern_linear import CpuShape
+from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
 
@@ -107,7 +107,7 @@ def compile_checkpoint(
     hz = options.frequencies or device.default_frequencies(len(checkpoint.levels))
     if len(hz) != len(checkpoint.levels):
         raise Rt3Error(f"{len(hz)} frequencies for {len(checkpoint.levels)} levels: give one per level")
-    cpu = CpuShape(cluster.lanes, cluster.registers, cluster.l1d_bytes)
+    cpu = CpuShape.of(cluster)
 
     build = _Build(checkpoint, options, cpu, progress)
     build.plan()

@@ -26,9 +26,7 @@ STACK_BYTES = 64 * 1024
 class KeepOnStack:
     """Keep small buffers where LLVM can turn them into registers: from 1 KiB on TVM would take them from a heap."""
 
-    def transform_function(
-        self, func: tirx.PrimFunc, _mod: IRModule, _ctx: tvm.transform.PassContext
-    ) -> tirx.PrimFunc:
+    def transform_function(self, func: tirx.PrimFunc, _mod: IRModule, _ctx: tvm.transform.PassContext) -> tirx.PrimFunc:
         """Annotate the allocations."""
 
         def annotate(stmt: tirx.AllocBuffer) -> tirx.AllocBuffer:
@@ -38,7 +36,9 @@ class KeepOnStack:
             for extent in ty.shape:
                 size *= int(extent)
             assert size <= STACK_BYTES, f"{stmt.buffer.name} of {size} bytes must be an argument of the kernel"
-            return tirx.AllocBuffer(stmt.buffer, {**dict(stmt.annotations), "disable_lower_builtin": tirx.const(True, "bool")})
+            return tirx.AllocBuffer(
+                stmt.buffer, {**dict(stmt.annotations), "disable_lower_builtin": tirx.const(True, "bool")}
+            )
 
         return func.with_body(tvm_ffi.structural_map(func.body, (tirx.AllocBuffer, annotate)))
 

@@ -10,7 +10,7 @@ from tvm.ir.expr import GenericConst
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.errors import JobError
-from rt3_tvm.schedules.pattern_linear import TOKEN_TILE
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.legalize import ALIASES
 

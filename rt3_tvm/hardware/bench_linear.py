@@ -15,17 +15,18 @@ from rt3_tvm.errors import Rt3Error
 from rt3_tvm.hardware.rivals import installed_rivals
 from rt3_tvm.pattern import PatternShape, SparseMatrix, cut_backbone, cut_patterns
 from rt3_tvm.schedules import DECISIONS_ATTR, KERNEL_ATTR, SCHEDULES
-from rt3_tvm.schedules.packing import PackedLinear, offset_dtype, pack_linear, padded_kept
-from rt3_tvm.schedules.pattern_linear import (
+from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.linear_decisions import (
     TOKEN_TILE,
-    CpuShape,
     LinearDecisions,
     LinearPacking,
     LinearShape,
     choose_decisions,
     choose_packing,
-    linear_algorithm,
+    padded_kept,
 )
+from rt3_tvm.schedules.packing import PackedLinear, offset_dtype, pack_linear
+from rt3_tvm.schedules.pattern_linear import linear_algorithm
 from rt3_tvm.timing import Timing, time_interleaved
 
 PATTERNS = 64
@@ -165,9 +166,9 @@ class _Ours:
         folder: Path,
     ) -> None:
         cluster = devices.load("host").cluster
-        cpu = CpuShape(cluster.lanes, cluster.registers, cluster.l1d_bytes)
+        cpu = CpuShape.of(cluster)
         group, kept = case.rows // columns.shape[0], columns.shape[1]
-        self.packing = choose_packing(cpu, case.cols, kept, group)
+        self.packing = choose_packing(cpu, case.rows, case.cols, kept, group)
         tiles = -(-case.tokens // TOKEN_TILE)
         shape = LinearShape(
             tiles, case.rows, case.cols, padded_kept(kept, self.packing), group, offset_dtype(case.cols)

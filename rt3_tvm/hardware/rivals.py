@@ -1,8 +1,10 @@
-"""Dense rivals on this machine, one row each: PyTorch always, ONNX Runtime where it is installed (extra ``bench``)."""
+"""Dense rivals on this machine, one row each: PyTorch always, ONNX Runtime and OpenVINO where installed (extra ``bench``)."""
 
 import importlib.util
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ class Rival:
     packages: tuple[str, ...]
     linear: Callable[[np.ndarray, np.ndarray, np.ndarray, int], Call]
     model: Callable[[torch.nn.Module, dict[str, np.ndarray], int], Call]
+    by_default: bool = True
 
     @property
     def missing(self) -> list[str]:
@@ -58,7 +61,7 @@ def _session(serialised: bytes, threads: int) -> Any:
     return onnxruntime.InferenceSession(serialised, options, providers=["CPUExecutionProvider"])
 
 
-def _onnxruntime_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int) -> Call:
+def _onnx_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> Any:
     from onnx import TensorProto, helper, numpy_helper
 
     graph = helper.make_graph(
@@ -68,33 +71,94 @@ def _onnxruntime_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, thr
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [x.shape[0], weight.shape[0]])],
         [numpy_helper.from_array(np.ascontiguousarray(weight.T), "w"), numpy_helper.from_array(bias, "b")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    session = _session(model.SerializeToString(), threads)
-    return lambda: session.run(None, {"x": x})
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def _onnxruntime_model(model: torch.nn.Module, inputs: dict[str, np.ndarray], threads: int) -> Call:
+def _onnx_model(model: torch.nn.Module, inputs: dict[str, np.ndarray]) -> Any:
     form = models.ExportForm(model)
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     with torch.no_grad(), models.quiet():
         program = torch.onnx.export(form, (), kwargs=tensors, dynamo=True, verbose=False)
     assert program is not None  # only without dynamo
-    session = _session(program.model_proto.SerializeToString(), threads)
+    return program.model_proto
+
+
+def _onnxruntime_call(proto: Any, inputs: dict[str, np.ndarray], threads: int) -> Call:
+    session = _session(proto.SerializeToString(), threads)
     known = {i.name for i in session.get_inputs()}
     feed = {name: value for name, value in inputs.items() if name in known}
     return lambda: session.run(None, feed)
 
 
+def _onnxruntime_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int) -> Call:
+    return _onnxruntime_call(_onnx_linear(x, weight, bias), {"x": x}, threads)
+
+
+def _onnxruntime_model(model: torch.nn.Module, inputs: dict[str, np.ndarray], threads: int) -> Call:
+    return _onnxruntime_call(_onnx_model(model, inputs), inputs, threads)
+
+
+def _quantised(proto: Any) -> Any:
+    """Return a model whose matrix products run on int8: weights quantised ahead, activations at run time."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder, models.quiet():
+        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        del proto.graph.value_info[:]  # shapes that exporter and quantiser infer disagree in their names
+        onnx.save(proto, source)
+        quantize_dynamic(source, target, weight_type=QuantType.QInt8)
+        return onnx.load(target)
+
+
+def _onnxruntime_int8_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int) -> Call:
+    return _onnxruntime_call(_quantised(_onnx_linear(x, weight, bias)), {"x": x}, threads)
+
+
+def _onnxruntime_int8_model(model: torch.nn.Module, inputs: dict[str, np.ndarray], threads: int) -> Call:
+    return _onnxruntime_call(_quantised(_onnx_model(model, inputs)), inputs, threads)
+
+
+def _openvino_call(proto: Any, inputs: dict[str, np.ndarray], threads: int) -> Call:
+    import openvino
+
+    core = openvino.Core()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(proto.SerializeToString())
+        # Without the precision it would compute in bfloat16 where the CPU can.
+        config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        compiled = core.compile_model(core.read_model(path), "CPU", config)
+    known = {name for port in compiled.inputs for name in port.names}
+    feed = {name: value for name, value in inputs.items() if name in known}
+    request = compiled.create_infer_request()
+    return lambda: request.infer(feed)
+
+
+def _openvino_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int) -> Call:
+    return _openvino_call(_onnx_linear(x, weight, bias), {"x": x}, threads)
+
+
+def _openvino_model(model: torch.nn.Module, inputs: dict[str, np.ndarray], threads: int) -> Call:
+    return _openvino_call(_onnx_model(model, inputs), inputs, threads)
+
+
+ONNX = ("onnx", "onnxscript")
 RIVALS: dict[str, Rival] = {
     "torch": Rival(("torch",), _torch_linear, _torch_model),
-    "onnxruntime": Rival(("onnxruntime", "onnx", "onnxscript"), _onnxruntime_linear, _onnxruntime_model),
+    "onnxruntime": Rival(("onnxruntime", *ONNX), _onnxruntime_linear, _onnxruntime_model),
+    "openvino": Rival(("openvino", *ONNX), _openvino_linear, _openvino_model),
+    # Dense but not float32: only on request.
+    "onnxruntime-int8": Rival(
+        ("onnxruntime", *ONNX), _onnxruntime_int8_linear, _onnxruntime_int8_model, by_default=False
+    ),
 }
 
 
 def installed_rivals(names: list[str] | None = None) -> dict[str, Rival]:
     """Return the rivals that can run here; one that was asked for by name must."""
     if names is None:
-        return {name: rival for name, rival in RIVALS.items() if not rival.missing}
+        return {name: rival for name, rival in RIVALS.items() if rival.by_default and not rival.missing}
     for name in names:
         if name not in RIVALS:
             raise Rt3Error(f"unknown rival '{name}': choose from {choices(RIVALS)}")

@@ -3,17 +3,9 @@
 import tvm
 from tvm import IRModule, relax
 
+from rt3_tvm.schedules.linear_decisions import sparse_pays
 from rt3_tvm.transform.composites import COMPOSITES
 from rt3_tvm.transform.context import UNPRUNED, VariantContext
-
-# Share of a dense kernel's speed per kept weight, by group; from `rt3 bench linear` on AVX2 (docs/results/linear.md).
-SPARSE_EFFICIENCY = {1: 0.62, 2: 0.85, 3: 0.85}
-SPARSE_EFFICIENCY_FROM_4 = 0.9
-
-
-def sparse_pays(density: float, group: int) -> bool:
-    """Return whether the sparse kernel beats the dense one."""
-    return density < SPARSE_EFFICIENCY.get(group, SPARSE_EFFICIENCY_FROM_4)
 
 
 @tvm.transform.module_pass(opt_level=0, name="AnnotateSparsity")
@@ -54,7 +46,8 @@ def _attributes(context: VariantContext, name: str) -> dict[str, object]:
     if matrix is None:
         return {"rt3.matrix": name, "rt3.level": UNPRUNED, "rt3.density": 1.0, "rt3.kernel": "dense_linear"}
     shape, backbone = matrix.patterns.shape, matrix.backbone
-    kernel = "pattern_linear" if sparse_pays(matrix.density, shape.group) else "dense_linear"
+    kept = matrix.group_columns()[0].shape[1]
+    kernel = "pattern_linear" if sparse_pays(context.cpu, *backbone.shape, kept, shape.group) else "dense_linear"
     return {
         "rt3.matrix": name,
         "rt3.level": context.level,

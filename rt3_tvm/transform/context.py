@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rt3_tvm.pattern import SparseMatrix
-from rt3_tvm.schedules.pattern_linear import CpuShape, LinearPacking
+from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.linear_decisions import LinearPacking
 
 Kind = Literal["raw", "values", "offsets", "bias"]
 UNPRUNED = -1

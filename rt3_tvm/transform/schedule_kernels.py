@@ -4,7 +4,7 @@ import tvm
 from tvm import IRModule, tirx
 
 from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
-from rt3_tvm.schedules.pattern_linear import CpuShape
+from rt3_tvm.schedules.cpu import CpuShape
 
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleKernels")

@@ -15,14 +15,15 @@ from rt3_tvm.schedules import attention as attention_kernel
 from rt3_tvm.schedules import layer_norm as layer_norm_kernel
 from rt3_tvm.schedules import layout as layout_kernel
 from rt3_tvm.schedules.layout import tiles_of
-from rt3_tvm.schedules.packing import offset_dtype, padded_kept
-from rt3_tvm.schedules.pattern_linear import (
+from rt3_tvm.schedules.linear_decisions import (
     TOKEN_TILE,
     LinearShape,
     choose_decisions,
     choose_packing,
-    linear_algorithm,
+    padded_kept,
 )
+from rt3_tvm.schedules.packing import offset_dtype
+from rt3_tvm.schedules.pattern_linear import linear_algorithm
 from rt3_tvm.transform.composites import COMPOSITES, Composite, find_op, is_float32, static_shape
 from rt3_tvm.transform.context import Kind, VariantContext, WeightRef
 
@@ -140,7 +141,7 @@ class _Lowering:
         sparse = family == "pattern_linear"
         group = int(func.attrs["rt3.group"]) if sparse else rows
         kept = self.context.matrices[name].group_columns()[0].shape[1] if sparse else cols
-        packing = choose_packing(cpu, cols, kept, group)
+        packing = choose_packing(cpu, rows, cols, kept, group)
         shape = LinearShape(t.tiles, rows, cols, padded_kept(kept, packing), group, offset_dtype(cols))
         decisions = choose_decisions(cpu, shape, packing)
         algorithm = linear_algorithm(shape, packing, decisions, cpu.lanes, row.activation)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
-from rt3_tvm.schedules.pattern_linear import CpuShape
+from rt3_tvm.schedules.cpu import CpuShape
 from tvm import tirx
 
 from rt3_tvm import device
@@ -14,7 +14,7 @@ from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, run_compiler
 
 CLUSTER = device.load("host").cluster
-CPU = CpuShape(CLUSTER.lanes, CLUSTER.registers, CLUSTER.l1d_bytes)
+CPU = CpuShape.of(CLUSTER)
 
 
 def schedule(family: str, func: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -7,7 +7,8 @@ import pytest
 import torch
 import tvm
 from rt3_tvm.schedules import DECISIONS_ATTR, SCHEDULES, attention, layer_norm, layout
-from rt3_tvm.schedules.pattern_linear import LinearDecisions, LinearPacking, LinearShape, linear_algorithm
+from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
+from rt3_tvm.schedules.pattern_linear import linear_algorithm
 from tvm import te, tirx
 
 from rt3_tvm.codegen.kernels import with_c_signature

@@ -1,21 +1,28 @@
 """pattern_linear and dense_linear against NumPy in float64, over groups, odd shapes and decisions."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from rt3_tvm.schedules import DECISIONS_ATTR
-from rt3_tvm.schedules.packing import offset_dtype, pack_linear, padded_kept
-from rt3_tvm.schedules.pattern_linear import (
-    CpuShape,
+from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.linear_decisions import (
     LinearDecisions,
     LinearPacking,
     LinearShape,
+    best_cycles,
     choose_decisions,
     choose_packing,
-    linear_algorithm,
+    padded_kept,
+    sparse_pays,
 )
+from rt3_tvm.schedules.packing import offset_dtype, pack_linear
+from rt3_tvm.schedules.pattern_linear import linear_algorithm
 
 from rt3_tvm.pattern import PatternShape, cut_backbone, cut_patterns
 from tests.kernels.harness import CPU, from_tiles, run_kernel, to_tiles
+
+CPUS = [CpuShape(4, 16, 32768), CpuShape(4, 32, 65536), CpuShape(8, 16, 32768), CpuShape(16, 32, 49152)]
 
 
 def check(rows, cols, tokens, columns, valid, weight, packing, decisions=None, activation="none"):
@@ -51,14 +58,14 @@ def sparse(rows, cols, group, sparsity, block_sparsity=0.0, pattern=(None, None)
 def test_pattern_linear(group, tokens):
     rows, cols = 96, 160
     weight, columns, valid = sparse(rows, cols, group, 0.75)
-    packing = choose_packing(CPU, cols, columns.shape[1], group)
+    packing = choose_packing(CPU, rows, cols, columns.shape[1], group)
     check(rows, cols, tokens, columns, valid, weight, packing)
 
 
 def test_block_pruned_with_blocks_that_do_not_fit():
     weight, columns, valid = sparse(384, 384, 4, 0.35, block_sparsity=0.3, pattern=(100, 100))
     assert not valid.all()  # the last block of each row is padded
-    check(384, 384, 7, columns, valid, weight, choose_packing(CPU, 384, columns.shape[1], 4))
+    check(384, 384, 7, columns, valid, weight, choose_packing(CPU, 384, 384, columns.shape[1], 4))
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 7])
@@ -67,37 +74,52 @@ def test_column_blocks_accumulate(blocks):
     check(32, 200, 48, columns, valid, weight, LinearPacking(4, blocks), activation="relu")
 
 
-@pytest.mark.parametrize("decisions", [LinearDecisions(1), LinearDecisions(2, 4, 2), LinearDecisions(1, 2, 5)])
-def test_decisions_do_not_change_the_result(decisions):
+@pytest.mark.parametrize("decisions", [LinearDecisions(1), LinearDecisions(2, 4), LinearDecisions(1, 2)])
+@pytest.mark.parametrize("unroll", [1, 3, 8])
+def test_decisions_do_not_change_the_result(decisions, unroll):
     weight, columns, valid = sparse(64, 160, 2, 0.75)
     if decisions.vectors * CPU.lanes > 32:
         pytest.skip(f"{decisions.vectors} vectors of {CPU.lanes} lanes exceed 32 tokens")
-    check(64, 160, 32, columns, valid, weight, LinearPacking(2, 2), decisions)
+    check(64, 160, 32, columns, valid, weight, LinearPacking(2, 2, unroll), decisions)
 
 
 def test_many_columns_need_wide_offsets():
     weight, columns, valid = sparse(8, 5000, 4, 0.9)
     assert offset_dtype(5000) == "int32"
-    check(8, 5000, 16, columns, valid, weight, choose_packing(CPU, 5000, columns.shape[1], 4))
+    check(8, 5000, 16, columns, valid, weight, choose_packing(CPU, 8, 5000, columns.shape[1], 4))
 
 
 @pytest.mark.parametrize(("rows", "cols", "tokens"), [(96, 64, 32), (50, 33, 7), (7, 129, 20)])
 def test_dense_linear(rows, cols, tokens):
     weight = (np.random.default_rng(0).standard_normal((rows, cols)) / np.sqrt(cols)).astype(np.float32)
     columns = np.arange(cols, dtype=np.int32)[None]
-    check(rows, cols, tokens, columns, np.ones_like(columns, bool), weight, choose_packing(CPU, cols, cols, rows))
+    check(rows, cols, tokens, columns, np.ones_like(columns, bool), weight, choose_packing(CPU, rows, cols, cols, rows))
 
 
-@pytest.mark.parametrize(
-    "cpu", [CpuShape(4, 16, 32768), CpuShape(4, 32, 65536), CpuShape(8, 16, 32768), CpuShape(16, 32, 49152)]
-)
+@pytest.mark.parametrize("cpu", CPUS)
 @pytest.mark.parametrize("group", [1, 2, 4, 8, 768])
 @pytest.mark.parametrize("tiles", [1, 2, 3, 8])
 def test_default_decisions_fit_the_registers(cpu, group, tiles):
-    packing = choose_packing(cpu, 768, 192, group)
+    packing = choose_packing(cpu, 768, 768, 192, group)
     shape = LinearShape(tiles, 768, 768, padded_kept(192, packing), group)
     d = choose_decisions(cpu, shape, packing)
     accumulators = packing.rows * d.vectors * d.groups
     assert accumulators + 1 <= cpu.registers
     assert (tiles * 16) % (d.vectors * cpu.lanes) == 0
     assert 768 % packing.rows == 0 and group % packing.rows == 0 and (768 // packing.rows) % d.groups == 0
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize(("rows", "cols"), [(768, 768), (3072, 768), (768, 3072), (384, 384), (200, 800)])
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+def test_modelled_time_falls_with_the_density(cpu, rows, cols, group):
+    dense = best_cycles(cpu, rows, cols, cols, rows)
+    times = [min(dense, best_cycles(cpu, rows, cols, kept, group)) for kept in range(cols, cols // 20, -cols // 20)]
+    assert all(later <= earlier * 1.01 for earlier, later in pairwise(times))  # padding may differ by one iteration
+    assert times[-1] < 0.4 * dense and times[0] == dense
+
+
+def test_a_matrix_that_is_hardly_sparse_is_not_worth_the_sparse_kernel():
+    cpu = CpuShape(8, 16, 32768)
+    assert not sparse_pays(cpu, 768, 768, 730, 1) and sparse_pays(cpu, 768, 768, 384, 1)
+    assert sparse_pays(cpu, 768, 768, 600, 4)

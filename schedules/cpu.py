@@ -1,0 +1,63 @@
+"""What the decisions of a kernel depend on: the sizes of a core, and what its inner loops cost."""
+
+from dataclasses import dataclass
+
+from rt3_tvm.device import Cluster
+
+
+@dataclass(frozen=True)
+class CoreCost:
+    """Cycles of what an inner loop is made of, throughput and not latency.
+
+    Parameters
+    ----------
+    fma
+        A vector multiply-add between others, as long kernels reach it: above 1 / pipes.
+    load, broadcast, offset
+        A vector from L1; one float to all lanes; one index.
+    l2_line
+        A line of 64 bytes from L2 instead of L1, on top.
+    visit
+        Entering and leaving a register block, without its accumulators.
+    """
+
+    fma: float = 0.6
+    load: float = 0.5
+    broadcast: float = 0.2
+    offset: float = 0.25
+    l2_line: float = 0.85
+    visit: float = 10.0
+
+
+CORE_COSTS = {
+    # Sapphire Rapids in a virtual machine, measured by loops of loads and multiply-adds in assembly: 512-bit loads come at
+    # 1.4 a cycle; `benchmarks/run.py linear` agrees with the model to about 10 %.
+    "avx512": CoreCost(fma=0.63, load=0.72, broadcast=0.21),
+    # In-order cores: one 128-bit multiply-add a cycle on A55 (half on A53), a 128-bit load in two (A53: three).
+    # From the vendor's optimisation guides as LLVM's scheduling models have them; modelled, not measured.
+    "cortex-a53": CoreCost(fma=2.0, load=3.0, broadcast=1.0, offset=1.0, l2_line=8.0, visit=20.0),
+    "cortex-a55": CoreCost(fma=1.0, load=2.0, broadcast=1.0, offset=1.0, l2_line=4.0, visit=20.0),
+}
+"""Cores that differ from the default, two multiply-adds and two loads a cycle, by LLVM's name or by instruction set."""
+
+
+def core_cost(core: str, lanes: int) -> CoreCost:
+    """Return the costs of a core by LLVM's name for it."""
+    return CORE_COSTS.get(core) or CORE_COSTS.get("avx512" if lanes == 16 else "") or CoreCost()
+
+
+@dataclass(frozen=True)
+class CpuShape:
+    """A core: vector lanes of float32, vector registers, L1 data and L2 cache in bytes, costs."""
+
+    lanes: int
+    registers: int
+    l1d_bytes: int
+    l2_bytes: int = 512 * 1024
+    cost: CoreCost = CoreCost()
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> "CpuShape":
+        """Return the shape of a cluster's cores."""
+        cost = core_cost(cluster.core, cluster.lanes)
+        return cls(cluster.lanes, cluster.registers, cluster.l1d_bytes, cluster.l2_bytes, cost)

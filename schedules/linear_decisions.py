@@ -1,0 +1,179 @@
+"""Which packing and which register block a linear layer gets: a cost model in cycles, minimised over what is legal.
+
+The model never says that keeping fewer columns costs more, and what is legal does not depend on how many are kept; so the cost
+of the best choice falls with the density, and a matrix whose dense kernel is cheaper takes that (``linear_cycles``).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from rt3_tvm.schedules.cpu import CpuShape
+
+TOKEN_TILE = 16
+"""Tokens of one tile of the feature-major layout: 64 bytes of float32, a cache line on every CPU we target."""
+
+TYPICAL_TOKENS = 128
+"""Tokens that a packing is chosen for; it is the same for every length, so that weights are stored once."""
+
+FMA_CHAINS = 8
+"""Accumulators that hide the latency of a fused multiply-add: 4 cycles times 2 pipes on the cores we target."""
+
+MAX_ROWS = 8
+"""Rows of a register block: beyond, broadcasts of weights cost more than the shared X saves."""
+
+L1_SHARE = 0.6
+"""Part of the L1 data cache that X of a column block can have; the rest is for weights, tables and Y."""
+
+L2_SHARE = 0.125
+"""Part of the L2 cache that X of a column block can have: Y, weights and the next X pass through it too."""
+
+MAX_TILES = 4
+"""Token tiles of a register block. Where a tile is a multiple of 4 KiB, the lines of one feature in all tiles fall into one
+set of the L1 cache, which has 4 to 12 ways; X and Y share them."""
+
+ACCUMULATOR_CYCLES = 2.0
+"""Reading and writing one accumulator when a register block goes on to the next column block."""
+
+LINE_FLOATS = 16
+"""float32 values of a cache line."""
+
+PADDING = 0.03
+"""Part of the kept columns that may be zeros, so that the inner loop has whole iterations."""
+
+
+@dataclass(frozen=True)
+class LinearPacking:
+    """How the weights of a linear layer lie in memory; the same for every sequence length.
+
+    ``rows``: rows of a register block; ``column_blocks``: parts that the kept columns are cut into; ``unroll``: kept columns
+    of one iteration of the inner loop, of which a column block holds a multiple.
+    """
+
+    rows: int
+    column_blocks: int
+    unroll: int = 1
+
+
+@dataclass(frozen=True)
+class LinearDecisions:
+    """Decisions of a schedule.
+
+    ``vectors``: vectors of tokens in a register block; ``groups``: register blocks worked on at once.
+    """
+
+    vectors: int
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """Sizes of one linear layer: ``kept`` columns a group of ``group`` rows, padded to equal column blocks."""
+
+    tiles: int
+    rows: int
+    cols: int
+    kept: int
+    group: int
+    offset_dtype: str = "uint16"
+
+    @property
+    def dense(self) -> bool:
+        """Whether all rows share one table, so that nothing is skipped."""
+        return self.group == self.rows
+
+
+def padded_kept(kept: int, packing: LinearPacking) -> int:
+    """Return ``kept`` rounded up to equal column blocks of whole iterations."""
+    step = packing.column_blocks * packing.unroll
+    return -(-kept // step) * step
+
+
+def x_bytes(cpu: CpuShape, shape: LinearShape, packing: LinearPacking, decisions: LinearDecisions) -> float:
+    """Return the bytes of X that a column block reads, over and over, for one block of tokens."""
+    return 4.0 * cpu.lanes * decisions.vectors * shape.cols / packing.column_blocks
+
+
+def linear_cycles(cpu: CpuShape, shape: LinearShape, packing: LinearPacking, decisions: LinearDecisions) -> float:
+    """Return the modelled cycles of one call, weights in L2.
+
+    Per kept column of a register block the multiply-adds and the loads overlap, though not perfectly (a cubic norm); a visit
+    to a register block costs its accumulators.
+    """
+    cost, rows, vectors = cpu.cost, packing.rows, decisions.vectors
+    accumulators = rows * vectors
+    beyond_l1 = max(0.0, 1.0 - L1_SHARE * cpu.l1d_bytes / x_bytes(cpu, shape, packing, decisions))
+    line = cost.load + cost.l2_line * cpu.lanes / LINE_FLOATS * beyond_l1
+    loads = vectors * line + rows * (cost.broadcast + cost.l2_line / LINE_FLOATS) + cost.offset
+    multiplies = accumulators * cost.fma * max(1.0, FMA_CHAINS / (accumulators * decisions.groups))
+    column = (multiplies**3 + loads**3) ** (1 / 3)
+    visits = packing.column_blocks * (cost.visit + ACCUMULATOR_CYCLES * accumulators)
+    blocks = shape.tiles * TOKEN_TILE / (vectors * cpu.lanes) * (shape.rows / rows)
+    return blocks * (shape.kept * column + visits)
+
+
+def _vectors(cpu: CpuShape, rows: int, tokens: int) -> Iterator[int]:
+    """Yield the vectors of tokens that a register block can have."""
+    in_tile = max(1, TOKEN_TILE // cpu.lanes)
+    for v in range(1, cpu.registers):
+        # Accumulators, one X vector each (a single row reads X straight from memory), a broadcast.
+        fits = (rows + (rows > 1)) * v + 1 < cpu.registers
+        aligned = (v % in_tile == 0 or in_tile % v == 0) and v * cpu.lanes <= MAX_TILES * TOKEN_TILE
+        if v == 1 or (fits and aligned and tokens % (v * cpu.lanes) == 0):
+            yield v
+
+
+def _decisions(cpu: CpuShape, rows: int, shape: LinearShape) -> Iterator[LinearDecisions]:
+    """Yield register blocks; as many at once as it takes to have enough chains, where they fit."""
+    for v in _vectors(cpu, rows, shape.tiles * TOKEN_TILE):
+        fits = max(1, (cpu.registers - 2) // (rows * v))
+        wanted = min(fits, -(-FMA_CHAINS // (rows * v)))
+        yield LinearDecisions(v, _largest_divisor(shape.rows // rows, wanted))
+
+
+def _largest_divisor(n: int, limit: int) -> int:
+    return next(d for d in range(max(1, min(n, limit)), 0, -1) if n % d == 0)
+
+
+def _unroll(kept: int, blocks: int, rows: int) -> int:
+    """Return the kept columns of an iteration: a cache line of weights, or what can be padded cheaply."""
+    unroll = max(1, LINE_FLOATS // rows) if rows > 2 else 2
+    while unroll > 1 and padded_kept(kept, LinearPacking(rows, blocks, unroll)) > max(kept + 1, kept * (1 + PADDING)):
+        unroll //= 2
+    return unroll
+
+
+@cache
+def choose_packing(cpu: CpuShape, rows: int, cols: int, kept: int, group: int) -> LinearPacking:
+    """Return the cheapest packing of a (rows, cols) matrix of which every group of ``group`` rows keeps ``kept`` columns."""
+    best: tuple[float, int] = (float("inf"), 0)
+    packings = [
+        LinearPacking(r, blocks, _unroll(kept, blocks, r))
+        for r in range(1, MAX_ROWS + 1)
+        if group % r == 0 and (r == 1 or r * 2 <= cpu.registers)
+        for blocks in range(1, min(kept, max(1, cols // LINE_FLOATS)) + 1)
+    ]
+    for i, packing in enumerate(packings):
+        shape = LinearShape(TYPICAL_TOKENS // TOKEN_TILE, rows, cols, padded_kept(kept, packing), group)
+        for d in _decisions(cpu, packing.rows, shape):
+            if x_bytes(cpu, shape, packing, d) <= max(cpu.l1d_bytes, L2_SHARE * cpu.l2_bytes):
+                best = min(best, (linear_cycles(cpu, shape, packing, d), i))
+    return packings[best[1]]
+
+
+def best_cycles(cpu: CpuShape, rows: int, cols: int, kept: int, group: int) -> float:
+    """Return the modelled cycles of a matrix at the typical number of tokens, with the best packing and decisions."""
+    packing = choose_packing(cpu, rows, cols, kept, group)
+    shape = LinearShape(TYPICAL_TOKENS // TOKEN_TILE, rows, cols, padded_kept(kept, packing), group)
+    return linear_cycles(cpu, shape, packing, choose_decisions(cpu, shape, packing))
+
+
+def sparse_pays(cpu: CpuShape, rows: int, cols: int, kept: int, group: int) -> bool:
+    """Return whether the sparse kernel is modelled to be faster than the dense one."""
+    return best_cycles(cpu, rows, cols, kept, group) < best_cycles(cpu, rows, cols, cols, rows)
+
+
+@cache
+def choose_decisions(cpu: CpuShape, shape: LinearShape, packing: LinearPacking) -> LinearDecisions:
+    """Return the cheapest register block for a packing and a number of tokens."""
+    return min(_decisions(cpu, packing.rows, shape), key=lambda d: linear_cycles(cpu, shape, packing, d))
