@@ -13,12 +13,15 @@ from rt3_tvm.schedules.layer_norm import schedule_layer_norm
 from rt3_tvm.schedules.layout import schedule_gather, schedule_scatter
 from rt3_tvm.schedules.linear_decisions import LinearDecisions
 from rt3_tvm.schedules.pattern_linear import schedule_linear
+from rt3_tvm.schedules.tasks import TASKS_ATTR
 from tvm import tirx
 
 KERNEL_ATTR = "rt3.kernel"
 """PrimFunc attribute that names the family."""
 DECISIONS_ATTR = "rt3.decisions"
 """PrimFunc attribute that holds the values of a decision, by name."""
+
+__all__ = ["DECISIONS_ATTR", "KERNEL_ATTR", "SCHEDULES", "TASKS_ATTR", "KernelFamily"]
 
 
 @dataclass(frozen=True)

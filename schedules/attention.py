@@ -8,6 +8,7 @@ from functools import cache
 
 from rt3_tvm.schedules.layout import tiles_of
 from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules.tasks import share_loop
 from rt3_tvm.schedules.vector_math import exp
 from tvm import tirx
 from tvm.s_tir import Schedule
@@ -23,7 +24,7 @@ MASKED = -3.4e38
 def attention(
     batch: int, length: int, heads: int, dim: int, scale: float, bias_shape: tuple[int, int, int, int] | None
 ) -> tirx.PrimFunc:
-    """Return the kernel (q, k, v (batch * tiles, heads * dim, 16)[, bias]) -> y, and two scratch tiles (keys, 16).
+    """Return the kernel (q, k, v (batch * tiles, heads * dim, 16)[, bias]) -> y; two tiles (keys, 16) live on the stack.
 
     ``bias`` is added to the scores: (batch or 1, heads or 1, length or 1, length).
     """
@@ -48,26 +49,24 @@ def attention(
         return exp(score) if length == keys else tirx.Select(k < length, exp(score), tirx.const(0.0, "float32"))
 
     @T.prim_func(s_tir=True)
-    def attention(q: T.handle, k: T.handle, v: T.handle, m: T.handle, y: T.handle, s: T.handle, p: T.handle):
+    def attention(q: T.handle, k: T.handle, v: T.handle, m: T.handle, y: T.handle):
         Q = T.match_buffer(q, (batch * tiles, features, TOKEN_TILE), "float32")
         K = T.match_buffer(k, (batch * tiles, features, TOKEN_TILE), "float32")
         V = T.match_buffer(v, (batch * tiles, features, TOKEN_TILE), "float32")
         bias = T.match_buffer(m, (bb, bh, bq, bk), "float32")
         Y = T.match_buffer(y, (batch * tiles, features, TOKEN_TILE), "float32")
-        S = T.match_buffer(s, (keys, TOKEN_TILE), "float32")
-        P = T.match_buffer(p, (keys, TOKEN_TILE), "float32")
-        for b, h, i in T.grid(batch, heads, tiles):
+        for h, b, i in T.grid(heads, batch, tiles):
             with T.sblock("tile"):
-                vb, vh, vi = T.axis.remap("SSS", [b, h, i])
+                vh, vb, vi = T.axis.remap("SSS", [h, b, i])
                 T.reads(
                     Q[0 : batch * tiles, 0:features, 0:TOKEN_TILE],
                     K[0 : batch * tiles, 0:features, 0:TOKEN_TILE],
                     V[0 : batch * tiles, 0:features, 0:TOKEN_TILE],
                     bias[0:bb, 0:bh, 0:bq, 0:bk],
                 )
-                T.writes(
-                    Y[0 : batch * tiles, 0:features, 0:TOKEN_TILE], S[0:keys, 0:TOKEN_TILE], P[0:keys, 0:TOKEN_TILE]
-                )
+                T.writes(Y[0 : batch * tiles, 0:features, 0:TOKEN_TILE])
+                S = T.sblock_alloc_buffer((keys, TOKEN_TILE), "float32")
+                P = T.sblock_alloc_buffer((keys, TOKEN_TILE), "float32")
                 largest = T.sblock_alloc_buffer((TOKEN_TILE,), "float32")
                 total = T.sblock_alloc_buffer((TOKEN_TILE,), "float32")
                 for kt, kb in T.grid(tiles, TOKEN_TILE // KEYS):
@@ -165,4 +164,5 @@ def schedule_attention(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
         init = sch.decompose_reduction(block, sch.get_loops(block)[-depth])
         for loop in sch.get_loops(init)[-(2 if name in ("max", "sum") else 3) : -1]:
             sch.unroll(loop)
+    share_loop(sch, sch.get_loops(sch.get_sblock("tile"))[0])  # heads
     return sch.mod["main"]

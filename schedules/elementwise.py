@@ -5,6 +5,7 @@ Correct for any TE-made function, fast for elementwise ones. A kernel that shows
 
 from contextlib import suppress
 
+from rt3_tvm.schedules.tasks import share_loop
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
@@ -17,7 +18,8 @@ def schedule_elementwise(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
         if sch.get_consumers(block):
             with suppress(ScheduleError):  # a reduction: it stays a loop nest of its own
                 sch.compute_inline(block)
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
+    blocks = sch.get_child_blocks(sch.get_sblock("root"))
+    for block in blocks:
         loops = sch.get_loops(block)
         kinds = {var.iter_type for var in sch.get(block).iter_vars}
         if not loops or kinds != {tirx.IterVar.DataPar}:
@@ -28,5 +30,9 @@ def schedule_elementwise(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
             total *= extent
         # Only an innermost axis of whole vectors is worth it: fused axes would index with divisions.
         if extents[-1] % lanes == 0:
-            sch.vectorize(sch.split(loops[-1], [None, lanes])[1])
+            loops[-1], vector = sch.split(loops[-1], [None, lanes])
+            sch.vectorize(vector)
+        shared = next((loop for loop in loops if int(sch.get(loop).extent) > 1), None)
+        if len(blocks) == 1 and shared is not None:
+            share_loop(sch, shared)
     return sch.mod["main"]

@@ -6,6 +6,7 @@ Statistics of 16 tokens are 16 lanes of the same vectors, so nothing is ever red
 from functools import cache
 
 from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules.tasks import share_loop
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
@@ -101,4 +102,5 @@ def schedule_layer_norm(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
             init = sch.decompose_reduction(block, loops[-3])
             for loop in sch.get_loops(init)[-3:-1]:
                 sch.unroll(loop)
+    share_loop(sch, sch.get_loops(sch.get_sblock("tile"))[0])
     return sch.mod["main"]

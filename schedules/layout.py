@@ -6,6 +6,7 @@ Every sequence of a batch is padded to whole tiles of its own; the lanes that pa
 from functools import cache
 
 from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules.tasks import share_loop
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
@@ -93,13 +94,15 @@ def schedule_gather(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     f0, f1 = sch.split(f, [None, unroll])
     sch.reorder(i, t, f0, f1)
     sch.unroll(f1)
+    share_loop(sch, i)
     return sch.mod["main"]
 
 
 def schedule_scatter(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Write rows of the result in order, 4 features at a time."""
     sch = Schedule(func)
-    f = sch.get_loops(sch.get_sblock("copy"))[-1]
+    b, t, f = sch.get_loops(sch.get_sblock("copy"))
+    share_loop(sch, sch.fuse(b, t))
     unroll = 4 if int(sch.get(f).extent) % 4 == 0 else 1
     sch.unroll(sch.split(f, [None, unroll])[1])
     return sch.mod["main"]

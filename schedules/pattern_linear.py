@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, LinearDecisions, LinearPacking, LinearShape
+from rt3_tvm.schedules.tasks import share_loop
 from rt3_tvm.schedules.vector_math import ACTIVATIONS
 from tvm import tirx
 from tvm.s_tir import Schedule
@@ -170,4 +171,5 @@ def schedule_linear(func: tirx.PrimFunc, decisions: LinearDecisions, lanes: int)
     for block in ("finish", "store", "multiply"):
         vectorise_tokens(sch, block, lanes)
     unroll_columns(sch)
+    share_loop(sch, sch.get_loops(sch.get_sblock("tile"))[-1])  # row blocks: each thread all tokens of some rows
     return sch.mod["main"]

@@ -25,7 +25,9 @@ def tiny_checkpoint() -> Checkpoint:
 def tiny_bundle(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle at frequencies 1.4, 1.0 and 0.8 GHz."""
     path = tmp_path_factory.mktemp("bundle") / "tiny.so"
-    options = CompileOptions(frequencies=(1.4e9, 1.0e9, 0.8e9), lengths=TINY_LENGTHS, batch=TINY_BATCH, deadline_s=10.0)
+    options = CompileOptions(
+        frequencies=(1.4e9, 1.0e9, 0.8e9), lengths=TINY_LENGTHS, batch=TINY_BATCH, deadline_s=10.0, threads=3
+    )
     compile(tiny_checkpoint, path, options)
     return path
 

@@ -17,10 +17,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     linear.add_argument("--group", type=int, default=4, metavar="V", help="0: our dense kernel")
     linear.add_argument("--json", action="store_true")
     linear.set_defaults(drive=drive_linear)
-    model = what.add_parser("model", help="every level of a bundle, one thread, against dense rivals")
+    model = what.add_parser("model", help="every level of a bundle against dense rivals")
     model.add_argument("bundle", type=Path)
-    model.add_argument("--against", metavar="NAMES", help="torch,onnxruntime; default what is installed")
+    model.add_argument(
+        "--against",
+        metavar="NAMES",
+        help="torch,onnxruntime,openvino,onnxruntime-int8; default what is installed of the fp32 ones",
+    )
     model.add_argument("--seq-len", type=int, metavar="T", help="length of the input; default the longest")
+    model.add_argument("--threads", type=int, default=1, metavar="N", help="of all contestants; default 1")
     model.add_argument("--json", action="store_true")
     model.set_defaults(drive=drive_model)
 
@@ -48,11 +53,12 @@ def drive_model(args: argparse.Namespace) -> None:
 
     from rt3_tvm.hardware.bench_model import bench_model
 
-    result = bench_model(args.bundle, args.seq_len, args.against.split(",") if args.against else None)
+    against = args.against.split(",") if args.against else None
+    result = bench_model(args.bundle, args.seq_len, against, threads=args.threads)
     if args.json:
         print(json.dumps(result.to_json()))
         return
-    table = Table(title=f"batch {result.batch}, {result.length} tokens, 1 thread")
+    table = Table(title=f"batch {result.batch}, {result.length} tokens, threads: {result.threads}")
     for head in ("", "density", "median ms", "min", "max", *(f"vs {n}" for n in result.rivals)):
         table.add_column(head, justify="right")
     rows = [(f"level {i}", f"{d:.3f}", t) for i, (d, t) in enumerate(zip(result.densities, result.levels, strict=True))]

@@ -28,6 +28,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="lengths to compile for; a call takes the smallest that fits; default 128",
     )
     p.add_argument("--batch", type=int, default=1, metavar="N", help="largest batch; default 1")
+    p.add_argument("--threads", type=int, default=1, metavar="N", help="most threads of a run; default 1")
     p.add_argument(
         "--deadline", type=float, default=0.0, metavar="MS", help="deadline that `auto` watches; default none"
     )
@@ -50,6 +51,7 @@ def drive(args: argparse.Namespace) -> None:
         tuple(args.seq_len),
         args.batch,
         args.deadline / 1e3,
+        args.threads,
         args.cross_compiler,
         args.dump_ir,
     )

@@ -19,6 +19,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     which = p.add_mutually_exclusive_group()
     which.add_argument("--freq", type=checked(parse_frequency), metavar="F", help="take the level of this frequency")
     which.add_argument("--level", type=int, metavar="N", help="take this level; default 0")
+    p.add_argument(
+        "--threads", type=int, metavar="N", help="threads; default as many as cores, up to what was compiled"
+    )
     p.add_argument("--print-time", action="store_true", help="print a table of times")
     p.add_argument("--repeat", type=int, default=10, metavar="N", help="rounds to time; default 10")
     p.add_argument("--number", type=int, default=1, metavar="N", help="calls in a round; default 1")
@@ -30,6 +33,8 @@ def drive(args: argparse.Namespace) -> None:
     from rt3_tvm.runtime import files, load
 
     with load(args.bundle) as bundle:
+        if args.threads is not None:
+            bundle.set_threads(args.threads)
         if args.freq is not None and not bundle.set_frequency(args.freq):
             print(f"{args.freq / 1e9:g} GHz is below the lowest level: took the sparsest, no deadline is guaranteed")
         elif args.level is not None:

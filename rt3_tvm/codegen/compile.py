@@ -26,6 +26,7 @@ from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
 
 BUNDLE_FORMAT = 1
+MAX_THREADS = 64
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class CompileOptions:
         Largest batch.
     deadline_s
         Deadline of one inference in s, the same at every level; 0 for none. The governor's `auto` watches it.
+    threads
+        Most threads of a run, 1 to 64; a run takes as many as there are cores, or what ``set_threads`` says.
     cross_compiler
         Command of the C compiler; None chooses one.
     dump_ir
@@ -55,6 +58,7 @@ class CompileOptions:
     lengths: tuple[int, ...] = (128,)
     batch: int = 1
     deadline_s: float = 0.0
+    threads: int = 1
     cross_compiler: str | None = None
     dump_ir: Path | None = None
 
@@ -63,6 +67,8 @@ class CompileOptions:
             raise Rt3Error(f"lengths {self.lengths}: give one or more, each at least 1")
         if self.batch < 1:
             raise Rt3Error(f"batch {self.batch} must be at least 1")
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise Rt3Error(f"threads {self.threads}: give 1 to {MAX_THREADS}")
         if self.deadline_s < 0:
             raise Rt3Error(f"deadline {self.deadline_s} s must not be negative")
 
@@ -133,7 +139,7 @@ def compile_checkpoint(
             build.write(Path(folder), levels, target, metadata)
             progress(f"link with {' '.join(compiler)}")
             with build.timed("link"):
-                link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so", output.name)
+                link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so", output.name, options.threads)
             _install(Path(folder) / "bundle.so", output)
     except OSError as error:
         raise JobError(f"cannot write '{output}': {error.strerror or error}") from error
@@ -222,6 +228,7 @@ class _Build:
             "tvm_version": tvm.__version__,
             "model": self.checkpoint.description,
             "batch": self.options.batch,
+            "threads": self.options.threads,
             "lengths": sorted(set(self.options.lengths)),
             "inputs": [s.name for s in self.imported.inputs],
             "outputs": [s.name for s in self.imported.outputs],

@@ -10,7 +10,7 @@ from tvm import IRModule, tirx
 from tvm.ir import PointerType, PrimType
 from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipeline
 
-from rt3_tvm.schedules import KERNEL_ATTR
+from rt3_tvm.schedules import KERNEL_ATTR, TASKS_ATTR
 
 C_CALLING_CONVENTION = 1
 """Any explicit calling convention keeps TVM from wrapping the function into its packed interface."""
@@ -53,11 +53,15 @@ register_tir_pipeline(PIPELINE, _pipeline)
 
 @dataclass(frozen=True)
 class Kernel:
-    """One compiled function: its C symbol, its family and how many pointers it takes."""
+    """One compiled function: its C symbol, its family, how many pointers it takes, and the tasks that threads can share.
+
+    It takes the pointers and then the first task and the one behind the last, as int32.
+    """
 
     symbol: str
     family: str
     arguments: int
+    tasks: int
 
 
 @dataclass
@@ -77,7 +81,7 @@ class KernelTable:
             if tvm_ffi.structural_equal(self.functions[i], bare):
                 return i
         candidates.append(len(self.kernels))
-        self.kernels.append(Kernel(f"rt3_k{len(self.kernels)}_{family}", family, len(func.params)))
+        self.kernels.append(Kernel(f"rt3_k{len(self.kernels)}_{family}", family, len(func.params), task_count(func)))
         self.functions.append(bare)
         return len(self.kernels) - 1
 
@@ -92,8 +96,21 @@ class KernelTable:
         built.mod.write_to_file(str(path), "o")
 
 
+def task_count(func: tirx.PrimFunc) -> int:
+    """Return the iterations of the loop that threads share; 1 where there is none."""
+    extents: list[int] = []
+
+    def collect(loop: tirx.For) -> None:
+        if TASKS_ATTR in loop.annotations:
+            extents.append(int(loop.extent))
+
+    tvm_ffi.structural_walk(func.body, (tirx.For, collect))
+    assert len(extents) <= 1, "a kernel has one loop of tasks"
+    return extents[0] if extents else 1
+
+
 def with_c_signature(func: tirx.PrimFunc, symbol: str) -> tirx.PrimFunc:
-    """Return a kernel whose parameters are plain pointers, exported under a C symbol.
+    """Return a kernel whose parameters are plain pointers and a range of tasks, exported under a C symbol.
 
     TVM 0.27 wants a declaration of each buffer on its pointer, and the device attributes that it adds to packed functions
     only.
@@ -103,10 +120,18 @@ def with_c_signature(func: tirx.PrimFunc, symbol: str) -> tirx.PrimFunc:
         pointer = tirx.Var(f"{buffer.name}_ptr", PointerType(PrimType(str(buffer.ty.dtype)), "global"))
         pointers.append(pointer)
         declarations.append(tirx.DeclBuffer(buffer, data=pointer))
+    first, last = tirx.Var("first", "int32"), tirx.Var("last", "int32")
+
+    def restrict(loop: tirx.For) -> tirx.For:
+        if TASKS_ATTR not in loop.annotations:
+            return loop
+        dtype = str(loop.loop_var.ty.dtype)
+        return tirx.For(loop.loop_var, first.astype(dtype), (last - first).astype(dtype), loop.kind, loop.body)
+
     node, zero, cpu = tirx.const(0, "int32"), tirx.const(0, "int32"), tirx.const(1, "int32")
-    body = tirx.SeqStmt([*declarations, func.body])
+    body = tirx.SeqStmt([*declarations, tvm_ffi.structural_map(func.body, (tirx.For, restrict))])
     body = tirx.AttrStmt(node, "device_type", cpu, tirx.AttrStmt(node, "device_id", zero, body))
-    plain = tirx.PrimFunc(pointers, body, ret_type=None)
+    plain = tirx.PrimFunc([*pointers, first, last], body, ret_type=None)
     return plain.with_attrs(
         {"s_tir": True, "tirx.noalias": True, "global_symbol": symbol, "calling_conv": C_CALLING_CONVENTION}
     )

@@ -14,13 +14,14 @@ from rt3_tvm.errors import JobError, Rt3Error
 EXPORTS = """{
   global: rt3_open; rt3_close; rt3_level_count; rt3_level; rt3_current_level; rt3_set_level; rt3_set_frequency;
     rt3_set_auto; rt3_input_count; rt3_input; rt3_output_count; rt3_output; rt3_max_batch; rt3_max_length; rt3_run; rt3_profile;
+    rt3_max_threads; rt3_threads; rt3_set_threads;
     rt3_last_error; rt3_metadata; __tvm_ffi_*;
   local: *;
 };
 """
 C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 LINK_FLAGS = ("-shared", "-Wl,--as-needed", "-Wl,--no-undefined", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack")
-SOURCES = ("dispatcher.c", "governor.c", "tvm_ffi.c")
+SOURCES = ("dispatcher.c", "governor.c", "pool.c", "tvm_ffi.c")
 
 # GNU triple and zig target of the architectures that a device may name.
 CROSS = {
@@ -74,7 +75,9 @@ def run_compiler(command: list[str], arguments: list[str], folder: Path) -> None
         raise JobError(f"{shlex.join(command)} failed with {done.returncode}: {first}")
 
 
-def link_bundle(command: list[str], folder: Path, objects: list[str], output: str, soname: str) -> None:
+def link_bundle(
+    command: list[str], folder: Path, objects: list[str], output: str, soname: str, threads: int = 1
+) -> None:
     """Compile the runtime and the tables in ``folder`` and link them with the kernels."""
     import tvm_ffi
 
@@ -89,6 +92,8 @@ def link_bundle(command: list[str], folder: Path, objects: list[str], output: st
             *C_FLAGS,
             *includes,
             *LINK_FLAGS,
+            f"-DRT3_MAX_THREADS={threads}",
+            *(("-pthread",) if threads > 1 else ()),
             "-Wl,--version-script=exports.map",
             f"-Wl,-soname,{soname}",
             "-o",

@@ -104,7 +104,11 @@ def _shim(kernel: Kernel) -> str:
     """Return the prototype of a kernel, and the function that calls it on an array of pointers."""
     types = ", ".join(["void *"] * kernel.arguments)
     args = ", ".join(f"a[{i}]" for i in range(kernel.arguments))
-    return f"void {kernel.symbol}({types});\nstatic void run_{kernel.symbol}(void *const *a) {{ {kernel.symbol}({args}); }}\n"
+    return (
+        f"void {kernel.symbol}({types}, int32_t, int32_t);\n"
+        f"static void run_{kernel.symbol}(void *const *a, int32_t first, int32_t last) "
+        f"{{ {kernel.symbol}({args}, first, last); }}\n"
+    )
 
 
 def _variant_tables(index: int, plan: Plan, kernels: Sequence[Kernel]) -> str:
@@ -113,7 +117,7 @@ def _variant_tables(index: int, plan: Plan, kernels: Sequence[Kernel]) -> str:
 
     args = [f"static const rt3_place args_{index}_{i}[] = {{{place_rows(s)}}};" for i, s in enumerate(plan.steps)]
     steps = (
-        f"{{run_{kernels[s.kernel].symbol}, args_{index}_{i}, {len(s.args)}, {s.kernel}}}"
+        f"{{run_{kernels[s.kernel].symbol}, args_{index}_{i}, {len(s.args)}, {s.kernel}, {kernels[s.kernel].tasks}}}"
         for i, s in enumerate(plan.steps)
     )
     return "\n".join(

@@ -187,11 +187,12 @@ class _Ours:
         packed: PackedLinear = pack_linear(weight, columns, valid, bias, self.packing)
         self._y = aligned(np.zeros((tiles, case.rows, TOKEN_TILE), np.float32))
         self._arrays = [*map(aligned, (to_tiles(x), packed.values, packed.offsets, packed.bias)), self._y]
-        self._pointers = [ctypes.c_void_p(a.ctypes.data) for a in self._arrays]
+        self._arguments = [ctypes.c_void_p(a.ctypes.data) for a in self._arrays]
+        self._arguments += [ctypes.c_int32(0), ctypes.c_int32(table.kernels[0].tasks)]
         self._tokens = case.tokens
 
     def __call__(self) -> None:
-        self._function(*self._pointers)
+        self._function(*self._arguments)
 
     def result(self) -> np.ndarray:
         """Return the last result as (tokens, rows)."""

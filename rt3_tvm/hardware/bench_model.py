@@ -1,4 +1,4 @@
-"""``rt3 bench model``: every level of a bundle against dense rivals, interleaved in one run, one thread."""
+"""``rt3 bench model``: every level of a bundle against dense rivals, interleaved in one run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ class ModelResult:
 
     batch: int
     length: int
+    threads: int
     levels: tuple[Timing, ...]
     densities: tuple[float, ...]
     rivals: dict[str, Timing]
@@ -31,7 +32,7 @@ class ModelResult:
         return {
             "batch": self.batch,
             "length": self.length,
-            "threads": 1,
+            "threads": self.threads,
             "levels": [
                 {"level": i, "density": d, "median_ms": t.median, "low_ms": t.low, "high_ms": t.high}
                 for i, (t, d) in enumerate(zip(self.levels, self.densities, strict=True))
@@ -41,13 +42,18 @@ class ModelResult:
 
 
 def bench_model(
-    path: Path, length: int | None = None, against: list[str] | None = None, rounds: int = ROUNDS
+    path: Path,
+    length: int | None = None,
+    against: list[str] | None = None,
+    rounds: int = ROUNDS,
+    threads: int = 1,
 ) -> ModelResult:
     """Time every level of a bundle and the dense model it was made from.
 
     The rivals run the same architecture with random weights: the time of dense code does not depend on them.
     """
     bundle = load(path)
+    bundle.set_threads(threads)
     batch, length = bundle.max_batch, length or bundle.max_length
     if not 1 <= length <= bundle.max_length:
         raise Rt3Error(f"--seq-len {length}: this bundle takes 1 to {bundle.max_length}")
@@ -62,10 +68,10 @@ def bench_model(
         f"level {i}": partial(_at_level, bundle, i, inputs) for i in range(len(bundle.levels))
     }
     for name, rival in installed_rivals(against).items():
-        calls[name] = rival.model(model, inputs, 1)
+        calls[name] = rival.model(model, inputs, threads)
     times = time_interleaved(calls, rounds)
     levels = tuple(times.pop(f"level {i}") for i in range(len(bundle.levels)))
-    return ModelResult(batch, length, levels, tuple(lv.density for lv in bundle.levels), times)
+    return ModelResult(batch, length, threads, levels, tuple(lv.density for lv in bundle.levels), times)
 
 
 def _at_level(bundle: Bundle, level: int, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -138,6 +138,7 @@ class Bundle:
             "rt3_close": [handle],
             "rt3_level": [handle, ctypes.c_int32, ctypes.POINTER(_LevelInfo)],
             "rt3_set_level": [handle, ctypes.c_int32],
+            "rt3_set_threads": [handle, ctypes.c_int32],
             "rt3_set_frequency": [handle, ctypes.c_double],
             "rt3_set_auto": [handle, ctypes.POINTER(_AutoOptions)],
             "rt3_input": [handle, ctypes.c_int32, ctypes.POINTER(_TensorInfo)],
@@ -145,7 +146,16 @@ class Bundle:
             "rt3_run": run,
             "rt3_profile": [*run, ctypes.POINTER(ctypes.c_double), ctypes.POINTER(ctypes.c_int32)],
         }
-        counts = ("level_count", "current_level", "input_count", "output_count", "max_batch", "max_length")
+        counts = (
+            "level_count",
+            "current_level",
+            "input_count",
+            "output_count",
+            "max_batch",
+            "max_length",
+            "threads",
+            "max_threads",
+        )
         signatures |= {f"rt3_{name}": [handle] for name in counts}
         for name, arguments in signatures.items():
             getattr(library, name).argtypes = arguments
@@ -203,6 +213,21 @@ class Bundle:
     def max_length(self) -> int:
         """Largest length in tokens."""
         return int(self._library.rt3_max_length(self._handle))
+
+    @property
+    def threads(self) -> int:
+        """Threads of a run."""
+        return int(self._library.rt3_threads(self._handle))
+
+    @property
+    def max_threads(self) -> int:
+        """Most threads that the bundle was compiled for."""
+        return int(self._library.rt3_max_threads(self._handle))
+
+    def set_threads(self, threads: int) -> None:
+        """Run on this many threads, 1 to ``max_threads``."""
+        with self._lock:
+            self._check(self._library.rt3_set_threads(self._handle, threads))
 
     def set_level(self, level: int) -> None:
         """Take a level, 0 the densest."""

@@ -173,10 +173,8 @@ class _Lowering:
             return None
         algorithm = attention_kernel.attention(t.batch, t.length, heads, dim, scale, bias_shape)
         bias = self.as_plain(args["bias"]) if "bias" in args else relax.const([[[[0.0]]]], "float32")
-        scratch = tensor((tiles_of(t.length) * TOKEN_TILE, TOKEN_TILE))
         inputs = [self.as_feature_major(args[r]) for r in "qkv"]
-        outputs = self.kernel("attention", algorithm, [*inputs, bias], [t.ty(), scratch, scratch])
-        return self.builder.emit(relax.TupleGetItem(outputs, 0))
+        return self.kernel("attention", algorithm, [*inputs, bias], t.ty())
 
     def layer_norm(self, _row: Composite, func: relax.Function, args: dict[str, relax.Expr]) -> relax.Expr:
         """Lower LayerNorm with the residual before it."""

@@ -33,7 +33,11 @@ def run_kernel(family: str, func: tirx.PrimFunc, *arrays: np.ndarray) -> None:
         run_compiler(choose_compiler(arch, None, arch), ["-shared", "-o", "kernel.so", "kernel.o"], folder)
         function = getattr(ctypes.CDLL(str(folder / "kernel.so")), table.kernels[0].symbol)
         assert all(a.flags.c_contiguous for a in arrays)
-        function(*[ctypes.c_void_p(a.ctypes.data) for a in arrays])
+        pointers = [ctypes.c_void_p(a.ctypes.data) for a in arrays]
+        tasks = table.kernels[0].tasks
+        middle = tasks // 2  # in two parts, as two threads would
+        for first, last in ((middle, tasks), (0, middle)):
+            function(*pointers, ctypes.c_int32(first), ctypes.c_int32(last))
 
 
 def to_tiles(x: np.ndarray) -> np.ndarray:

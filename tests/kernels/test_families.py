@@ -11,8 +11,14 @@ from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, L
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
 from tvm import te, tirx
 
-from rt3_tvm.codegen.kernels import with_c_signature
+from rt3_tvm.codegen.kernels import PIPELINE, task_count, with_c_signature
 from tests.kernels.harness import CLUSTER, CPU, from_tiles, run_kernel, schedule, to_tiles
+
+
+def assembly_of(module):
+    target = tvm.target.Target(CLUSTER.target_dict())
+    return tvm.compile(module, target=target, tir_pipeline=PIPELINE).mod.inspect_source("s")
+
 
 SHAPES = [(1, 128, 96), (2, 7, 96), (3, 20, 50)]
 
@@ -68,7 +74,6 @@ def test_attention(rng, batch, length, heads, dim, mask):
         bias = np.triu(np.full((1, 1, length, length), np.finfo(np.float32).min, np.float32), 1)
     tiles = to_tiles(q)
     y = np.full_like(tiles, np.nan)
-    scratch = [np.zeros((-(-length // 16) * 16, 16), np.float32) for _ in range(2)]
     func = attention.attention(batch, length, heads, dim, dim**-0.5, None if bias is None else bias.shape)
     run_kernel(
         "attention",
@@ -78,7 +83,6 @@ def test_attention(rng, batch, length, heads, dim, mask):
         to_tiles(v),
         np.zeros((1, 1, 1, 1), np.float32) if bias is None else bias,
         y,
-        *scratch,
     )
 
     def heads_first(x):
@@ -137,18 +141,23 @@ def test_code_is_vector_code_without_calls(family):
     func = schedule(family, EXAMPLES[family]())
     assert ("T.vectorized" in func.script()) == (family not in COPIES)
     module = tvm.IRModule({"k": with_c_signature(func, "k")})
-    assembly = tvm.compile(module, target=tvm.target.Target(CLUSTER.target_dict())).mod.inspect_source("s")
+    assembly = assembly_of(module)
     calls = set(re.findall(r"^\s+(?:callq?|bl)\s+(\S+)", assembly, re.MULTILINE))
     assert not {c for c in calls if "mem" not in c}, calls  # memset and memcpy are libc's own vector code
     if family in ("pattern_linear", "dense_linear", "attention"):
         assert re.search(r"vfmadd\w+ps|fmla", assembly)
 
 
+@pytest.mark.parametrize("family", sorted(EXAMPLES))
+def test_every_family_has_tasks_for_threads(family):
+    assert task_count(schedule(family, EXAMPLES[family]())) > 1
+
+
 def test_accumulators_stay_in_registers():
     """The loop over kept columns must not touch the stack."""
     func = schedule("pattern_linear", _linear(4))
     module = tvm.IRModule({"k": with_c_signature(func, "k")})
-    assembly = tvm.compile(module, target=tvm.target.Target(CLUSTER.target_dict())).mod.inspect_source("s")
+    assembly = assembly_of(module)
     blocks = re.split(r"^(?=\.LBB)", assembly, flags=re.MULTILINE)
     hot = max(
         blocks,

@@ -91,6 +91,20 @@ static void check_run(rt3_model *model) {
   EXPECT(rt3_profile(model, &in, 1, NULL, 0, NULL, &steps) == RT3_ERROR_ARGUMENT);
 }
 
+static void check_threads(rt3_model *model) {
+  const int32_t most = rt3_max_threads(model);
+  EXPECT(most >= 1 && rt3_threads(model) >= 1 && rt3_threads(model) <= most);
+  EXPECT(rt3_set_threads(model, 0) == RT3_ERROR_ARGUMENT);
+  EXPECT(rt3_set_threads(model, most + 1) == RT3_ERROR_ARGUMENT);
+  EXPECT(strstr(rt3_last_error(), "compiled for 1 to") != NULL);
+  EXPECT(rt3_set_threads(NULL, 1) == RT3_ERROR_ARGUMENT && rt3_threads(NULL) < 0);
+  for (int32_t n = most; n >= 1; --n) {
+    EXPECT(rt3_set_threads(model, n) == RT3_OK && rt3_threads(model) == n);
+    rt3_tensor in = input(1, 5);
+    EXPECT(rt3_run(model, &in, 1, NULL, 0) == RT3_OK);
+  }
+}
+
 static void check_auto(rt3_model *model) {
   rt3_auto_options options;
   memset(&options, 0, sizeof options);
@@ -108,6 +122,7 @@ int main(void) {
   check_levels(model);
   EXPECT(rt3_set_level(other, 1) == RT3_OK && rt3_current_level(model) == 0);
   check_run(model);
+  check_threads(model);
   check_auto(model);
   EXPECT(rt3_metadata()[0] == '{');
   rt3_close(other);

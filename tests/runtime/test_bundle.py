@@ -50,6 +50,26 @@ def test_levels_differ_and_are_described(bundle, rng):
     assert bundle.metadata["lengths"] == list(TINY_LENGTHS)
 
 
+def test_threads_do_not_change_a_bit(bundle, rng):
+    ids = rng.integers(0, 500, (2, 33))
+    assert bundle.max_threads == 3
+    results = []
+    for threads in (1, 2, 3, 1, 3):
+        bundle.set_threads(threads)
+        assert bundle.threads == threads
+        for level in range(3):
+            bundle.set_level(level)
+            results.append((level, bundle(input_ids=ids)["last_hidden_state"]))
+    for level, value in results:
+        np.testing.assert_array_equal(value, results[level][1])
+
+
+@pytest.mark.parametrize("threads", [0, -1, 4])
+def test_threads_out_of_range(bundle, threads):
+    with pytest.raises(Rt3Error, match=f"{threads} threads: this bundle was compiled for 1 to 3"):
+        bundle.set_threads(threads)
+
+
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 39, 40])
 def test_every_length_is_padded_and_masked(tiny_checkpoint, bundle, rng, length):
     ids = rng.integers(0, 500, (1, length))

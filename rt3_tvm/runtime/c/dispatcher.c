@@ -44,6 +44,7 @@ rt3_status rt3_open(rt3_model **model) {
   }
   memset(workspace, 0, rt3_bundle_tables.workspace_bytes); /* touch every page now, not in the first run */
   opened->workspace = workspace;
+  opened->threads = rt3_online_cores();
   atomic_init(&opened->level, 0);
   atomic_init(&opened->follow, false);
   atomic_flag_clear(&opened->busy);
@@ -53,6 +54,7 @@ rt3_status rt3_open(rt3_model **model) {
 
 void rt3_close(rt3_model *model) {
   if (model == NULL) return;
+  rt3_pool_close(model->pool);
   free(model->workspace);
   free(model);
 }
@@ -295,13 +297,45 @@ static void copy_output(const rt3_tensor *tensor, const rt3_tensor_info *info, i
     copy_output(tensor, info, length, d + 1, source + i * from, target + i * to);
 }
 
+int32_t rt3_max_threads(const rt3_model *model) {
+  (void)model;
+  return RT3_MAX_THREADS;
+}
+
+int32_t rt3_threads(const rt3_model *model) {
+  if (model == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_threads: model is NULL");
+  return model->threads;
+}
+
+rt3_status rt3_set_threads(rt3_model *model, int32_t threads) {
+  if (model == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_set_threads: model is NULL");
+  if (threads < 1 || threads > RT3_MAX_THREADS)
+    return rt3_fail(RT3_ERROR_ARGUMENT, "%d threads: this bundle was compiled for 1 to %d", (int)threads,
+                    RT3_MAX_THREADS);
+  if (atomic_flag_test_and_set_explicit(&model->busy, memory_order_acquire))
+    return rt3_fail(RT3_ERROR_BUSY, "rt3_set_threads: the handle is running");
+  model->threads = threads;
+  atomic_flag_clear_explicit(&model->busy, memory_order_release);
+  return RT3_OK;
+}
+
+/* Makes the pool match the threads that are wanted. */
+static rt3_status match_pool(rt3_model *model) {
+  if (rt3_pool_threads(model->pool) == model->threads) return RT3_OK;
+  rt3_pool_close(model->pool);
+  model->pool = model->threads > 1 ? rt3_pool_open(model->threads) : NULL;
+  if (rt3_pool_threads(model->pool) == model->threads) return RT3_OK;
+  return rt3_fail(RT3_ERROR_SYSTEM, "cannot start %d threads", (int)model->threads);
+}
+
 /* Where rt3_profile puts its times; NULL elsewhere. */
 typedef struct {
   double *seconds;
   int32_t *count;
 } rt3_profile_sink;
 
-static void run_steps(const rt3_variant *variant, unsigned char *workspace, double *seconds) {
+static void run_steps(const rt3_variant *variant, unsigned char *workspace, rt3_pool *pool, double *seconds) {
+  rt3_pool_begin(pool);
   for (int32_t s = 0; s < variant->step_count; ++s) {
     const rt3_step *step = &variant->steps[s];
     void *args[RT3_MAX_ARGS];
@@ -311,9 +345,10 @@ static void run_steps(const rt3_variant *variant, unsigned char *workspace, doub
       args[a] = place->in_weights ? (void *)(uintptr_t)(rt3_weights + place->offset) : workspace + place->offset;
     }
     const double start = seconds != NULL ? rt3_now() : 0.0;
-    step->run(args);
+    rt3_pool_run(pool, step, args);
     if (seconds != NULL) seconds[s] = rt3_now() - start;
   }
+  rt3_pool_end(pool);
 }
 
 static rt3_status run_locked(rt3_model *model, const rt3_tensor *inputs, int32_t input_count, rt3_tensor *outputs,
@@ -326,6 +361,7 @@ static rt3_status run_locked(rt3_model *model, const rt3_tensor *inputs, int32_t
     rt3_tensor *tensor = (rt3_tensor *)find_tensor(outputs, output_count, info->name);
     if (tensor != NULL) status = shape_output(info, &extent, tensor);
   }
+  if (status == RT3_OK) status = match_pool(model);
   if (status != RT3_OK) return status;
 
   const bool follow = atomic_load_explicit(&model->follow, memory_order_acquire);
@@ -349,7 +385,7 @@ static rt3_status run_locked(rt3_model *model, const rt3_tensor *inputs, int32_t
     copy_input(find_tensor(inputs, input_count, spec->info.name), spec, &extent, variant->length,
                (int64_t *)(void *)(model->workspace + variant->inputs[i]));
   }
-  run_steps(variant, model->workspace, sink != NULL ? sink->seconds : NULL);
+  run_steps(variant, model->workspace, model->pool, sink != NULL ? sink->seconds : NULL);
   for (int32_t i = 0; i < rt3_bundle_tables.output_count; ++i) {
     const rt3_tensor_info *info = &rt3_bundle_tables.outputs[i];
     const rt3_tensor *tensor = find_tensor(outputs, output_count, info->name);

@@ -99,6 +99,12 @@ RT3_API rt3_status rt3_output(const rt3_model *model, int32_t index, rt3_tensor_
 RT3_API int64_t rt3_max_batch(const rt3_model *model);
 RT3_API int64_t rt3_max_length(const rt3_model *model);
 
+/* Most threads that this bundle was compiled for. */
+RT3_API int32_t rt3_max_threads(const rt3_model *model);
+/* Threads of a run, the caller's included. A new handle takes as many as there are cores, up to the most. */
+RT3_API int32_t rt3_threads(const rt3_model *model);
+RT3_API rt3_status rt3_set_threads(rt3_model *model, int32_t threads);
+
 /* Runs the current level on the smallest compiled length that fits; shorter inputs are padded and masked. Outputs that
  * are not asked for are not copied. */
 RT3_API rt3_status rt3_run(rt3_model *model, const rt3_tensor *inputs, int32_t input_count, rt3_tensor *outputs,

@@ -44,6 +44,9 @@ class Model {
   // Returns false when the frequency is below the lowest level's: no deadline is guaranteed.
   bool set_frequency(double hz) { return check(rt3_set_frequency(get(), hz)) == RT3_OK; }
   void set_auto(const rt3_auto_options &options = {}) { check(rt3_set_auto(get(), &options)); }
+  int max_threads() const { return rt3_max_threads(get()); }
+  int threads() const { return rt3_threads(get()); }
+  void set_threads(int threads) { check(rt3_set_threads(get(), threads)); }
   void run(const std::vector<rt3_tensor> &inputs, std::vector<rt3_tensor> &outputs) {
     check(rt3_run(get(), inputs.data(), static_cast<int32_t>(inputs.size()), outputs.data(),
                   static_cast<int32_t>(outputs.size())));

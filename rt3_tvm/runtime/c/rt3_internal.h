@@ -10,6 +10,11 @@
 
 #define RT3_MAX_ARGS 16
 
+/* Most threads of a handle; `rt3 compile --threads` sets it. */
+#ifndef RT3_MAX_THREADS
+#define RT3_MAX_THREADS 1
+#endif
+
 /* Where an argument of a kernel lies: in the workspace, or in the bundle's weights. */
 typedef struct {
   uint32_t in_weights;
@@ -17,12 +22,13 @@ typedef struct {
   uint64_t offset;
 } rt3_place;
 
-/* One call of a kernel: `run` unpacks `args` for the kernel's own C signature. */
+/* One call of a kernel: `run` unpacks `args` for the kernel's own C signature and does the tasks [first, last). */
 typedef struct {
-  void (*run)(void *const *args);
+  void (*run)(void *const *args, int32_t first, int32_t last);
   const rt3_place *args;
   int32_t arg_count;
   int32_t kernel; /* index into the metadata's list of kernels */
+  int32_t tasks;  /* independent parts that threads can share */
 } rt3_step;
 
 /* The compiled code of one level at one length. */
@@ -64,11 +70,27 @@ typedef struct {
   int32_t extra;  /* levels taken below what the frequency alone asks for */
 } rt3_governor;
 
+typedef struct rt3_pool rt3_pool;
+
+/* A pool of `threads` threads, the caller's included; NULL when they cannot be had. NULL is also a pool of one. */
+rt3_pool *rt3_pool_open(int32_t threads);
+void rt3_pool_close(rt3_pool *pool);
+int32_t rt3_pool_threads(const rt3_pool *pool);
+/* Around the steps of one inference: workers are awake in between. */
+void rt3_pool_begin(rt3_pool *pool);
+void rt3_pool_end(rt3_pool *pool);
+/* Runs all tasks of a step and returns when they are done. */
+void rt3_pool_run(rt3_pool *pool, const rt3_step *step, void *const *args);
+/* Cores that are online, at most RT3_MAX_THREADS. */
+int32_t rt3_online_cores(void);
+
 struct rt3_model {
   atomic_int level;
   atomic_bool follow; /* auto */
   atomic_flag busy;
   unsigned char *workspace;
+  rt3_pool *pool;  /* NULL: one thread */
+  int32_t threads; /* wanted; the pool is made to match by the next run */
   rt3_governor governor;
 };
 

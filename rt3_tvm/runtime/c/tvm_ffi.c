@@ -1,8 +1,9 @@
 /* The same functions for tvm_ffi.load_module and TVM RPC.
  *
- * open() -> handle; close(handle); levels(); level(handle); set_level(handle, i); set_frequency(handle, hz) -> 1 when
- * below the range; run(handle, inputs..., outputs...) with int64 (batch, length) inputs in the bundle's order and
- * float32 outputs of the shape they will have. Symbols of tvm-ffi are weak: without it the bundle still loads.
+ * open() -> handle; close(handle); levels(); level(handle); set_level(handle, i); set_threads(handle, n);
+ * set_frequency(handle, hz) -> 1 when below the range; run(handle, inputs..., outputs...) with int64 (batch, length)
+ * inputs in the bundle's order and float32 outputs of the shape they will have. Symbols of tvm-ffi are weak: without it
+ * the bundle still loads.
  */
 #include <tvm/ffi/c_api.h>
 
@@ -46,6 +47,7 @@ RT3_FFI(levels);
 RT3_FFI(level);
 RT3_FFI(set_level);
 RT3_FFI(set_frequency);
+RT3_FFI(set_threads);
 RT3_FFI(run);
 
 RT3_FFI(open) {
@@ -84,6 +86,14 @@ RT3_FFI(set_level) {
   if (model == NULL || count != 2 || args[1].type_index != kTVMFFIInt)
     return raise_error("TypeError", "set_level(handle, int)");
   return raise_status(rt3_set_level(model, (int32_t)args[1].v_int64)) != 0 ? -1 : return_int(result, 0);
+}
+
+RT3_FFI(set_threads) {
+  (void)self;
+  rt3_model *model = handle_of(args, count);
+  if (model == NULL || count != 2 || args[1].type_index != kTVMFFIInt)
+    return raise_error("TypeError", "set_threads(handle, int)");
+  return raise_status(rt3_set_threads(model, (int32_t)args[1].v_int64)) != 0 ? -1 : return_int(result, 0);
 }
 
 RT3_FFI(set_frequency) {

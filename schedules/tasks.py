@@ -1,0 +1,16 @@
+"""Which loop of a kernel threads can share."""
+
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV
+
+TASKS_ATTR = "rt3.tasks"
+"""Annotation of the one loop of a kernel whose iterations are independent: the runtime gives each thread a range of it."""
+
+
+def share_loop(sch: Schedule, loop: LoopRV) -> None:
+    """Mark a loop as the tasks of its kernel.
+
+    Do it last: in TVM 0.27 an annotation that is the first step of a schedule also changes the function it was made from,
+    and ours are cached.
+    """
+    sch.annotate(loop, TASKS_ATTR, 1)
