@@ -18,10 +18,12 @@ from tvm import tirx
 
 KERNEL_ATTR = "rt3.kernel"
 """PrimFunc attribute that names the family."""
+FLOPS_ATTR = "rt3.flops"
+"""PrimFunc attribute that says how many floating-point operations a call does, where the family counts them."""
 DECISIONS_ATTR = "rt3.decisions"
 """PrimFunc attribute that holds the values of a decision, by name."""
 
-__all__ = ["DECISIONS_ATTR", "KERNEL_ATTR", "SCHEDULES", "TASKS_ATTR", "KernelFamily"]
+__all__ = ["DECISIONS_ATTR", "FLOPS_ATTR", "KERNEL_ATTR", "SCHEDULES", "TASKS_ATTR", "KernelFamily"]
 
 
 @dataclass(frozen=True)

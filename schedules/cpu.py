@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from rt3_tvm.device import Cluster
 
 
+STACK_BYTES = 64 * 1024
+"""Buffers up to this size live on the stack; musl gives its threads 128 KiB."""
+
+
 @dataclass(frozen=True)
 class CoreCost:
     """Cycles of what an inner loop is made of, throughput and not latency.

@@ -236,7 +236,7 @@ class _Build:
             "workspace_bytes": max(p.workspace_bytes for p in self.plans),
             "kernels": [{"symbol": k.symbol, "family": k.family} for k in self.kernels.kernels],
             "variants": [
-                {"level": p.level, "length": p.length, "steps": [[s.kernel, s.matrix, s.tokens] for s in p.steps]}
+                {"level": p.level, "length": p.length, "steps": [[s.kernel, s.matrix, s.flops, s.bytes] for s in p.steps]}
                 for p in self.plans
             ],
             "matrices": self._matrices(),

@@ -11,6 +11,7 @@ from tvm.ir import PointerType, PrimType
 from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipeline
 
 from rt3_tvm.schedules import KERNEL_ATTR, TASKS_ATTR
+from rt3_tvm.schedules.cpu import STACK_BYTES
 
 C_CALLING_CONVENTION = 1
 """Any explicit calling convention keeps TVM from wrapping the function into its packed interface."""
@@ -18,8 +19,6 @@ C_CALLING_CONVENTION = 1
 
 PIPELINE = "rt3.kernels"
 """Name under which TVM knows our lowering of kernels."""
-STACK_BYTES = 64 * 1024
-"""Buffers up to this size live on the stack; musl gives its threads 128 KiB."""
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="KeepOnStack")

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from tvm import IRModule, relax
+from tvm import IRModule, relax, tirx
 from tvm.ir import GlobalVar
 from tvm.ir.expr import GenericConst
 
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.errors import JobError
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules import FLOPS_ATTR, KERNEL_ATTR
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.legalize import ALIASES
 
@@ -27,12 +27,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of a kernel; ``matrix`` names the weight of a linear layer, ``tokens`` how many it takes, padding included."""
+    """One call of a kernel; ``matrix`` names the weight of a linear layer.
+
+    ``flops`` counts what the kernel computes on tokens, padded ones included, and on kept weights only; ``bytes`` every
+    argument once.
+    """
 
     kernel: int
     args: tuple[Place, ...]
     matrix: str = ""
-    tokens: int = 0
+    flops: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,11 @@ class _Planner:
     store: WeightStore
     buffers: list[_Buffer] = field(default_factory=list)
     values: dict[relax.Var, list[_Value]] = field(default_factory=dict)
-    calls: list[tuple[int, list[_Value], str, int]] = field(default_factory=list)
+    calls: list[tuple[int, list[_Value], str, int, int]] = field(default_factory=list)
 
     def buffer(self, ty: relax.TensorType, step: int) -> _Value:
         """Return a new buffer that is first used at ``step``."""
-        size = int(np.prod([int(d) for d in ty.shape], dtype=np.int64)) * np.dtype(str(ty.dtype)).itemsize
-        made = _Buffer(-(-max(size, 1) // ALIGNMENT) * ALIGNMENT, step, step)
+        made = _Buffer(-(-max(_bytes(ty), 1) // ALIGNMENT) * ALIGNMENT, step, step)
         self.buffers.append(made)
         return _Value(buffer=made)
 
@@ -114,8 +118,21 @@ class _Planner:
         self.values[var] = [self.buffer(t, step) for t in types]
         refs = [self.context.weights.get(a.name) for a in operands.fields if isinstance(a, relax.Var)]
         matrix = next((r.weight for r in refs if r is not None and r.kind == "values"), "")
-        tokens = int(types[0].shape[0]) * TOKEN_TILE if matrix else 0
-        self.calls.append((self.kernels.index(self.mod[target]), [*arguments, *self.values[var]], matrix, tokens))
+        func = self.mod[target]
+        flops = int(func.attrs.get(FLOPS_ATTR, 0))
+        size = _touched_bytes(func, types)
+        self.calls.append((self.kernels.index(func), [*arguments, *self.values[var]], matrix, flops, size))
+
+
+def _bytes(ty: relax.TensorType) -> int:
+    return int(np.prod([int(d) for d in ty.shape], dtype=np.int64)) * np.dtype(str(ty.dtype)).itemsize
+
+
+def _touched_bytes(func: tirx.PrimFunc, outputs: list[relax.TensorType]) -> int:
+    """Return the bytes of all arguments; of an embedding's table only the rows that are looked up."""
+    if str(func.attrs[KERNEL_ATTR]) == "embedding":
+        return 2 * sum(map(_bytes, outputs))
+    return sum(_bytes(buffer.ty) for buffer in func.params)
 
 
 def _place_buffers(buffers: list[_Buffer]) -> int:
@@ -157,7 +174,7 @@ def plan_variant(mod: IRModule, context: VariantContext, kernels: KernelTable, s
     end = len(planner.calls)
     outputs = [planner.value(f, end).buffer for f in fields]
     size = _place_buffers(planner.buffers)
-    steps = tuple(Step(k, tuple(_place(v) for v in args), matrix, tokens) for k, args, matrix, tokens in planner.calls)
+    steps = tuple(Step(k, tuple(_place(v) for v in args), *rest) for k, args, *rest in planner.calls)
     return Plan(context.level, context.length, steps, _offsets(inputs), _offsets(outputs), size)
 
 

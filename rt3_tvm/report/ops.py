@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rt3_tvm.errors import Rt3Error
+from rt3_tvm.hardware.peak import peak_gflops
 from rt3_tvm.runtime import load
 
 RUNS = 15
@@ -15,9 +16,10 @@ RUNS = 15
 
 @dataclass(frozen=True)
 class OpRow:
-    """A kernel of one variant: how often it runs, its median ms in one inference, its share, and GFLOP/s of kept weights.
+    """A kernel of one variant: how often it runs, its median ms in one inference and its share of that.
 
-    ``gflops`` is 0 for kernels that are not linear layers.
+    ``gflop`` counts kept weights only and is 0 where a family does not count; ``mbytes`` counts every argument once (weights,
+    inputs, outputs); ``of_peak`` is GFLOP/s over the multiply-add peak of the cores it ran on, measured in the same call.
     """
 
     symbol: str
@@ -25,39 +27,51 @@ class OpRow:
     calls: int
     ms: float
     share: float
-    gflops: float
+    gflop: float
+    mbytes: float
+    of_peak: float
+
+    @property
+    def gflops(self) -> float:
+        """GFLOP/s of kept weights."""
+        return self.gflop / self.ms * 1e3 if self.ms else 0.0
+
+    @property
+    def gbytes_per_s(self) -> float:
+        """GB/s of all arguments."""
+        return self.mbytes / self.ms if self.ms else 0.0
 
 
-def measure_ops(path: Path, level: int, length: int | None = None) -> list[OpRow]:
+def measure_ops(path: Path, level: int, length: int | None = None, threads: int = 1) -> list[OpRow]:
     """Return the kernels of a level, the costliest first."""
     with load(path) as bundle:
         length = length or bundle.max_length
         if not 1 <= length <= bundle.max_length:
             raise Rt3Error(f"--seq-len {length}: this bundle takes 1 to {bundle.max_length}")
         bundle.set_level(level)
+        bundle.set_threads(threads)
         facts = bundle.metadata
         ids = np.zeros((bundle.max_batch, length), np.int64)
         samples = [bundle.profile(**{bundle.inputs[0]: ids}) for _ in range(RUNS)]
-        return _rows(facts, level, length, [statistics.median(s) for s in zip(*samples, strict=True)])
+        return _rows(facts, level, length, [statistics.median(s) for s in zip(*samples, strict=True)], threads)
 
 
-def _rows(facts: dict[str, Any], level: int, length: int, seconds: list[float]) -> list[OpRow]:
+def _rows(facts: dict[str, Any], level: int, length: int, seconds: list[float], threads: int) -> list[OpRow]:
     compiled = min(v["length"] for v in facts["variants"] if v["length"] >= length)
     steps = next(v["steps"] for v in facts["variants"] if (v["level"], v["length"]) == (level, compiled))
-    times: dict[int, list[float]] = {}
-    flops: dict[int, float] = {}
-    for (kernel, matrix, tokens), took in zip(steps, seconds, strict=True):
-        times.setdefault(kernel, []).append(took)
-        if matrix:
-            row = facts["matrices"][matrix]
-            kept = row["shape"][0] * row["shape"][1] * row["levels"][level]["density"]
-            flops[kernel] = flops.get(kernel, 0.0) + 2.0 * kept * tokens
-    total = sum(seconds)
-    rows = [
-        OpRow(
-            facts["kernels"][k]["symbol"], facts["kernels"][k]["family"], len(t), 1e3 * sum(t), sum(t) / total,
-            flops.get(k, 0.0) / sum(t) / 1e9 if sum(t) else 0.0,
+    sums: dict[int, list[float]] = {}  # calls, seconds, flops, bytes
+    for (kernel, _matrix, flops, size), took in zip(steps, seconds, strict=True):
+        row = sums.setdefault(kernel, [0, 0.0, 0.0, 0.0])
+        for i, value in enumerate((1, took, flops, size)):
+            row[i] += value
+    total, peak = sum(seconds), peak_gflops() * threads
+    rows = []
+    for kernel, (calls, took, flops, size) in sums.items():
+        names = facts["kernels"][kernel]
+        of_peak = flops / took / 1e9 / peak if took else 0.0
+        rows.append(
+            OpRow(
+                names["symbol"], names["family"], int(calls), 1e3 * took, took / total, flops / 1e9, size / 1e6, of_peak
+            )
         )
-        for k, t in times.items()
-    ]  # fmt: skip
     return sorted(rows, key=lambda r: -r.ms)

@@ -77,10 +77,13 @@ def tables(facts: dict[str, Any]) -> list[Any]:
 def ops_table(rows: list[OpRow]) -> Table:
     """Return the kernels of a variant as a table for a terminal."""
     table = Table(title=f"kernels, {sum(r.ms for r in rows):.3f} ms in all (measured, medians)")
-    for head in ("kernel", "calls", "ms", "share", "GFLOP/s of kept weights"):
-        table.add_column(head, justify="left" if head == "kernel" else "right")
+    for head in ("kernel", "calls", "ms", "share", "GFLOP", "GFLOP/s", "of peak", "MB", "GB/s"):
+        table.add_column(head, justify="left" if head == "kernel" else "right", no_wrap=True)
     for r in rows:
-        table.add_row(r.symbol, str(r.calls), f"{r.ms:.3f}", f"{r.share:.1%}", f"{r.gflops:.1f}" if r.gflops else "")
+        speed = (f"{r.gflop:.3f}", f"{r.gflops:.1f}", f"{r.of_peak:.0%}") if r.gflop else ("", "", "")
+        table.add_row(
+            r.symbol, str(r.calls), f"{r.ms:.3f}", f"{r.share:.1%}", *speed, f"{r.mbytes:.2f}", f"{r.gbytes_per_s:.1f}"
+        )
     return table
 
 

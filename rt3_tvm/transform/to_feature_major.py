@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import tvm
 from tvm import IRModule, relax, tirx
 
-from rt3_tvm.schedules import DECISIONS_ATTR, KERNEL_ATTR
+from rt3_tvm.schedules import DECISIONS_ATTR, FLOPS_ATTR, KERNEL_ATTR
 from rt3_tvm.schedules import attention as attention_kernel
 from rt3_tvm.schedules import layer_norm as layer_norm_kernel
 from rt3_tvm.schedules import layout as layout_kernel
@@ -125,10 +125,10 @@ class _Lowering:
         return self.parameters[name]
 
     def kernel(
-        self, family: str, func: tirx.PrimFunc, args: list[relax.Expr], ty: relax.TensorType | list[relax.TensorType]
+        self, family: str, func: tirx.PrimFunc, args: list[relax.Expr], ty: relax.TensorType, flops: float = 0
     ) -> relax.Var:
         """Emit a call of a kernel; equal kernels become one function."""
-        func = func.with_attrs({KERNEL_ATTR: family, "op_pattern": OPAQUE})
+        func = func.with_attrs({KERNEL_ATTR: family, "op_pattern": OPAQUE, FLOPS_ATTR: round(flops)})
         return self.builder.emit(relax.call_tir(self.builder.add_func(func, family), args, ty))
 
     # -- composites ------------------------------------------------------------------------------------------------
@@ -158,7 +158,8 @@ class _Lowering:
             self.parameter(ref("offsets"), tensor((blocks, rows // group, block_kept), shape.offset_dtype)),
             self.parameter(ref("bias"), tensor((rows // packing.rows, packing.rows))),
         ]
-        return self.kernel(family, algorithm, [flat, *weights], Tokens(t.batch, t.length, rows).ty())
+        flops = 2.0 * rows * cols * t.tiles * TOKEN_TILE * (float(func.attrs["rt3.density"]) if sparse else 1.0)
+        return self.kernel(family, algorithm, [flat, *weights], Tokens(t.batch, t.length, rows).ty(), flops)
 
     def attention(self, _row: Composite, func: relax.Function, args: dict[str, relax.Expr]) -> relax.Expr | None:
         """Lower attention; causal masks and biases that differ by query are taken as biases."""
@@ -171,10 +172,12 @@ class _Lowering:
         bias_shape = static_shape(args["bias"]) if "bias" in args else None
         if bias_shape is not None and len(bias_shape) != 4:
             return None
-        algorithm = attention_kernel.attention(t.batch, t.length, heads, dim, scale, bias_shape)
+        shape = attention_kernel.AttentionShape(t.batch, t.length, heads, dim, scale, bias_shape)
+        algorithm = attention_kernel.attention(shape, attention_kernel.register_rows(self.context.cpu))
         bias = self.as_plain(args["bias"]) if "bias" in args else relax.const([[[[0.0]]]], "float32")
         inputs = [self.as_feature_major(args[r]) for r in "qkv"]
-        return self.kernel("attention", algorithm, [*inputs, bias], t.ty())
+        flops = 4.0 * t.features * t.tiles * tiles_of(t.length) * TOKEN_TILE**2
+        return self.kernel("attention", algorithm, [*inputs, bias], t.ty(), flops)
 
     def layer_norm(self, _row: Composite, func: relax.Function, args: dict[str, relax.Expr]) -> relax.Expr:
         """Lower LayerNorm with the residual before it."""

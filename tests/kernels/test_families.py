@@ -7,6 +7,7 @@ import pytest
 import torch
 import tvm
 from rt3_tvm.schedules import DECISIONS_ATTR, SCHEDULES, attention, layer_norm, layout
+from rt3_tvm.schedules.attention import AttentionShape
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
 from tvm import te, tirx
@@ -74,7 +75,8 @@ def test_attention(rng, batch, length, heads, dim, mask):
         bias = np.triu(np.full((1, 1, length, length), np.finfo(np.float32).min, np.float32), 1)
     tiles = to_tiles(q)
     y = np.full_like(tiles, np.nan)
-    func = attention.attention(batch, length, heads, dim, dim**-0.5, None if bias is None else bias.shape)
+    shape = AttentionShape(batch, length, heads, dim, dim**-0.5, None if bias is None else bias.shape)
+    func = attention.attention(shape, attention.register_rows(CPU))
     run_kernel(
         "attention",
         func,
@@ -92,6 +94,27 @@ def test_attention(rng, batch, length, heads, dim, mask):
         *map(heads_first, (q, k, v)), None if bias is None else torch.from_numpy(bias)
     )
     want = want.transpose(1, 2).reshape(batch, length, features)
+    np.testing.assert_allclose(from_tiles(y, batch, length), want, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("length", [128, 33, 7])
+@pytest.mark.parametrize("register_rows", [4, 8, 16])
+def test_causal_attention_with_grouped_queries(rng, length, register_rows):
+    batch, heads, kv_heads, dim = 2, 4, 2, 12
+    q = rng.standard_normal((batch, length, heads * dim)).astype(np.float32)
+    k, v = (rng.standard_normal((batch, length, kv_heads * dim)).astype(np.float32) for _ in range(2))
+    y = np.full_like(to_tiles(q), np.nan)
+    shape = AttentionShape(batch, length, heads, dim, 0.3, None, kv_heads, causal=True)
+    func = attention.attention(shape, register_rows)
+    run_kernel("attention", func, to_tiles(q), to_tiles(k), to_tiles(v), np.zeros((1, 1, 1, 1), np.float32), y)
+
+    def heads_first(x):
+        return torch.from_numpy(x).reshape(batch, length, -1, dim).transpose(1, 2)
+
+    want = torch.nn.functional.scaled_dot_product_attention(
+        *map(heads_first, (q, k, v)), is_causal=True, scale=0.3, enable_gqa=True
+    )
+    want = want.transpose(1, 2).reshape(batch, length, heads * dim)
     np.testing.assert_allclose(from_tiles(y, batch, length), want, atol=2e-6, rtol=0)
 
 
@@ -122,7 +145,7 @@ def _add():
 EXAMPLES = {
     "pattern_linear": lambda: _linear(4),
     "dense_linear": lambda: _linear(32),
-    "attention": lambda: attention.attention(1, 32, 2, 16, 0.25, (1, 1, 1, 32)),
+    "attention": lambda: attention.attention(AttentionShape(1, 32, 2, 16, 0.25, (1, 1, 1, 32))),
     "layer_norm": lambda: layer_norm.layer_norm(2, 64, 1e-5, True),
     "embedding": lambda: layout.embedding(1, 32, 10, 64, "int32"),
     "to_feature_major": lambda: layout.to_feature_major(1, 32, 64),

@@ -1,0 +1,26 @@
+"""The peak of one core: what kernels are measured against."""
+
+import json
+import subprocess
+import tempfile
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from rt3_tvm.codegen.link import choose_compiler, run_compiler
+
+
+@cache
+def peak_gflops() -> float:
+    """Return the GFLOP/s of fused multiply-adds of one core of this machine, measured now: the best of ten tries."""
+    import platform
+
+    machine = platform.machine()
+    source = resources.files("rt3_tvm.hardware") / "peak.c"
+    with tempfile.TemporaryDirectory(prefix="rt3-") as name:
+        folder = Path(name)
+        (folder / "peak.c").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        compiler = choose_compiler(f"{machine}-linux-gnu", None, machine)
+        run_compiler(compiler, ["-std=gnu11", "-O2", "-march=native", "peak.c", "-o", "peak"], folder)
+        printed = subprocess.run([folder / "peak"], check=True, capture_output=True, text=True).stdout
+    return float(json.loads(printed)["peak_gflops"])
