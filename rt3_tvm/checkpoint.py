@@ -23,7 +23,7 @@ from rt3_tvm import model as models
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.pattern import Backbone, PatternSet, PatternShape, SparseMatrix
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -80,7 +80,7 @@ class Checkpoint:
         model = models.build(self.description)
         state = {name: torch.from_numpy(value.copy()) for name, value in self.weights.items()}
         for name, matrix in self.levels[level].matrices.items():
-            state[name] *= torch.from_numpy(matrix.mask())
+            state[name] = torch.from_numpy(matrix.masked(self.weights[name]))
         model.load_state_dict(state, strict=False)
         return model.eval()
 
@@ -213,7 +213,13 @@ def _flatten(levels: tuple[Level, ...]) -> tuple[dict[str, np.ndarray], dict[str
         for name, m in level.matrices.items():
             s = m.patterns.shape
             row = table.setdefault(
-                name, {"shape": list(m.backbone.shape), "block_rows": m.backbone.block_rows, "levels": []}
+                name,
+                {
+                    "shape": list(m.backbone.shape),
+                    "block_rows": m.backbone.block_rows,
+                    "transposed": m.backbone.transposed,
+                    "levels": [],
+                },
             )
             row["levels"].append({"rows": s.rows, "cols": s.cols, "group": s.group})
             tensors[f"{name}/backbone"] = np.ascontiguousarray(m.backbone.columns)
@@ -227,7 +233,7 @@ def _unflatten(table: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[L
     for i, row in enumerate(table["levels"]):
         matrices = {}
         for name, m in table["matrices"].items():
-            backbone = Backbone(tuple(m["shape"]), int(m["block_rows"]), tensors[f"{name}/backbone"])
+            backbone = Backbone(tuple(m["shape"]), int(m["block_rows"]), tensors[f"{name}/backbone"], m["transposed"])
             shape = PatternShape(**m["levels"][i])
             patterns, assignment = tensors[f"{name}/{i}/patterns"], tensors[f"{name}/{i}/assignment"]
             _check_range(f"{name}/backbone", backbone.columns, backbone.shape[1])

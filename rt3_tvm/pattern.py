@@ -5,7 +5,7 @@ Patterns are cut in those coordinates. Source of the method: RT3, DAC 2021, arXi
 """
 
 from dataclasses import dataclass
-from math import ceil, gcd
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +48,9 @@ class PatternShape:
             )
 
     def fitted(self, rows: int) -> "PatternShape":
-        """Return the shape for a matrix of ``rows`` rows: the largest group that divides both it and the block."""
-        return PatternShape(self.rows, self.cols, gcd(self.group, gcd(self.rows, rows)))
+        """Return the shape for a matrix of ``rows`` rows: the largest group up to V that divides it, and whole groups a block."""
+        group = next(g for g in range(self.group, 0, -1) if rows % g == 0)
+        return PatternShape(max(group, self.rows // group * group), self.cols, group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +76,19 @@ class PatternSet:
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """What block pruning leaves of a matrix: ``columns`` (block rows, kept columns), ascending, of each block row."""
+    """What block pruning leaves of a matrix: ``columns`` (block rows, kept columns), ascending, of each block row.
+
+    ``shape`` is (rows, cols), outputs by inputs; ``transposed``: the model stores the weight as (cols, rows).
+    """
 
     shape: tuple[int, int]
     block_rows: int
     columns: Ints
+    transposed: bool = False
+
+    def oriented(self, weight: Floats) -> Floats:
+        """Return a weight that the model stores as (rows, cols)."""
+        return weight.T if self.transposed else weight
 
     @property
     def density(self) -> float:
@@ -128,6 +137,11 @@ class SparseMatrix:
         mask[index[valid], columns[valid]] = True
         return np.repeat(mask, group, axis=0)
 
+    def masked(self, weight: Floats) -> Floats:
+        """Return a weight, as the model stores it, with what is not kept set to zero."""
+        mask = self.mask()
+        return weight * (mask.T if self.backbone.transposed else mask)
+
     @property
     def density(self) -> float:
         """Part of the matrix that is kept, counted."""
@@ -141,7 +155,7 @@ def _blocks(backbone: Backbone, shape: PatternShape) -> tuple[int, int]:
     return ceil(backbone.shape[0] / shape.rows), ceil(backbone.columns.shape[1] / shape.cols)
 
 
-def cut_backbone(weight: Floats, sparsity: float, block_rows: int) -> Backbone:
+def cut_backbone(weight: Floats, sparsity: float, block_rows: int, transposed: bool = False) -> Backbone:
     """Return the backbone: in every block row the columns of the largest norm.
 
     Parameters
@@ -152,13 +166,15 @@ def cut_backbone(weight: Floats, sparsity: float, block_rows: int) -> Backbone:
         Part of the columns that each block row loses, in [0, 1).
     block_rows
         Rows of a block; the last block row may have fewer.
+    transposed
+        Whether the model stores the transpose of ``weight``.
     """
     rows, cols = weight.shape
     kept = max(1, round(cols * (1.0 - sparsity)))
     starts = np.arange(0, rows, block_rows)
     energy = np.add.reduceat(np.square(weight, dtype=np.float64), starts, axis=0)  # (block rows, cols)
     order = np.argsort(-energy, axis=1, kind="stable")[:, :kept]
-    return Backbone((rows, cols), block_rows, np.sort(order, axis=1).astype(np.int32))
+    return Backbone((rows, cols), block_rows, np.sort(order, axis=1).astype(np.int32), transposed)
 
 
 def _block_energy(weight: Floats, backbone: Backbone, shape: PatternShape) -> npt.NDArray[np.float64]:

@@ -117,7 +117,9 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
                             K[0 : batch * tiles, 0:kv_features, 0:TOKEN_TILE],
                             bias[0:bb, 0:bh, 0:bq, 0:bk],
                         )
-                        T.writes(S[vkt * TOKEN_TILE + vkb * block : vkt * TOKEN_TILE + vkb * block + block, 0:TOKEN_TILE])
+                        T.writes(
+                            S[vkt * TOKEN_TILE + vkb * block : vkt * TOKEN_TILE + vkb * block + block, 0:TOKEN_TILE]
+                        )
                         acc = T.sblock_alloc_buffer((block, TOKEN_TILE), "float32")
                         for d, j, t in T.grid(dim, block, TOKEN_TILE):
                             with T.sblock("score"):
@@ -156,7 +158,9 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
                     with T.sblock("features"):
                         vdb = T.axis.spatial(dim // rows, db)
                         T.reads(
-                            V[0 : batch * tiles, 0:kv_features, 0:TOKEN_TILE], P[0:keys, 0:TOKEN_TILE], total[0:TOKEN_TILE]
+                            V[0 : batch * tiles, 0:kv_features, 0:TOKEN_TILE],
+                            P[0:keys, 0:TOKEN_TILE],
+                            total[0:TOKEN_TILE],
                         )
                         T.writes(Y[vb * tiles + vi, vh * dim + vdb * rows : vh * dim + vdb * rows + rows, 0:TOKEN_TILE])
                         mix = T.sblock_alloc_buffer((rows, TOKEN_TILE), "float32")

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from rt3_tvm.device import Cluster
 
-
 STACK_BYTES = 64 * 1024
 """Buffers up to this size live on the stack; musl gives its threads 128 KiB."""
 

@@ -12,6 +12,7 @@ ORDER = [
     "timing",
     "pattern",
     "device",
+    "transformer_lm",
     "model",
     "checkpoint",
     "prune",

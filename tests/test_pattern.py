@@ -97,5 +97,8 @@ def test_bad_shapes_say_what_is_accepted(shape):
 
 
 def test_group_shrinks_to_fit_a_matrix():
-    assert PatternShape(4, 32, 4).fitted(28785).group == 1
-    assert PatternShape(8, 32, 8).fitted(100).group == 4
+    assert PatternShape(4, 32, 4).fitted(28785) == PatternShape(3, 32, 3)
+    assert PatternShape(8, 32, 4).fitted(28785) == PatternShape(6, 32, 3)
+    assert PatternShape(8, 32, 8).fitted(100).group == 5
+    assert PatternShape(8, 32, 8).fitted(101).group == 1
+    assert PatternShape(100, 100, 4).fitted(384) == PatternShape(100, 100, 4)

@@ -1,6 +1,7 @@
 """``rt3 compile``: a checkpoint becomes one shared library."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -236,7 +237,11 @@ class _Build:
             "workspace_bytes": max(p.workspace_bytes for p in self.plans),
             "kernels": [{"symbol": k.symbol, "family": k.family} for k in self.kernels.kernels],
             "variants": [
-                {"level": p.level, "length": p.length, "steps": [[s.kernel, s.matrix, s.flops, s.bytes] for s in p.steps]}
+                {
+                    "level": p.level,
+                    "length": p.length,
+                    "steps": [[s.kernel, s.matrix, s.flops, s.bytes] for s in p.steps],
+                }
                 for p in self.plans
             ],
             "matrices": self._matrices(),
@@ -252,9 +257,7 @@ class _Build:
             for step in plan.steps:
                 if step.matrix:
                     matrix = matrices.get(step.matrix)
-                    row = table.setdefault(
-                        step.matrix, {"shape": list(self.checkpoint.weights[step.matrix].shape), "levels": []}
-                    )
+                    row = table.setdefault(step.matrix, {"shape": self._shape(step.matrix), "levels": []})
                     row["levels"].append(
                         {
                             "kernel": self.kernels.kernels[step.kernel].family,
@@ -263,6 +266,14 @@ class _Build:
                         }
                     )
         return table
+
+    def _shape(self, name: str) -> list[int]:
+        """Return the (rows, cols) of a linear layer; a convolution's kernel is one row per channel."""
+        for level in self.checkpoint.levels:
+            if name in level.matrices:
+                return list(level.matrices[name].backbone.shape)
+        rows, *rest = self.checkpoint.weights[name].shape
+        return [rows, math.prod(rest)]
 
     def _unmatched(self) -> list[str]:
         """Return pruned matrices that no linear kernel serves: they run dense, with their mask."""

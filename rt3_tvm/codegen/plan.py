@@ -174,7 +174,9 @@ def plan_variant(mod: IRModule, context: VariantContext, kernels: KernelTable, s
     end = len(planner.calls)
     outputs = [planner.value(f, end).buffer for f in fields]
     size = _place_buffers(planner.buffers)
-    steps = tuple(Step(k, tuple(_place(v) for v in args), *rest) for k, args, *rest in planner.calls)
+    steps = tuple(
+        Step(k, tuple(_place(v) for v in args), matrix, flops, size) for k, args, matrix, flops, size in planner.calls
+    )
     return Plan(context.level, context.length, steps, _offsets(inputs), _offsets(outputs), size)
 
 

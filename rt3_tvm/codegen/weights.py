@@ -38,26 +38,27 @@ class WeightStore:
         """Return the offset of what a parameter of ``main`` holds."""
         if ref.kind == "raw":
             weight = self.checkpoint.weights[ref.weight]
-            return self.add(weight if ref.level == UNPRUNED else weight * self._matrix(ref).mask())
+            return self.add(weight if ref.level == UNPRUNED else self._matrix(ref).masked(weight))
         return self.add(getattr(self._linear(ref), ref.kind))
 
     def _matrix(self, ref: WeightRef) -> SparseMatrix:
         return self.checkpoint.levels[ref.level].matrices[ref.weight]
 
     def _linear(self, ref: WeightRef) -> PackedLinear:
-        key = (ref.weight, ref.bias, ref.level, ref.packing, ref.dense)
+        key = (ref.weight, ref.bias, ref.level, ref.packing, ref.dense, ref.transposed)
         if key not in self._packed:
             self._packed[key] = self._pack(ref)
         return self._packed[key]
 
     def _pack(self, ref: WeightRef) -> PackedLinear:
         weight = self.checkpoint.weights[ref.weight]
+        weight = weight.T if ref.transposed else weight.reshape(weight.shape[0], -1)
         bias = self.checkpoint.weights[ref.bias] if ref.bias else None
         matrix = None if ref.level == UNPRUNED else self._matrix(ref)
         if matrix is not None and not ref.dense:
             return pack_linear(weight, *matrix.group_columns(), bias, ref.packing)
         if matrix is not None:
-            weight = weight * matrix.mask()
+            weight = weight * matrix.mask()  # both are (rows, cols) here
         columns = np.arange(weight.shape[1], dtype=np.int32)[None]
         return pack_linear(weight, columns, np.ones_like(columns, dtype=np.bool_), bias, ref.packing)
 

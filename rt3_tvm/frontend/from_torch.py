@@ -70,7 +70,24 @@ def _select(node: torch.fx.Node, importer: Any) -> relax.Var:
     return emit(relax.op.squeeze(row, axis=[axis]))
 
 
+def _linear_stored_transposed(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert addmm(bias, x, weight (in, out)): a linear layer whose weight is stored the other way around.
+
+    Export flattens the tokens before it and unflattens them behind it; where it does, the shape with a batch is kept.
+    """
+    bias, x, weight = node.args[:3]
+    assert isinstance(x, torch.fx.Node)
+    source = x.args[0] if x.target is torch.ops.aten.view.default else x
+    assert isinstance(source, torch.fx.Node)
+    unflattened = all(user.target is torch.ops.aten.view.default for user in node.users)
+    if not (source.meta["val"].ndim == 3 and source.meta["val"].shape[-1] == x.meta["val"].shape[-1] and unflattened):
+        source = x
+    emit = importer.block_builder.emit
+    return emit(relax.op.add(emit(relax.op.matmul(importer.env[source], importer.env[weight])), importer.env[bias]))
+
+
 CONVERTERS = {
+    "addmm.default": _linear_stored_transposed,
     "scaled_dot_product_attention.default": _attention,
     "embedding.default": _embedding,
     "select.int": _select,

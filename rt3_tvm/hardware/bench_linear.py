@@ -187,8 +187,8 @@ class _Ours:
         packed: PackedLinear = pack_linear(weight, columns, valid, bias, self.packing)
         self._y = aligned(np.zeros((tiles, case.rows, TOKEN_TILE), np.float32))
         self._arrays = [*map(aligned, (to_tiles(x), packed.values, packed.offsets, packed.bias)), self._y]
-        self._arguments = [ctypes.c_void_p(a.ctypes.data) for a in self._arrays]
-        self._arguments += [ctypes.c_int32(0), ctypes.c_int32(table.kernels[0].tasks)]
+        pointers = [ctypes.c_void_p(a.ctypes.data) for a in self._arrays]
+        self._arguments = (*pointers, ctypes.c_int32(0), ctypes.c_int32(table.kernels[0].tasks))
         self._tokens = case.tokens
 
     def __call__(self) -> None:

@@ -1,5 +1,5 @@
-/* The peak of fused multiply-adds on one core: 12 independent chains of whole vectors of float32, best of 10. Prints JSON
- * in GFLOP/s. */
+/* The peak of fused multiply-adds on one core: 12 independent chains of whole vectors of float32, best of 10. Prints
+ * JSON in GFLOP/s. */
 #define _POSIX_C_SOURCE 200809L
 
 #include <stdio.h>

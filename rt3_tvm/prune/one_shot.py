@@ -84,7 +84,8 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
         if reason:
             skipped[layer.name] = reason
         else:
-            backbones[layer.name] = cut_backbone(weights[layer.name], options.block_sparsity, options.block_rows)
+            weight = weights[layer.name].T if layer.transposed else weights[layer.name]
+            backbones[layer.name] = cut_backbone(weight, options.block_sparsity, options.block_rows, layer.transposed)
     if not backbones:
         reasons = "; ".join(f"{n}: {r}" for n, r in skipped.items()) or "none was found in the graph"
         raise Rt3Error(f"no linear layer is left to prune: {reasons}")
@@ -106,5 +107,7 @@ def _cut_level(weights: dict, backbones: dict[str, Backbone], sparsity: float, o
     for name, backbone in backbones.items():
         within = min(1.0, (1.0 - sparsity) / backbone.density)
         shape = options.shape.fitted(backbone.shape[0])
-        matrices[name] = cut_patterns(weights[name], backbone, shape, within, options.patterns, options.seed)
+        matrices[name] = cut_patterns(
+            backbone.oriented(weights[name]), backbone, shape, within, options.patterns, options.seed
+        )
     return Level(sparsity, matrices)

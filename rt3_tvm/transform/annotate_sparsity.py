@@ -4,7 +4,7 @@ import tvm
 from tvm import IRModule, relax
 
 from rt3_tvm.schedules.linear_decisions import sparse_pays
-from rt3_tvm.transform.composites import COMPOSITES
+from rt3_tvm.transform.composites import composite_of
 from rt3_tvm.transform.context import UNPRUNED, VariantContext
 
 
@@ -17,20 +17,18 @@ class AnnotateSparsity:
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         """Rewrite the calls in ``main``."""
-        context = self.context
+        context, values = self.context, relax.analysis.get_var2val(mod["main"])
 
         @relax.expr_functor.mutator
         class Annotator(relax.PyExprMutator):
             def visit_call_(self, call: relax.Call) -> relax.Expr:
                 call = super().visit_call_(call)
-                if not isinstance(call.op, tvm.ir.GlobalVar) or not isinstance(mod[call.op], relax.Function):
-                    return call
-                func = mod[call.op]
-                row = COMPOSITES.get(str(func.attrs.get("Composite", "")) if func.attrs else "")
+                func = mod[call.op] if isinstance(call.op, tvm.ir.GlobalVar) else None
+                row = composite_of(func)
                 if row is None or not row.name.startswith("rt3.linear"):
                     return call
                 weight = row.arguments(func, call)["weight"]
-                name = context.parameters.get(getattr(weight, "name", ""), "")
+                name = context.parameters.get(getattr(_origin(weight, values), "name", ""), "")
                 annotated = func.with_attrs(_attributes(context, name))
                 return relax.Call(self.builder_.add_func(annotated, call.op.name_hint), call.args, None, [])
 
@@ -38,6 +36,15 @@ class AnnotateSparsity:
         main = mod.get_global_var("main")
         annotator.builder_.update_func(main, annotator.visit_expr(mod["main"]))
         return relax.transform.DeadCodeElimination(["main"])(annotator.builder_.get())
+
+
+def _origin(expr: relax.Expr, values: dict) -> relax.Expr:
+    """Return the parameter behind reshapes."""
+    value = values.get(expr)
+    while isinstance(value, relax.Call) and value.op.name == "relax.reshape":
+        expr = value.args[0]
+        value = values.get(expr)
+    return expr
 
 
 def _attributes(context: VariantContext, name: str) -> dict[str, object]:

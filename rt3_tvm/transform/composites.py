@@ -1,10 +1,11 @@
 """The shapes of graph that have kernels: one row per composite, matched by data flow, never by layer names."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import tvm
 from tvm import relax
-from tvm.relax.dpl import DFPattern, is_op, wildcard
+from tvm.relax.dpl import DFPattern, TuplePattern, is_op, wildcard
 from tvm.relax.transform import FusionPattern, PatternCheckContext
 
 ACTIVATION_OPS = {
@@ -20,7 +21,8 @@ ACTIVATION_OPS = {
 class Composite:
     """One composite.
 
-    ``roles`` names the wildcards, so that a fused function's parameters can be told apart; ``activation`` is for linears.
+    ``roles`` names the wildcards, so that a fused function's parameters can be told apart; ``activation`` and
+    ``transposed`` (the weight is stored as (cols, rows)) are for linears.
     """
 
     name: str
@@ -28,26 +30,41 @@ class Composite:
     roles: dict[str, DFPattern]
     check: Callable[[dict[str, relax.Expr]], bool] = field(default=lambda _: True)
     activation: str = "none"
+    transposed: bool = False
+    inner: dict[str, DFPattern] = field(default_factory=dict)
+    """Patterns inside that the check wants to see by name."""
 
     def fusion_pattern(self) -> FusionPattern:
         """Return the row as TVM's fusion pass takes it."""
 
         def check(context: PatternCheckContext) -> bool:
-            return self.check({name: context.annotated_expr[name] for name in self.roles})
+            return self.check({name: context.annotated_expr[name] for name in (*self.roles, *self.inner)})
 
-        return FusionPattern(self.name, self.pattern, self.roles, check)
+        return FusionPattern(self.name, self.pattern, self.roles | self.inner, check)
+
+    def match(self, func: relax.Function) -> Mapping[DFPattern, relax.Expr] | None:
+        """Return what the parts of the pattern are in a fused function."""
+        values = relax.analysis.get_var2val(func)
+        results = [values.get(f, f) for f in result_fields(func)]
+        return next(filter(None, (self.pattern.extract_matched_expr(r, values) for r in results)), None)
 
     def arguments(self, func: relax.Function, call: relax.Call) -> dict[str, relax.Expr]:
         """Return what a call of the fused function passes, by role."""
-        values = relax.analysis.get_var2val(func)
-        body = func.body.body if isinstance(func.body, relax.SeqExpr) else func.body
-        matched = self.pattern.extract_matched_expr(values.get(body, body), values)
+        matched = self.match(func)
+        assert matched is not None
         position = {param: i for i, param in enumerate(func.params)}
         found = {}
         for role, pattern in self.roles.items():
             expr = matched[pattern]
             found[role] = call.args[position[expr]] if expr in position else expr
         return found
+
+
+def result_fields(func: relax.Function) -> list[relax.Expr]:
+    """Return what a fused function returns: more than one value where an inner one is used outside too."""
+    body = func.body.body if isinstance(func.body, relax.SeqExpr) else func.body
+    value = relax.analysis.get_var2val(func).get(body, body)
+    return list(value.fields) if isinstance(value, relax.Tuple) else [body]
 
 
 def static_shape(expr: relax.Expr) -> tuple[int, ...]:
@@ -60,54 +77,86 @@ def is_float32(expr: relax.Expr) -> bool:
     return isinstance(expr.ty, relax.TensorType) and str(expr.ty.dtype) == "float32"
 
 
-def _is_linear(e: dict[str, relax.Expr]) -> bool:
-    weight = static_shape(e["weight"])
-    if len(weight) != 2 or not all(is_float32(x) for x in e.values()) or len(static_shape(e["x"])) not in (2, 3):
-        return False
-    return "bias" not in e or static_shape(e["bias"]) == (weight[0],)
+def _is_linear(transposed: bool) -> Callable[[dict[str, relax.Expr]], bool]:
+    def check(e: dict[str, relax.Expr]) -> bool:
+        weight = static_shape(e["weight"])
+        if len(weight) != 2 or not all(is_float32(x) for x in e.values()) or len(static_shape(e["x"])) not in (2, 3):
+            return False
+        return "bias" not in e or static_shape(e["bias"]) == (weight[1 if transposed else 0],)
+
+    return check
 
 
-def _linears() -> Iterator[Composite]:
+def _linears(transposed: bool) -> Iterator[Composite]:
     """Yield linear layers, the longest chain first."""
     for activation in (*ACTIVATION_OPS, "none"):
         for with_bias in (True, False):
             x, weight, bias = wildcard(), wildcard(), wildcard()
-            out = is_op("relax.matmul")(x, is_op("relax.permute_dims")(weight))
+            out = is_op("relax.matmul")(x, weight if transposed else is_op("relax.permute_dims")(weight))
             roles = {"x": x, "weight": weight}
             if with_bias:
                 out = is_op("relax.add")(out, bias)
                 roles["bias"] = bias
             if activation != "none":
                 out = is_op(ACTIVATION_OPS[activation])(out)
-            name = "rt3.linear" + ("_bias" if with_bias else "") + (f"_{activation}" if activation != "none" else "")
-            yield Composite(name, out, roles, _is_linear, activation)
+            parts = ("transposed" if transposed else "", "bias" if with_bias else "", activation)
+            name = "_".join(["rt3.linear", *(part for part in parts if part not in ("", "none"))])
+            yield Composite(name, out, roles, _is_linear(transposed), activation, transposed)
 
 
-def _is_attention(e: dict[str, relax.Expr]) -> bool:
-    shapes = {static_shape(e[r]) for r in "qkv"}
-    return len(shapes) == 1 and len(next(iter(shapes))) == 3
-
-
-def _attention(with_bias: bool) -> Composite:
+def _attention(with_bias: bool, grouped: bool) -> Composite:
+    """Return attention on (batch, length, heads, dim); ``grouped``: k and v are (batch, kv heads, length, dim), repeated."""
     q, k, v, bias = wildcard(), wildcard(), wildcard(), wildcard()
-    heads = [is_op("relax.reshape")(t, wildcard()) for t in (q, k, v)]
-    op = is_op("relax.nn.attention_bias")(*heads, bias) if with_bias else is_op("relax.nn.attention")(*heads)
+
+    def repeated(t: DFPattern) -> DFPattern:
+        if not grouped:
+            return t
+        spread = is_op("relax.broadcast_to")(is_op("relax.expand_dims")(t), wildcard())
+        return is_op("relax.permute_dims")(is_op("relax.reshape")(spread, wildcard()))
+
+    def check(e: dict[str, relax.Expr]) -> bool:
+        q, k, v = (static_shape(e[r]) for r in "qkv")
+        if k != v or len(q) != 4 or len(k) != 4:
+            return False
+        return (k[0], k[2], k[3]) == (q[0], q[1], q[3]) and q[2] % k[1] == 0 if grouped else q == k
+
+    heads = (q, repeated(k), repeated(v))
+    out = is_op("relax.nn.attention_bias")(*heads, bias) if with_bias else is_op("relax.nn.attention")(*heads)
     roles = {"q": q, "k": k, "v": v} | ({"bias": bias} if with_bias else {})
-    out = is_op("relax.reshape")(op, wildcard())
-    return Composite("rt3.attention_bias" if with_bias else "rt3.attention", out, roles, _is_attention)
+    name = "rt3.attention" + ("_grouped" if grouped else "") + ("_bias" if with_bias else "")
+    return Composite(name, out, roles, check)
 
 
-def _layer_norm(with_residual: bool) -> Composite:
+def _rotary() -> Composite:
+    """Return rotary positions on (batch, heads, length, dim): x * cos + rotated(x) * sin, the halves of dim rotated."""
+    x, cos, sin = wildcard(), wildcard(), wildcard()
+    low, high = (is_op("relax.strided_slice")(x, *(wildcard() for _ in range(4))) for _ in range(2))
+    rotated = is_op("relax.concat")(TuplePattern([is_op("relax.negative")(high), low]))
+    out = is_op("relax.add")(is_op("relax.multiply")(x, cos), is_op("relax.multiply")(rotated, sin))
+
+    def check(e: dict[str, relax.Expr]) -> bool:
+        shape, half = static_shape(e["x"]), static_shape(e["low"])
+        tables = static_shape(e["cos"]), static_shape(e["sin"])
+        if len(shape) != 4 or shape[3] % 2 or half != (*shape[:3], shape[3] // 2) or half != static_shape(e["high"]):
+            return False
+        begins = [int(e[r].args[2].fields[0].value) for r in ("low", "high")]
+        return begins == [0, shape[3] // 2] and tables == ((1, 1, *shape[2:]),) * 2 and is_float32(e["x"])
+
+    return Composite("rt3.rotary", out, {"x": x, "cos": cos, "sin": sin}, check, inner={"low": low, "high": high})
+
+
+def _norm(operator: str, with_residual: bool) -> Composite:
     x, residual, gamma, beta = wildcard(), wildcard(), wildcard(), wildcard()
-    roles = {"x": x, "gamma": gamma, "beta": beta} | ({"residual": residual} if with_residual else {})
+    scales = {"gamma": gamma, "beta": beta} if operator == "layer_norm" else {"gamma": gamma}
+    roles = {"x": x, **scales} | ({"residual": residual} if with_residual else {})
     source = is_op("relax.add")(x, residual) if with_residual else x
 
     def check(e: dict[str, relax.Expr]) -> bool:
         same = not with_residual or static_shape(e["x"]) == static_shape(e["residual"])
         return same and is_float32(e["x"]) and len(static_shape(e["x"])) == 3 and len(static_shape(e["gamma"])) == 1
 
-    name = "rt3.add_layer_norm" if with_residual else "rt3.layer_norm"
-    return Composite(name, is_op("relax.nn.layer_norm")(source, gamma, beta), roles, check)
+    name = f"rt3.add_{operator}" if with_residual else f"rt3.{operator}"
+    return Composite(name, is_op(f"relax.nn.{operator}")(source, *scales.values()), roles, check)
 
 
 def _embedding() -> Composite:
@@ -122,11 +171,31 @@ def _embedding() -> Composite:
 
 def composites() -> dict[str, Composite]:
     """Return the table of composites by name, in order of priority."""
-    rows = [*_linears(), _attention(True), _attention(False), _layer_norm(True), _layer_norm(False), _embedding()]
+    rows = [
+        *_linears(transposed=False),
+        *_linears(transposed=True),
+        _rotary(),
+        *(_attention(bias, grouped) for grouped in (True, False) for bias in (True, False)),
+        *(_norm(operator, residual) for operator in ("layer_norm", "rms_norm") for residual in (True, False)),
+        _embedding(),
+    ]
     return {row.name: row for row in rows}
 
 
 COMPOSITES = composites()
+
+
+def composite_of(func: tvm.ir.BaseFunc) -> Composite | None:
+    """Return the row of a fused function.
+
+    TVM's fusion also names a function after a longer pattern whose first operators it has left to another function: then the
+    row is the one that fits what is left.
+    """
+    name = str(func.attrs.get("Composite", "")) if isinstance(func, relax.Function) and func.attrs else ""
+    if name not in COMPOSITES:
+        return None
+    rows = [COMPOSITES[name], *COMPOSITES.values()]
+    return next((row for row in rows if row.match(func) is not None), None)
 
 
 def find_op(func: relax.Function, name: str) -> relax.Call:

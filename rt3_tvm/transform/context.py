@@ -16,7 +16,7 @@ UNPRUNED = -1
 class WeightRef:
     """What a parameter of ``main`` holds: a weight as it is, or a part of a packed linear layer.
 
-    Equal references are stored once, whatever level or length uses them.
+    Equal references are stored once, whatever level or length uses them. ``transposed``: the model stores (cols, rows).
     """
 
     kind: Kind
@@ -25,6 +25,7 @@ class WeightRef:
     level: int = UNPRUNED
     packing: LinearPacking | None = None
     dense: bool = False
+    transposed: bool = False
 
     @property
     def name(self) -> str:

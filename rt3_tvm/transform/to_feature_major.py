@@ -1,19 +1,20 @@
-"""Phase 4: put the whole model into the feature-major layout and replace composites by kernels.
+"""Phase 4: rebuild ``main`` with our kernels on feature-major activations.
 
-A (batch, length, features) tensor becomes (batch * tiles, features, 16): see ``schedules/pattern_linear.py``. Transposes
-stand only where ids enter, where results leave, and around operators that have no feature-major form.
+Chains of linears, attention, norms and elementwise operators need no transpose in this layout; one is made where an operator
+without a kernel needs a plain tensor, and where results leave.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import tvm
 from tvm import IRModule, relax, tirx
 
-from rt3_tvm.schedules import DECISIONS_ATTR, FLOPS_ATTR, KERNEL_ATTR
+from rt3_tvm.errors import Rt3Error
+from rt3_tvm.schedules import DECISIONS_ATTR
 from rt3_tvm.schedules import attention as attention_kernel
-from rt3_tvm.schedules import layer_norm as layer_norm_kernel
+from rt3_tvm.schedules import layer_norm as norm_kernel
 from rt3_tvm.schedules import layout as layout_kernel
+from rt3_tvm.schedules import rotary as rotary_kernel
 from rt3_tvm.schedules.layout import tiles_of
 from rt3_tvm.schedules.linear_decisions import (
     TOKEN_TILE,
@@ -24,8 +25,10 @@ from rt3_tvm.schedules.linear_decisions import (
 )
 from rt3_tvm.schedules.packing import offset_dtype
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
-from rt3_tvm.transform.composites import COMPOSITES, Composite, find_op, is_float32, static_shape
+from rt3_tvm.transform.composites import Composite, composite_of, find_op, result_fields, static_shape
 from rt3_tvm.transform.context import Kind, VariantContext, WeightRef
+from rt3_tvm.transform.layouts import Layouts, Tokens, is_scalar, tensor, token_shape, tokens_of
+from rt3_tvm.transform.recognise_idioms import HEADS_FIRST, constant
 
 ELEMENTWISE = frozenset(
     f"relax.{name}"
@@ -36,107 +39,24 @@ ELEMENTWISE = frozenset(
 )
 """Operators that mean the same in every layout."""
 
-OPAQUE = 8
-"""TVM's pattern kind of a function that operator fusion leaves alone: our kernels have schedules of their own."""
+Arguments = dict[str, relax.Expr]
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """The logical shape behind a feature-major tensor."""
-
-    batch: int
-    length: int
-    features: int
-
-    @property
-    def tiles(self) -> int:
-        """Token tiles, each sequence padded to whole ones."""
-        return self.batch * tiles_of(self.length)
-
-    def ty(self) -> relax.TensorType:
-        """Return the type of the feature-major tensor."""
-        return tensor((self.tiles, self.features, TOKEN_TILE))
-
-
-def tensor(shape: tuple[int, ...], dtype: str = "float32") -> relax.TensorType:
-    """Return a tensor type."""
-    return relax.TensorType(shape, dtype)
-
-
-def token_shape(expr: relax.Expr) -> Tokens:
-    """Return the logical shape of a tensor that is known to have one."""
-    tokens = tokens_of(expr)
-    assert tokens is not None
-    return tokens
-
-
-def tokens_of(expr: relax.Expr) -> Tokens | None:
-    """Return the logical shape of a (batch, length, features) or (length, features) float32 tensor."""
-    if not isinstance(expr.ty, relax.TensorType) or not is_float32(expr):
-        return None
-    shape = static_shape(expr)
-    return Tokens(*shape) if len(shape) == 3 else Tokens(1, *shape) if len(shape) == 2 else None
-
-
-class _Lowering:
-    """Rebuilds ``main`` binding by binding; every tensor is kept in the layouts in which it exists."""
+class _Lowering(Layouts):
+    """Rebuilds ``main`` binding by binding. Handlers return False for what they have no kernel for."""
 
     def __init__(self, mod: IRModule, context: VariantContext) -> None:
-        self.mod, self.context = mod, context
-        self.builder = relax.BlockBuilder(mod)
-        self.plain: dict[relax.Var, relax.Expr] = {}
-        self.feature_major: dict[relax.Var, relax.Expr] = {}
-        self.parameters: dict[str, relax.Var] = {}
-
-    # -- values ----------------------------------------------------------------------------------------------------
-    def as_plain(self, expr: relax.Expr) -> relax.Expr:
-        """Return an expression in its own layout, transposing it back once if need be."""
-        if not isinstance(expr, relax.Var):
-            return expr
-        if expr in self.plain:
-            return self.plain[expr]
-        name = self.context.parameters.get(expr.name)
-        if name is not None:
-            self.plain[expr] = self.parameter(self.context.raw(name), expr.ty)
-        else:
-            t = token_shape(expr)
-            func = layout_kernel.from_feature_major(t.batch, t.length, t.features)
-            self.plain[expr] = self.kernel(
-                "from_feature_major", func, [self.feature_major[expr]], tensor(static_shape(expr))
-            )
-        return self.plain[expr]
-
-    def as_feature_major(self, expr: relax.Expr) -> relax.Expr:
-        """Return a token tensor in the feature-major layout, transposing it once if need be."""
-        if expr not in self.feature_major:
-            t = token_shape(expr)
-            func = layout_kernel.to_feature_major(t.batch, t.length, t.features)
-            source = self.as_plain(expr)
-            if len(static_shape(source)) == 2:
-                source = self.builder.emit(relax.op.reshape(source, (t.batch, t.length, t.features)))
-            self.feature_major[expr] = self.kernel("to_feature_major", func, [source], t.ty())
-        return self.feature_major[expr]
-
-    def parameter(self, ref: WeightRef, ty: relax.TensorType) -> relax.Var:
-        """Return the parameter of the new ``main`` that holds a weight."""
-        name = self.context.reference(ref)
-        if name not in self.parameters:
-            self.parameters[name] = relax.Var(name, ty)
-        return self.parameters[name]
-
-    def kernel(
-        self, family: str, func: tirx.PrimFunc, args: list[relax.Expr], ty: relax.TensorType, flops: float = 0
-    ) -> relax.Var:
-        """Emit a call of a kernel; equal kernels become one function."""
-        func = func.with_attrs({KERNEL_ATTR: family, "op_pattern": OPAQUE, FLOPS_ATTR: round(flops)})
-        return self.builder.emit(relax.call_tir(self.builder.add_func(func, family), args, ty))
+        super().__init__(mod, context)
+        self.tuples: dict[relax.Var, list[relax.Expr]] = {}  # feature-major fields
 
     # -- composites ------------------------------------------------------------------------------------------------
-    def linear(self, row: Composite, func: relax.Function, args: dict[str, relax.Expr]) -> relax.Expr:
+    def linear(self, var: relax.Var, row: Composite, func: relax.Function, args: Arguments) -> bool:
         """Lower a linear layer to the kernel that its annotation names."""
         cpu, name = self.context.cpu, str(func.attrs["rt3.matrix"])
+        if not name:
+            return False
         t = token_shape(args["x"])
-        rows, cols = static_shape(args["weight"])
+        rows, cols = static_shape(args["weight"])[:: -1 if row.transposed else 1]
         family = str(func.attrs["rt3.kernel"])
         sparse = family == "pattern_linear"
         group = int(func.attrs["rt3.group"]) if sparse else rows
@@ -150,7 +70,8 @@ class _Lowering:
         bias = self.context.parameters[args["bias"].name] if "bias" in args else ""
 
         def ref(kind: Kind) -> WeightRef:
-            return WeightRef(kind, name, bias, int(func.attrs["rt3.level"]), packing, dense=not sparse)
+            level = int(func.attrs["rt3.level"])
+            return WeightRef(kind, name, bias, level, packing, dense=not sparse, transposed=row.transposed)
 
         flat = self.builder.emit(relax.op.reshape(self.as_feature_major(args["x"]), (t.tiles * cols * TOKEN_TILE,)))
         weights = [
@@ -159,60 +80,105 @@ class _Lowering:
             self.parameter(ref("bias"), tensor((rows // packing.rows, packing.rows))),
         ]
         flops = 2.0 * rows * cols * t.tiles * TOKEN_TILE * (float(func.attrs["rt3.density"]) if sparse else 1.0)
-        return self.kernel(family, algorithm, [flat, *weights], Tokens(t.batch, t.length, rows).ty(), flops)
+        out = Tokens(t.batch, t.length, rows)
+        self.feature_major[var] = self.kernel(family, algorithm, [flat, *weights], out.ty(), flops)
+        return True
 
-    def attention(self, _row: Composite, func: relax.Function, args: dict[str, relax.Expr]) -> relax.Expr | None:
-        """Lower attention; causal masks and biases that differ by query are taken as biases."""
-        t = token_shape(args["q"])
+    def attention(self, var: relax.Var, row: Composite, func: relax.Function, args: Arguments) -> bool:
+        """Lower attention, causal or under a mask of the shape (batch or 1, heads or 1, length or 1, length)."""
+        t, (heads, dim) = token_shape(args["q"]), static_shape(args["q"])[2:]
         op = find_op(func, "relax.nn.attention_bias" if "bias" in args else "relax.nn.attention")
-        if op.attrs.causal_mask is not None:
-            return None
-        heads, dim = static_shape(op.args[0])[2:]
-        scale = float(op.attrs.scale) if op.attrs.scale is not None else dim**-0.5
         bias_shape = static_shape(args["bias"]) if "bias" in args else None
-        if bias_shape is not None and len(bias_shape) != 4:
-            return None
-        shape = attention_kernel.AttentionShape(t.batch, t.length, heads, dim, scale, bias_shape)
+        if bias_shape is not None and (len(bias_shape) != 4 or bias_shape[3] != t.length):
+            return False
+        if t.length > attention_kernel.MAX_LENGTH:
+            raise Rt3Error(f"length {t.length}: attention takes up to {attention_kernel.MAX_LENGTH} tokens")
+        grouped = "grouped" in row.name
+        shape = attention_kernel.AttentionShape(
+            t.batch,
+            t.length,
+            heads,
+            dim,
+            float(op.attrs.scale) if op.attrs.scale is not None else dim**-0.5,
+            bias_shape,
+            kv_heads=static_shape(args["k"])[1] if grouped else heads,
+            causal=op.attrs.causal_mask is not None,
+        )
         algorithm = attention_kernel.attention(shape, attention_kernel.register_rows(self.context.cpu))
         bias = self.as_plain(args["bias"]) if "bias" in args else relax.const([[[[0.0]]]], "float32")
-        inputs = [self.as_feature_major(args[r]) for r in "qkv"]
-        flops = 4.0 * t.features * t.tiles * tiles_of(t.length) * TOKEN_TILE**2
-        return self.kernel("attention", algorithm, [*inputs, bias], t.ty(), flops)
+        keys = [(self.as_heads_first if grouped else self.as_feature_major)(args[r]) for r in "kv"]
+        tiles = tiles_of(t.length)
+        pairs = tiles * (tiles + 1) // 2 if shape.causal else tiles**2
+        flops = 4.0 * t.features * t.batch * pairs * TOKEN_TILE**2
+        operands = [self.as_feature_major(args["q"]), *keys, bias]
+        self.feature_major[var] = self.kernel("attention", algorithm, operands, t.ty(), flops)
+        return True
 
-    def layer_norm(self, _row: Composite, func: relax.Function, args: dict[str, relax.Expr]) -> relax.Expr:
-        """Lower LayerNorm with the residual before it."""
-        t = token_shape(args["x"])
-        epsilon = float(find_op(func, "relax.nn.layer_norm").attrs.epsilon)
-        algorithm = layer_norm_kernel.layer_norm(t.tiles, t.features, epsilon, residual="residual" in args)
+    def rotary(self, var: relax.Var, _row: Composite, _func: relax.Function, args: Arguments) -> bool:
+        """Lower rotary positions whose angles are known at compile time."""
+        batch, heads, length, dim = static_shape(args["x"])
+        tables = [t for t in (constant(args[r]) for r in ("cos", "sin")) if t is not None]
+        if len(tables) < 2:
+            return False
+        angles = [self.as_feature_major(relax.const(table.reshape(1, length, dim))) for table in tables]
+        func = rotary_kernel.rotary(batch, length, heads, dim)
+        out = Tokens(batch, length, heads * dim)
+        self.heads_first[var] = self.kernel("rotary", func, [self.as_heads_first(args["x"]), *angles], out.ty())
+        return True
+
+    def norm(self, var: relax.Var, row: Composite, func: relax.Function, args: Arguments) -> bool:
+        """Lower LayerNorm or RMSNorm with the residual before it; the sum is kept where it is used again."""
+        t, fields = token_shape(args["x"]), result_fields(func)
+        operator = row.name.removeprefix("rt3.").removeprefix("add_")
+        shape = norm_kernel.NormShape(
+            t.tiles,
+            t.features,
+            float(find_op(func, f"relax.nn.{operator}").attrs.epsilon),
+            centred=operator == "layer_norm",
+            residual="residual" in args,
+            keep_sum=len(fields) > 1,
+        )
         x = self.as_feature_major(args["x"])
-        other = self.as_feature_major(args["residual"]) if "residual" in args else x
-        scales = [self.as_plain(args["gamma"]), self.as_plain(args["beta"])]
-        return self.kernel("layer_norm", algorithm, [x, other, *scales], t.ty())
+        other = self.as_feature_major(args["residual"]) if shape.residual else x
+        gamma = self.as_plain(args["gamma"])
+        operands = [x, other, gamma, self.as_plain(args["beta"]) if shape.centred else gamma]
+        algorithm = norm_kernel.layer_norm(shape)
+        if not shape.keep_sum:
+            self.feature_major[var] = self.kernel("layer_norm", algorithm, operands, t.ty())
+            return True
+        both = self.kernel("layer_norm", algorithm, operands, [t.ty(), t.ty()])
+        values = relax.analysis.get_var2val(func)
+        is_sum = [values.get(f, f).op.name == "relax.add" for f in fields]
+        self.tuples[var] = [self.builder.emit(relax.TupleGetItem(both, int(kept))) for kept in is_sum]
+        return True
 
-    def embedding(self, _row: Composite, func: relax.Function, args: dict[str, relax.Expr]) -> relax.Expr | None:
+    def embedding(self, var: relax.Var, _row: Composite, func: relax.Function, args: Arguments) -> bool:
         """Lower a look-up of rows straight into the feature-major layout."""
         t = tokens_of(func.body if not isinstance(func.body, relax.SeqExpr) else func.body.body)
-        table, ids = self.as_plain(args["table"]), self.as_plain(args["ids"])
+        table, ids = args["table"], args["ids"]
         if int(find_op(func, "relax.take").attrs.axis) != 0 or t is None or t.batch * t.length != static_shape(ids)[0]:
-            return None
+            return False
         rows, features = static_shape(table)
         algorithm = layout_kernel.embedding(t.batch, t.length, rows, features, str(ids.ty.dtype))
-        return self.kernel("embedding", algorithm, [table, ids], t.ty())
+        operands = [self.as_plain(table), self.as_plain(ids)]
+        self.feature_major[var] = self.kernel("embedding", algorithm, operands, t.ty())
+        return True
 
     # -- single operators ------------------------------------------------------------------------------------------
-    def elementwise(self, var: relax.Var, call: relax.Call) -> relax.Expr | None:
+    def elementwise(self, var: relax.Var, call: relax.Call) -> bool:
         """Apply an elementwise operator in the feature-major layout where one of its operands is already in it."""
         t = tokens_of(var)
         if t is None or not any(a in self.feature_major for a in call.args):
-            return None
+            return False
         operands = [self._elementwise_operand(a, t) for a in call.args]
         if any(o is None for o in operands):
-            return None
-        return self.builder.emit(relax.Call(call.op, operands, call.attrs, []))
+            return False
+        self.feature_major[var] = self.builder.emit(relax.Call(call.op, operands, call.attrs, []))
+        return True
 
     def _elementwise_operand(self, expr: relax.Expr, t: Tokens) -> relax.Expr | None:
         own = tokens_of(expr)
-        if isinstance(expr, tvm.ir.expr.GenericConst) and not static_shape(expr):
+        if is_scalar(expr):
             return expr
         if own == t:
             return self.as_feature_major(expr)
@@ -222,27 +188,79 @@ class _Lowering:
             return self.builder.emit(relax.op.reshape(self.as_plain(expr), (t.features, 1)))
         return None
 
+    def reshape(self, var: relax.Var, call: relax.Call) -> bool:
+        """Follow a reshape that keeps the tokens: heads are only a way to count features."""
+        source = call.args[0]
+        if source not in self.feature_major or tokens_of(source) != tokens_of(var):
+            return False
+        self.feature_major[var] = self.feature_major[source]
+        return True
+
+    def transpose(self, var: relax.Var, call: relax.Call) -> bool:
+        """Follow a transpose between (batch, length, heads, dim) and (batch, heads, length, dim)."""
+        source, axes = call.args[0], call.attrs.axes
+        if axes is None or [int(a) for a in axes] != HEADS_FIRST:
+            return False
+        if source in self.feature_major:
+            self.heads_first[var] = self.feature_major[source]
+        elif source in self.heads_first:
+            self.feature_major[var] = self.heads_first[source]
+        else:
+            return False
+        return True
+
+    def split(self, var: relax.Var, call: relax.Call) -> bool:
+        """Cut features into parts, as fused projections of queries, keys and values need."""
+        source = call.args[0]
+        shape = static_shape(source)
+        if source not in self.feature_major or int(call.attrs.axis) not in (-1, len(shape) - 1) or len(shape) == 4:
+            return False
+        sizes = [static_shape_of(field)[-1] for field in var.ty.fields]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.tuples[var] = [
+            self.builder.emit(relax.op.strided_slice(self.feature_major[source], [1], [start], [start + size]))
+            for start, size in zip(starts, sizes, strict=True)
+        ]
+        return True
+
     def generic(self, value: relax.Expr) -> relax.Expr:
         """Emit an operator as it stands, on plain operands."""
         if isinstance(value, relax.Call):
-            call = relax.Call(value.op, [self.as_plain(a) for a in value.args], value.attrs, value.ty_args)
+            call = relax.Call(value.op, [self._plain_argument(a) for a in value.args], value.attrs, value.ty_args)
             if isinstance(value.op, tvm.ir.GlobalVar):
                 return self._inline(self.mod[value.op], call.args)
             return self.builder.emit(call)
         if isinstance(value, relax.Var):
             return self.as_plain(value)
+        if isinstance(value, relax.TupleGetItem):
+            return self.builder.emit(relax.TupleGetItem(self.as_plain(value.tuple_value), value.index))
         return self.builder.emit(value)
+
+    def _plain_argument(self, expr: relax.Expr) -> relax.Expr:
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([self.as_plain(f) for f in expr.fields])
+        return self.as_plain(expr)
 
     def _inline(self, func: relax.Function, args: list[relax.Expr]) -> relax.Expr:
         """Emit the operators of a composite that has no kernel for its shape."""
         values: dict[relax.Var, relax.Expr] = dict(zip(func.params, args, strict=True))
+
+        def known(expr: relax.Expr) -> relax.Expr:
+            if isinstance(expr, relax.Tuple):
+                return relax.Tuple([known(f) for f in expr.fields])
+            return values.get(expr, expr) if isinstance(expr, relax.Var) else expr
+
         for block in func.body.blocks:
             for binding in block.bindings:
-                call = binding.value
-                operands = [values.get(a, a) if isinstance(a, relax.Var) else a for a in call.args]
-                values[binding.var] = self.builder.emit(relax.Call(call.op, operands, call.attrs, call.ty_args))
+                value = binding.value
+                if isinstance(value, relax.Call):
+                    call = relax.Call(value.op, [known(a) for a in value.args], value.attrs, value.ty_args)
+                    values[binding.var] = self.builder.emit(call)
+                else:
+                    values[binding.var] = self.builder.emit(known(value))
         return values[func.body.body]
 
+    # -- the whole function ----------------------------------------------------------------------------------------
     def lower(self) -> IRModule:
         """Return the module with its new ``main``."""
         main = self.mod["main"]
@@ -254,8 +272,7 @@ class _Lowering:
                 for block in main.body.blocks:
                     for binding in block.bindings:
                         self._lower_binding(binding)
-                result = main.body.body
-                fields = self._outputs(result)
+                fields = self._outputs(main.body.body)
                 output = self.builder.emit_output(relax.Tuple(fields))
             self.builder.emit_func_output(output)
         mod = self.builder.get()
@@ -276,27 +293,44 @@ class _Lowering:
         var, value = binding.var, binding.value
         if isinstance(value, relax.Tuple):
             return
-        lowered = None
-        if isinstance(value, relax.Call):
-            if isinstance(value.op, tvm.ir.GlobalVar):
-                func = self.mod[value.op]
-                row = COMPOSITES[str(func.attrs["Composite"])]
-                handler = next(h for prefix, h in _HANDLERS.items() if row.name.startswith(prefix))
-                lowered = handler(self, row, func, row.arguments(func, value))
-            elif value.op.name in ELEMENTWISE:
-                lowered = self.elementwise(var, value)
-        if lowered is not None:
-            self.feature_major[var] = lowered
-        else:
+        if isinstance(value, relax.TupleGetItem) and value.tuple_value in self.tuples:
+            self.feature_major[var] = self.tuples[value.tuple_value][value.index]
+        elif not (isinstance(value, relax.Call) and self._lower_call(var, value)):
             self.plain[var] = self.generic(value)
 
+    def _lower_call(self, var: relax.Var, call: relax.Call) -> bool:
+        if isinstance(call.op, tvm.ir.GlobalVar):
+            func = self.mod[call.op]
+            row = composite_of(func)
+            if row is None:
+                return False
+            handler = next(h for prefix, h in _COMPOSITE_HANDLERS.items() if row.name.startswith(prefix))
+            return handler(self, var, row, func, row.arguments(func, call))
+        operator = _OPERATOR_HANDLERS.get(call.op.name)
+        if operator is None and call.op.name in ELEMENTWISE:
+            operator = _Lowering.elementwise
+        return operator is not None and operator(self, var, call)
 
-_HANDLERS: dict[str, Callable[..., relax.Expr | None]] = {
+
+def static_shape_of(ty: relax.TensorType) -> tuple[int, ...]:
+    """Return the shape of a type; every shape is static here."""
+    return tuple(int(d) for d in ty.shape)
+
+
+_COMPOSITE_HANDLERS: dict[str, Callable[..., bool]] = {
     "rt3.linear": _Lowering.linear,
     "rt3.attention": _Lowering.attention,
-    "rt3.layer_norm": _Lowering.layer_norm,
-    "rt3.add_layer_norm": _Lowering.layer_norm,
+    "rt3.rotary": _Lowering.rotary,
+    "rt3.layer_norm": _Lowering.norm,
+    "rt3.rms_norm": _Lowering.norm,
+    "rt3.add_": _Lowering.norm,
     "rt3.embedding": _Lowering.embedding,
+}
+
+_OPERATOR_HANDLERS: dict[str, Callable[..., bool]] = {
+    "relax.reshape": _Lowering.reshape,
+    "relax.permute_dims": _Lowering.transpose,
+    "relax.split": _Lowering.split,
 }
 
 

@@ -16,7 +16,8 @@ from rt3_tvm.transform.annotate_sparsity import AnnotateSparsity
 from rt3_tvm.transform.composites import COMPOSITES
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
-from rt3_tvm.transform.simplify import CancelTransposes
+from rt3_tvm.transform.recognise_idioms import RecogniseIdioms
+from rt3_tvm.transform.simplify import simplify_passes
 from tests.kernels.harness import CPU
 
 
@@ -46,10 +47,79 @@ def test_cancel_transposes():
             return e
 
     simplify = tvm.transform.Sequential(
-        [CancelTransposes(), relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()]
+        [RecogniseIdioms(), relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()]
     )
     assert_structural_equal(simplify(Before), simplify(Expected))
     assert simplify(Before).script().count("permute_dims") == 2
+
+
+def simplified(builder_function, *shapes):
+    """Return the text of ``main`` after phase 1; ``builder_function`` takes variables of the shapes."""
+    builder = relax.BlockBuilder()
+    params = [relax.Var(f"x{i}", relax.TensorType(shape, "float32")) for i, shape in enumerate(shapes)]
+    with builder.function("main", params):
+        with builder.dataflow():
+            out = builder.emit_output(builder_function(builder.emit, *params))
+        builder.emit_func_output(out)
+    return tvm.transform.Sequential(simplify_passes())(builder.get())["main"].script(show_meta=False)
+
+
+def const(value):
+    return relax.const(np.asarray(value, np.float32))
+
+
+def spelt_out_gelu(emit, x, cubic=0.044715):
+    op = relax.op
+    inner = op.multiply(op.add(x, op.multiply(op.power(x, const(3.0)), const(cubic))), const((2 / np.pi) ** 0.5))
+    return emit(op.multiply(op.multiply(x, const(0.5)), op.add(op.tanh(inner), const(1.0))))
+
+
+def test_gelu_tanh_is_recognised_by_its_constants():
+    assert "R.nn.gelu_tanh(x0)" in simplified(spelt_out_gelu, (2, 8, 16))
+    assert "gelu_tanh" not in simplified(lambda emit, x: spelt_out_gelu(emit, x, 0.05), (2, 8, 16))
+
+
+def test_silu_is_recognised():
+    text = simplified(lambda emit, x: emit(relax.op.multiply(x, relax.op.sigmoid(x))), (2, 8, 16))
+    assert "R.nn.silu(x0)" in text and "sigmoid" not in text
+
+
+@pytest.mark.parametrize(("exponent", "recognised"), [(2.0, True), (4.0, False)])
+@pytest.mark.parametrize("weight_first", [True, False])
+def test_rms_norm_is_recognised(exponent, recognised, weight_first):
+    def spelt_out(emit, x, weight):
+        op = relax.op
+        mean = op.mean(op.power(x, const(exponent)), axis=[-1], keepdims=True)
+        normal = op.multiply(x, op.rsqrt(op.add(mean, const(1e-6))))
+        return emit(op.multiply(*((weight, normal) if weight_first else (normal, weight))))
+
+    assert ("R.nn.rms_norm(x0, x1, axes=[-1]" in simplified(spelt_out, (2, 8, 16), (16,))) is recognised
+
+
+@pytest.mark.parametrize("biases", [0, 1, 2])
+def test_attention_spelt_out_is_recognised(biases):
+    def spelt_out(emit, q, k, v, *added):
+        op = relax.op
+        scores = op.divide(op.matmul(q, op.permute_dims(k, [0, 1, 3, 2])), const(4.0))
+        for bias in added:
+            scores = op.add(scores, bias)
+        return emit(op.matmul(op.nn.softmax(scores, axis=-1), v))
+
+    heads, masks = [(2, 3, 8, 16)] * 3, [(2, 3, 8, 8), (2, 1, 1, 8)][:biases]
+    text = simplified(spelt_out, *heads, *masks)
+    assert ("R.nn.attention_bias(" if biases else "R.nn.attention(") in text
+    assert "scale=T.float32(0.25)" in text and "softmax" not in text
+
+
+@pytest.mark.parametrize(("shift", "recognised"), [(1, True), (2, False)])
+def test_only_a_true_triangle_is_a_causal_mask(shift, recognised):
+    triangle = np.triu(np.full((8, 8), np.finfo(np.float32).min, np.float32), shift)[None, None]
+
+    def masked(emit, q, k, v, keys):
+        return emit(relax.op.nn.attention(q, k, v, emit(relax.op.minimum(keys, const(triangle)))))
+
+    text = simplified(masked, *[(2, 8, 3, 16)] * 3, (2, 1, 1, 8))
+    assert ('causal_mask="TopLeft"' in text) is recognised
 
 
 @I.ir_module

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import tvm
-from rt3_tvm.schedules import DECISIONS_ATTR, SCHEDULES, attention, layer_norm, layout
+from rt3_tvm.schedules import DECISIONS_ATTR, SCHEDULES, attention, layer_norm, layout, rotary
 from rt3_tvm.schedules.attention import AttentionShape
+from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
 from tvm import te, tirx
@@ -47,16 +48,23 @@ def test_embedding(rng, batch, length, features, dtype):
 
 
 @pytest.mark.parametrize(("batch", "length", "features"), SHAPES)
-@pytest.mark.parametrize("residual", [False, True])
-def test_layer_norm(rng, batch, length, features, residual):
+@pytest.mark.parametrize(("residual", "keep_sum"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("centred", [True, False])
+def test_norm(rng, batch, length, features, residual, keep_sum, centred):
     x, r = (3 + rng.standard_normal((batch, length, features)).astype(np.float32) for _ in range(2))
     gamma, beta = (rng.standard_normal(features).astype(np.float32) for _ in range(2))
     tiles = to_tiles(x)
     y = np.full_like(tiles, np.nan)
-    func = layer_norm.layer_norm(len(tiles), features, 1e-5, residual)
-    run_kernel("layer_norm", func, tiles, to_tiles(r), gamma, beta, y)
-    source = torch.from_numpy(x + r if residual else x)
-    want = torch.nn.functional.layer_norm(source, (features,), torch.from_numpy(gamma), torch.from_numpy(beta), 1e-5)
+    func = layer_norm.layer_norm(NormShape(len(tiles), features, 1e-5, centred, residual, keep_sum))
+    total = [np.full_like(tiles, np.nan)] if keep_sum else []
+    run_kernel("layer_norm", func, tiles, to_tiles(r), gamma, beta, y, *total)
+    source, scales = torch.from_numpy(x + r if residual else x), [torch.from_numpy(s) for s in (gamma, beta)]
+    if centred:
+        want = torch.nn.functional.layer_norm(source, (features,), *scales, 1e-5)
+    else:
+        want = torch.nn.functional.rms_norm(source, (features,), scales[0], 1e-5)
+    for kept in total:
+        np.testing.assert_array_equal(from_tiles(kept, batch, length), x + r)
     np.testing.assert_allclose(from_tiles(y, batch, length), want, atol=1e-5, rtol=0)
 
 
@@ -95,6 +103,19 @@ def test_attention(rng, batch, length, heads, dim, mask):
     )
     want = want.transpose(1, 2).reshape(batch, length, features)
     np.testing.assert_allclose(from_tiles(y, batch, length), want, atol=2e-6, rtol=0)
+
+
+def test_rotary(rng):
+    batch, length, heads, dim = 2, 20, 3, 8
+    x = rng.standard_normal((batch, heads, length, dim)).astype(np.float32)
+    angles = np.outer(np.arange(length), rng.random(dim // 2)).astype(np.float32)
+    cos, sin = (np.concatenate([f(angles)] * 2, axis=1)[None].astype(np.float32) for f in (np.cos, np.sin))
+    rotated = np.concatenate([-x[..., dim // 2 :], x[..., : dim // 2]], axis=-1)
+    want = (x * cos + rotated * sin).transpose(0, 2, 1, 3).reshape(batch, length, -1)
+    tiles = to_tiles(x.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+    y = np.full_like(tiles, np.nan)
+    run_kernel("rotary", rotary.rotary(batch, length, heads, dim), tiles, to_tiles(cos), to_tiles(sin), y)
+    np.testing.assert_allclose(from_tiles(y, batch, length), want, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("length", [128, 33, 7])
@@ -146,7 +167,8 @@ EXAMPLES = {
     "pattern_linear": lambda: _linear(4),
     "dense_linear": lambda: _linear(32),
     "attention": lambda: attention.attention(AttentionShape(1, 32, 2, 16, 0.25, (1, 1, 1, 32))),
-    "layer_norm": lambda: layer_norm.layer_norm(2, 64, 1e-5, True),
+    "layer_norm": lambda: layer_norm.layer_norm(NormShape(2, 64, 1e-5, residual=True)),
+    "rotary": lambda: rotary.rotary(1, 32, 2, 8),
     "embedding": lambda: layout.embedding(1, 32, 10, 64, "int32"),
     "to_feature_major": lambda: layout.to_feature_major(1, 32, 64),
     "from_feature_major": lambda: layout.from_feature_major(1, 32, 64),

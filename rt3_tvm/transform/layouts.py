@@ -1,0 +1,159 @@
+"""In which layouts a tensor of the lowered module exists, and how it gets into another.
+
+Three layouts of a token tensor: plain (batch, length, features), as the model wrote it; feature-major (tiles, features, 16),
+which our kernels work in; and heads-first (batch, heads, length, dim), which costs nothing: it is a name for a feature-major
+tensor that the model has transposed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import IRModule, relax, tirx
+from tvm.ir.expr import GenericConst
+
+from rt3_tvm.schedules import FLOPS_ATTR, KERNEL_ATTR
+from rt3_tvm.schedules import layout as layout_kernel
+from rt3_tvm.schedules.layout import tiles_of
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.transform.composites import is_float32, static_shape
+from rt3_tvm.transform.context import VariantContext, WeightRef
+from rt3_tvm.transform.recognise_idioms import HEADS_FIRST, constant
+
+OPAQUE = 8
+"""TVM's pattern kind of a function that operator fusion leaves alone: our kernels have schedules of their own."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The logical shape behind a feature-major tensor."""
+
+    batch: int
+    length: int
+    features: int
+
+    @property
+    def tiles(self) -> int:
+        """Token tiles, each sequence padded to whole ones."""
+        return self.batch * tiles_of(self.length)
+
+    def ty(self) -> relax.TensorType:
+        """Return the type of the feature-major tensor."""
+        return tensor((self.tiles, self.features, TOKEN_TILE))
+
+
+def tensor(shape: tuple[int, ...], dtype: str = "float32") -> relax.TensorType:
+    """Return a tensor type."""
+    return relax.TensorType(shape, dtype)
+
+
+def tokens_of(expr: relax.Expr) -> Tokens | None:
+    """Return the logical shape of a float32 tensor ([batch,] length, features) or (batch, length, heads, dim)."""
+    if not isinstance(expr.ty, relax.TensorType) or not is_float32(expr):
+        return None
+    shape = static_shape(expr)
+    if len(shape) == 4:
+        return Tokens(shape[0], shape[1], shape[2] * shape[3])
+    return Tokens(*shape) if len(shape) == 3 else Tokens(1, *shape) if len(shape) == 2 else None
+
+
+def token_shape(expr: relax.Expr) -> Tokens:
+    """Return the logical shape of a tensor that is known to have one."""
+    tokens = tokens_of(expr)
+    assert tokens is not None
+    return tokens
+
+
+def to_tiles(array: np.ndarray) -> np.ndarray:
+    """Return a (batch, length, features) array in the feature-major layout, padded with zeros."""
+    batch, length, features = array.shape
+    tiles = tiles_of(length)
+    padded = np.zeros((batch, tiles * TOKEN_TILE, features), np.float32)
+    padded[:, :length] = array
+    return np.ascontiguousarray(padded.reshape(batch * tiles, TOKEN_TILE, features).transpose(0, 2, 1))
+
+
+class Layouts:
+    """The values of the module that is being built, by the variables of the old one."""
+
+    def __init__(self, mod: IRModule, context: VariantContext) -> None:
+        self.mod, self.context = mod, context
+        self.builder = relax.BlockBuilder(mod)
+        self.plain: dict[relax.Var, relax.Expr] = {}
+        self.feature_major: dict[relax.Var, relax.Expr] = {}
+        self.heads_first: dict[relax.Var, relax.Expr] = {}
+        self.parameters: dict[str, relax.Var] = {}
+
+    def as_plain(self, expr: relax.Expr) -> relax.Expr:
+        """Return an expression in its own layout, transposing it back once if need be."""
+        if not isinstance(expr, relax.Var):
+            return expr
+        if expr not in self.plain:
+            self.plain[expr] = self._made_plain(expr)
+        return self.plain[expr]
+
+    def _made_plain(self, expr: relax.Var) -> relax.Expr:
+        name = self.context.parameters.get(expr.name)
+        if name is not None:
+            return self.parameter(self.context.raw(name), expr.ty)
+        shape = static_shape(expr)
+        if expr in self.heads_first:
+            batch, heads, length, dim = shape
+            rows = self._from_feature_major(self.heads_first[expr], Tokens(batch, length, heads * dim))
+            split = self.builder.emit(relax.op.reshape(rows, (batch, length, heads, dim)))
+            return self.builder.emit(relax.op.permute_dims(split, HEADS_FIRST))
+        rows = self._from_feature_major(self.feature_major[expr], token_shape(expr))
+        return rows if static_shape(rows) == shape else self.builder.emit(relax.op.reshape(rows, shape))
+
+    def _from_feature_major(self, value: relax.Expr, t: Tokens) -> relax.Expr:
+        func = layout_kernel.from_feature_major(t.batch, t.length, t.features)
+        return self.kernel("from_feature_major", func, [value], tensor((t.batch, t.length, t.features)))
+
+    def as_feature_major(self, expr: relax.Expr) -> relax.Expr:
+        """Return a token tensor in the feature-major layout, transposing it once if need be; constants at compile time."""
+        t = token_shape(expr)
+        array = constant(expr)
+        if array is not None:
+            return relax.const(to_tiles(array.reshape(t.batch, t.length, t.features)), "float32")
+        if expr not in self.feature_major:
+            func = layout_kernel.to_feature_major(t.batch, t.length, t.features)
+            source, wanted = self.as_plain(expr), (t.batch, t.length, t.features)
+            if static_shape(source) != wanted:
+                source = self.builder.emit(relax.op.reshape(source, wanted))
+            self.feature_major[expr] = self.kernel("to_feature_major", func, [source], t.ty())
+        return self.feature_major[expr]
+
+    def as_heads_first(self, expr: relax.Expr) -> relax.Expr:
+        """Return the feature-major tensor behind a (batch, heads, length, dim) tensor."""
+        if expr not in self.heads_first:
+            batch, heads, length, dim = static_shape(expr)
+            swapped = self.builder.emit(relax.op.permute_dims(self.as_plain(expr), HEADS_FIRST))
+            rows = self.builder.emit(relax.op.reshape(swapped, (batch, length, heads * dim)))
+            func = layout_kernel.to_feature_major(batch, length, heads * dim)
+            self.heads_first[expr] = self.kernel(
+                "to_feature_major", func, [rows], Tokens(batch, length, heads * dim).ty()
+            )
+        return self.heads_first[expr]
+
+    def parameter(self, ref: WeightRef, ty: relax.TensorType) -> relax.Var:
+        """Return the parameter of the new ``main`` that holds a weight."""
+        name = self.context.reference(ref)
+        if name not in self.parameters:
+            self.parameters[name] = relax.Var(name, ty)
+        return self.parameters[name]
+
+    def kernel(
+        self,
+        family: str,
+        func: tirx.PrimFunc,
+        args: list[relax.Expr],
+        ty: relax.TensorType | list[relax.TensorType],
+        flops: float = 0,
+    ) -> relax.Var:
+        """Emit a call of a kernel; equal kernels become one function."""
+        func = func.with_attrs({KERNEL_ATTR: family, "op_pattern": OPAQUE, FLOPS_ATTR: round(flops)})
+        return self.builder.emit(relax.call_tir(self.builder.add_func(func, family), args, ty))
+
+
+def is_scalar(expr: relax.Expr) -> bool:
+    """Return whether an expression is a constant of one element and no axes."""
+    return isinstance(expr, GenericConst) and not static_shape(expr)

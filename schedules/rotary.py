@@ -1,0 +1,50 @@
+"""Rotary positions in the feature-major layout: the halves of each head's features rotated by an angle per token.
+
+Source: RoFormer, arXiv 2104.09864, in the form of Llama, where feature j pairs with j + dim / 2.
+"""
+
+from functools import cache
+
+from rt3_tvm.schedules.layout import tiles_of
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules.tasks import share_loop
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.script import tirx as T
+
+
+@cache  # TVMScript is parsed anew on every call
+def rotary(batch: int, length: int, heads: int, dim: int) -> tirx.PrimFunc:
+    """Return the kernel (x (batch * tiles, heads * dim, 16), cos, sin (tiles, dim, 16)) -> y like x."""
+    tiles, half, features = tiles_of(length), dim // 2, heads * dim
+
+    @T.prim_func(s_tir=True)
+    def rotary(x: T.handle, c: T.handle, s: T.handle, y: T.handle):
+        X = T.match_buffer(x, (batch * tiles, features, TOKEN_TILE), "float32")
+        cos = T.match_buffer(c, (tiles, dim, TOKEN_TILE), "float32")
+        sin = T.match_buffer(s, (tiles, dim, TOKEN_TILE), "float32")
+        Y = T.match_buffer(y, (batch * tiles, features, TOKEN_TILE), "float32")
+        for i, h, j, t in T.grid(batch * tiles, heads, half, TOKEN_TILE):
+            with T.sblock("low"):
+                vi, vh, vj, vt = T.axis.remap("SSSS", [i, h, j, t])
+                Y[vi, vh * dim + vj, vt] = (
+                    X[vi, vh * dim + vj, vt] * cos[T.floormod(vi, tiles), vj, vt]
+                    - X[vi, vh * dim + vj + half, vt] * sin[T.floormod(vi, tiles), vj, vt]
+                )
+            with T.sblock("high"):
+                vi, vh, vj, vt = T.axis.remap("SSSS", [i, h, j, t])
+                Y[vi, vh * dim + vj + half, vt] = (
+                    X[vi, vh * dim + vj + half, vt] * cos[T.floormod(vi, tiles), vj + half, vt]
+                    + X[vi, vh * dim + vj, vt] * sin[T.floormod(vi, tiles), vj + half, vt]
+                )
+
+    return rotary
+
+
+def schedule_rotary(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
+    """Vectors over tokens."""
+    sch = Schedule(func)
+    i, _h, _j, t = sch.get_loops(sch.get_sblock("low"))
+    sch.vectorize(sch.split(t, [None, lanes])[1])
+    share_loop(sch, i)
+    return sch.mod["main"]
