@@ -1,6 +1,6 @@
 """One driver for all benchmarks: ``python benchmarks/run.py [CASE ...]``; prints Markdown, and JSON lines with --json.
 
-Cases: linear (pattern_linear against the best dense layer), model (a bundle against dense rivals), compile (time and
+Cases: linear (pattern_linear against the best dense layer), few (the same for 1 to 8 tokens), model (a bundle against dense rivals), compile (time and
 peak memory of rt3 compile), switch and memory (C programs on a bundle), peak (multiply-adds of
 one core). Run it on an otherwise idle machine.
 """
@@ -24,6 +24,7 @@ from rt3_tvm.hardware.peak import peak_gflops
 HERE = Path(__file__).parent
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (384, 384), (1536, 384))
 TOKENS = (128, 32)
+FEW_TOKENS = (1, 2, 4, 8)
 SPARSITIES = (0.5, 0.75, 0.9)
 GROUPS = (0, 1, 2, 4, 8)
 MODELS = ("random-minilm", "random-distilbert")
@@ -37,20 +38,25 @@ def linear(args: argparse.Namespace) -> Iterator[Row]:
         for rows, cols in SHAPES:
             for group in args.groups:
                 for sparsity in SPARSITIES if group else (0.0,):
-                    result = bench_linear(LinearCase(rows, cols, tokens, sparsity, group), args.rounds).to_json()
-                    kept = 1.0 - float(str(result["sparsity"]))
-                    yield {
-                        "tokens": tokens,
-                        "shape": f"{rows}x{cols}",
-                        "group": group,
-                        "sparsity": result["sparsity"],
-                        "ours_ms": result["ours_ms"],
-                        "dense_ms": result["dense_ms"],
-                        "dense_name": result["dense_name"],
-                        "speedup": result["speedup"],
-                        "of_ideal": float(str(result["speedup"])) * kept,
-                        "gflops": result["gflops"],
-                    }
+                    yield _linear_row(LinearCase(rows, cols, tokens, sparsity, group), args.rounds)
+
+
+def few(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield one row per shape, group and sparsity for 1 to 8 tokens."""
+    for tokens in FEW_TOKENS:
+        for rows, cols in SHAPES[:3]:
+            for group in (0, 1, 4, 8):
+                for sparsity in SPARSITIES if group else (0.0,):
+                    yield _linear_row(LinearCase(rows, cols, tokens, sparsity, group), args.rounds)
+
+
+def _linear_row(case: LinearCase, rounds: int) -> Row:
+    result = bench_linear(case, rounds).to_json()
+    kept = 1.0 - float(str(result["sparsity"]))
+    wanted = ("sparsity", "kernel", "ours_ms", "dense_ms", "dense_name", "speedup")
+    row = {"tokens": case.tokens, "shape": f"{case.rows}x{case.cols}", "group": case.group}
+    row |= {name: result[name] for name in wanted}
+    return row | {"of_ideal": float(str(result["speedup"])) * kept, "gflops": result["gflops"]}
 
 
 def _rt3(*arguments: object) -> None:
@@ -136,6 +142,7 @@ def peak(_args: argparse.Namespace) -> Iterator[Row]:
 
 CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "linear": linear,
+    "few": few,
     "model": model,
     "compile": compile_,
     "switch": switch,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rt3_tvm.schedules.attention import schedule_attention
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.elementwise import schedule_elementwise
+from rt3_tvm.schedules.few_tokens import schedule_few_tokens
 from rt3_tvm.schedules.layer_norm import schedule_layer_norm
 from rt3_tvm.schedules.layout import schedule_gather, schedule_scatter
 from rt3_tvm.schedules.linear_decisions import LinearDecisions
@@ -43,6 +44,9 @@ def _linear(func: tirx.PrimFunc, cpu: CpuShape) -> tirx.PrimFunc:
 SCHEDULES: dict[str, KernelFamily] = {
     "pattern_linear": KernelFamily("pattern-sparse linear layer, bias and activation fused", _linear),
     "dense_linear": KernelFamily("dense linear layer, bias and activation fused", _linear),
+    "few_token_linear": KernelFamily(
+        "linear layer for a handful of tokens, vectors over rows", lambda f, _c: schedule_few_tokens(f)
+    ),
     "attention": KernelFamily(
         "scores, softmax and context of one head and query tile", lambda f, c: schedule_attention(f, c.lanes)
     ),

@@ -16,6 +16,7 @@ from rt3_tvm.hardware.rivals import installed_rivals
 from rt3_tvm.pattern import PatternShape, SparseMatrix, cut_backbone, cut_patterns
 from rt3_tvm.schedules import DECISIONS_ATTR, KERNEL_ATTR, SCHEDULES
 from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.few_tokens import few_token_linear, few_tokens
 from rt3_tvm.schedules.linear_decisions import (
     TOKEN_TILE,
     LinearDecisions,
@@ -63,6 +64,7 @@ class LinearResult:
     dense: dict[str, Timing]
     max_abs_err: float
     gflops: float
+    family: str
     packing: LinearPacking
     decisions: LinearDecisions
 
@@ -88,6 +90,7 @@ class LinearResult:
             "gflops": self.gflops,
             "ours_spread_ms": [self.ours.low, self.ours.high],
             "dense_spread_ms": [best.low, best.high],
+            "kernel": self.family,
             "packing": self.packing.__dict__,
             "decisions": self.decisions.__dict__,
         }
@@ -148,7 +151,15 @@ def bench_linear(case: LinearCase, rounds: int = ROUNDS, rivals: list[str] | Non
     mine = times.pop("rt3")
     flops = 2.0 * case.rows * case.cols * case.tokens * (1.0 - sparsity)
     return LinearResult(
-        case, sparsity, mine, times, float(error), flops / mine.median / 1e6, ours.packing, ours.decisions
+        case,
+        sparsity,
+        mine,
+        times,
+        float(error),
+        flops / mine.median / 1e6,
+        ours.family,
+        ours.packing,
+        ours.decisions,
     )
 
 
@@ -174,9 +185,14 @@ class _Ours:
             tiles, case.rows, case.cols, padded_kept(kept, self.packing), group, offset_dtype(case.cols)
         )
         self.decisions = choose_decisions(cpu, shape, self.packing)
-        family = "dense_linear" if shape.dense else "pattern_linear"
-        func = linear_algorithm(shape, self.packing, self.decisions, cpu.lanes, "none")
-        func = func.with_attr(DECISIONS_ATTR, self.decisions.__dict__).with_attr(KERNEL_ATTR, family)
+        self.family = "dense_linear" if shape.dense else "pattern_linear"
+        if few_tokens(self.packing, case.cols, 1, case.tokens):
+            self.family, func = "few_token_linear", few_token_linear(shape, self.packing, case.tokens, "none")
+        else:
+            func = linear_algorithm(shape, self.packing, self.decisions, cpu.lanes, "none")
+            func = func.with_attr(DECISIONS_ATTR, self.decisions.__dict__)
+        family = self.family
+        func = func.with_attr(KERNEL_ATTR, family)
         table = KernelTable()
         table.index(SCHEDULES[family].schedule(func, cpu).with_attr(KERNEL_ATTR, family))
         target = cluster.target_dict()

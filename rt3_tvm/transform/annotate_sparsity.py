@@ -29,6 +29,7 @@ class AnnotateSparsity:
                     return call
                 weight = row.arguments(func, call)["weight"]
                 name = context.parameters.get(getattr(_origin(weight, values), "name", ""), "")
+                assert func is not None
                 annotated = func.with_attrs(_attributes(context, name))
                 return relax.Call(self.builder_.add_func(annotated, call.op.name_hint), call.args, None, [])
 

@@ -15,6 +15,7 @@ from rt3_tvm.schedules import attention as attention_kernel
 from rt3_tvm.schedules import layer_norm as norm_kernel
 from rt3_tvm.schedules import layout as layout_kernel
 from rt3_tvm.schedules import rotary as rotary_kernel
+from rt3_tvm.schedules.few_tokens import few_token_linear, few_tokens
 from rt3_tvm.schedules.layout import tiles_of
 from rt3_tvm.schedules.linear_decisions import (
     TOKEN_TILE,
@@ -63,9 +64,12 @@ class _Lowering(Layouts):
         kept = self.context.matrices[name].group_columns()[0].shape[1] if sparse else cols
         packing = choose_packing(cpu, rows, cols, kept, group)
         shape = LinearShape(t.tiles, rows, cols, padded_kept(kept, packing), group, offset_dtype(cols))
-        decisions = choose_decisions(cpu, shape, packing)
-        algorithm = linear_algorithm(shape, packing, decisions, cpu.lanes, row.activation)
-        algorithm = algorithm.with_attr(DECISIONS_ATTR, decisions.__dict__)
+        if few_tokens(packing, cols, t.batch, t.length):
+            family, algorithm = "few_token_linear", few_token_linear(shape, packing, t.length, row.activation)
+        else:
+            decisions = choose_decisions(cpu, shape, packing)
+            algorithm = linear_algorithm(shape, packing, decisions, cpu.lanes, row.activation)
+            algorithm = algorithm.with_attr(DECISIONS_ATTR, decisions.__dict__)
         blocks, block_kept = packing.column_blocks, shape.kept // packing.column_blocks
         bias = self.context.parameters[args["bias"].name] if "bias" in args else ""
 

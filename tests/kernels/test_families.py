@@ -8,6 +8,7 @@ import torch
 import tvm
 from rt3_tvm.schedules import DECISIONS_ATTR, SCHEDULES, attention, layer_norm, layout, rotary
 from rt3_tvm.schedules.attention import AttentionShape
+from rt3_tvm.schedules.few_tokens import few_token_linear
 from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
@@ -166,6 +167,7 @@ def _add():
 EXAMPLES = {
     "pattern_linear": lambda: _linear(4),
     "dense_linear": lambda: _linear(32),
+    "few_token_linear": lambda: few_token_linear(LinearShape(1, 32, 64, 16, 4), LinearPacking(4, 2, 4), 2, "gelu"),
     "attention": lambda: attention.attention(AttentionShape(1, 32, 2, 16, 0.25, (1, 1, 1, 32))),
     "layer_norm": lambda: layer_norm.layer_norm(NormShape(2, 64, 1e-5, residual=True)),
     "rotary": lambda: rotary.rotary(1, 32, 2, 8),

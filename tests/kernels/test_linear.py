@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from rt3_tvm.schedules import DECISIONS_ATTR
 from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.few_tokens import few_token_linear
 from rt3_tvm.schedules.linear_decisions import (
     LinearDecisions,
     LinearPacking,
@@ -94,6 +95,31 @@ def test_dense_linear(rows, cols, tokens):
     weight = (np.random.default_rng(0).standard_normal((rows, cols)) / np.sqrt(cols)).astype(np.float32)
     columns = np.arange(cols, dtype=np.int32)[None]
     check(rows, cols, tokens, columns, np.ones_like(columns, bool), weight, choose_packing(CPU, rows, cols, cols, rows))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 8])
+@pytest.mark.parametrize(
+    ("group", "packing"), [(4, LinearPacking(4, 3, 4)), (8, LinearPacking(8, 1, 2)), (96, LinearPacking(8, 2, 2))]
+)
+def test_few_tokens(tokens, group, packing):
+    rows, cols = 96, 160
+    if group == rows:
+        weight = np.random.default_rng(0).standard_normal((rows, cols)).astype(np.float32) / 10
+        columns, valid = np.arange(cols, dtype=np.int32)[None], np.ones((1, cols), np.bool_)
+    else:
+        weight, columns, valid = sparse(rows, cols, group, 0.7)
+    rng = np.random.default_rng(1)
+    x, bias = (rng.standard_normal(s).astype(np.float32) for s in ((1, tokens, cols), rows))
+    shape = LinearShape(1, rows, cols, padded_kept(columns.shape[1], packing), rows // len(columns))
+    packed = pack_linear(weight, columns, valid, bias, packing)
+    y = np.full((1, rows, 16), np.nan, np.float32)
+    func = few_token_linear(shape, packing, tokens, "relu")
+    run_kernel(
+        "few_token_linear", func, to_tiles(x), packed.values, packed.offsets, np.ascontiguousarray(packed.bias), y
+    )
+    want = np.maximum(x[0].astype(np.float64) @ weight.T.astype(np.float64) + bias, 0)
+    np.testing.assert_allclose(from_tiles(y, 1, tokens)[0], want, atol=2e-5, rtol=0)
+    assert (y[0, :, tokens:] == 0).all()  # attention multiplies what pads a tile by zero: it must be finite
 
 
 @pytest.mark.parametrize("cpu", CPUS)

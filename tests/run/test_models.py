@@ -35,7 +35,7 @@ def check_levels(checkpoint: Checkpoint, bundle, batch: int, length: int) -> Non
     vocabulary = checkpoint.description["config"]["vocab_size"]
     ids = rng.integers(0, vocabulary, (batch, length))
     mask = np.ones_like(ids)
-    mask[0, -(length // 3) :] = 0
+    mask[0, length - length // 3 :] = 0
     for level in range(len(checkpoint.levels)):
         bundle.set_level(level)
         want = reference(checkpoint, level, input_ids=ids, attention_mask=mask)
@@ -123,6 +123,17 @@ def test_levels_against_masked_torch(tmp_path, make, options, batch, lengths):
         for length in {*lengths, max(1, max(lengths) - 3)}:
             check_levels(checkpoint, bundle, batch, length)
         check_levels(checkpoint, bundle, 1, max(lengths))
+
+
+@pytest.mark.parametrize("make", [lambda: bert(**MINILM), lambda: tiny("LlamaModel", num_key_value_heads=2)])
+def test_few_tokens(tmp_path, make):
+    checkpoint = prune(make(), PruneOptions((0.5, 0.75)))
+    compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(1, 2, 8)))
+    with load(tmp_path / "m.so") as bundle:
+        families = {k["family"] for k in bundle.metadata["kernels"]}
+        assert "few_token_linear" in families
+        for length in (1, 2, 3, 8):
+            check_levels(checkpoint, bundle, 1, length)
 
 
 def test_token_type_ids(tiny_checkpoint, tiny_bundle, rng):
