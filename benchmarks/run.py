@@ -1,8 +1,8 @@
 """One driver for all benchmarks: ``python benchmarks/run.py [CASE ...]``; prints Markdown, and JSON lines with --json.
 
-Cases: linear (pattern_linear against the best dense layer), few (the same for 1 to 8 tokens), model (a bundle against dense rivals), compile (time and
-peak memory of rt3 compile), switch and memory (C programs on a bundle), peak (multiply-adds of
-one core). Run it on an otherwise idle machine.
+Cases: linear (pattern_linear against the best dense layer), few (the same for 1 to 8 tokens), model (a bundle against dense
+rivals), compile (time and peak memory of rt3 compile), switch and memory (C programs on a bundle), peak (multiply-adds of one
+core). Run it on an otherwise idle machine.
 """
 
 import argparse

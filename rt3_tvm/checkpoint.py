@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ class Checkpoint:
     levels: tuple[Level, ...]
     skipped: dict[str, str] = field(default_factory=dict)
     tokenizer: tuple[Path, ...] = ()
+    _stamps: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything a compiled model depends on."""
+        patterns, matrices = _flatten(self.levels)
+        tensors = {n: self._stamps.get(n) or _stamp(np.ascontiguousarray(v)) for n, v in self.weights.items()}
+        facts = [self.description, matrices, tensors, {n: _stamp(v) for n, v in patterns.items()}]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def torch_model(self, level: int) -> torch.nn.Module:
         """Return the PyTorch model with the masks of a level applied: the reference of every numeric test."""
@@ -161,6 +171,7 @@ class Checkpoint:
                 dict(table["skipped"]),
                 tuple(folder / n for n in TOKENIZER_FILES if (folder / n).is_file()),
             )
+            checkpoint._stamps.update(table["tensors"][_WEIGHTS])
         except (KeyError, TypeError, IndexError) as error:
             raise Rt3Error(f"'{folder}': {_TABLE} is damaged: {type(error).__name__} {error}") from error
         check_finite(weights, str(folder))

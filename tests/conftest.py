@@ -15,6 +15,12 @@ torch.set_num_threads(2)
 TINY_LENGTHS, TINY_BATCH = (16, 40), 2
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the user's cache out of the tests, and theirs out of it."""
+    os.environ["RT3_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Checkpoint:
     """A BERT of 2 layers and 48 features at 3 levels, with block pruning."""

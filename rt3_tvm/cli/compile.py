@@ -33,6 +33,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--deadline", type=float, default=0.0, metavar="MS", help="deadline that `auto` watches; default none"
     )
     p.add_argument("--cross-compiler", metavar="CMD", help="C compiler for the device, with its options")
+    p.add_argument("--no-cache", action="store_true", help="build everything anew, and keep nothing for the next time")
     p.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after each phase")
     p.set_defaults(drive=drive)
 
@@ -54,6 +55,7 @@ def drive(args: argparse.Namespace) -> None:
         args.threads,
         args.cross_compiler,
         args.dump_ir,
+        not args.no_cache,
     )
     report = compile_checkpoint(checkpoint, args.output, options, logging.info)
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in report.seconds.items())
@@ -64,4 +66,7 @@ def drive(args: argparse.Namespace) -> None:
     for name in report.metadata["unmatched"]:
         print(f"{name}: no linear layer was matched, runs dense with its mask")
     logging.info("linked with %s", " ".join(report.compiler))
-    print(f"{args.output}: {report.bytes / 2**20:.1f} MiB, levels {levels}; seconds: {seconds}")
+    print(
+        f"{args.output}: {report.bytes / 2**20:.1f} MiB, levels {levels}; seconds: {seconds}"
+        + ("; built before, taken from the cache" if report.from_cache else "")
+    )

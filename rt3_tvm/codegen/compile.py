@@ -8,25 +8,28 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rt3_tvm import __version__
 from rt3_tvm import device as devices
 from rt3_tvm.checkpoint import Checkpoint
+from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.kernels import KernelTable
-from rt3_tvm.codegen.link import choose_compiler, link_bundle
+from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.plan import Plan, plan_variant
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.frontend import ImportedModel, import_model
+from rt3_tvm.runtime.check import BUNDLE_FORMAT, read_metadata
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
 
-BUNDLE_FORMAT = 1
 MAX_THREADS = 64
 
 
@@ -51,7 +54,9 @@ class CompileOptions:
     cross_compiler
         Command of the C compiler; None chooses one.
     dump_ir
-        Folder that gets the module after each phase.
+        Folder that gets the module after each phase; nothing is taken from the cache then.
+    cache
+        Whether to take what was built before from the cache, and to keep what is built.
     """
 
     device: str = "host"
@@ -62,6 +67,7 @@ class CompileOptions:
     threads: int = 1
     cross_compiler: str | None = None
     dump_ir: Path | None = None
+    cache: bool = True
 
     def __post_init__(self) -> None:
         if not self.lengths or any(n < 1 for n in self.lengths):
@@ -83,6 +89,7 @@ class CompileReport:
     metadata: dict[str, Any]
     bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    from_cache: bool = False
 
 
 def compile_checkpoint(
@@ -114,6 +121,18 @@ def compile_checkpoint(
     hz = options.frequencies or device.default_frequencies(len(checkpoint.levels))
     if len(hz) != len(checkpoint.levels):
         raise Rt3Error(f"{len(hz)} frequencies for {len(checkpoint.levels)} levels: give one per level")
+    key = cache.key_of(
+        checkpoint=checkpoint.digest,
+        options=replace(options, device="", dump_ir=None).__dict__ | {"frequencies": hz},
+        name=output.name,
+        device=repr(device),
+        compiler=[compiler, compiler_version(compiler)],
+        packages=[f"{name} {version(name)}" for name in ("apache-tvm", "torch", "transformers")],
+    )
+    use_cache = options.cache and options.dump_ir is None
+    if use_cache and (report := _from_cache(key, output, compiler)) is not None:
+        progress(f"{output} was built before: taken from {cache.folder()}")
+        return report
     cpu = CpuShape.of(cluster)
 
     build = _Build(checkpoint, options, cpu, progress)
@@ -142,10 +161,31 @@ def compile_checkpoint(
             with build.timed("link"):
                 link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so", output.name, options.threads)
             _install(Path(folder) / "bundle.so", output)
+            if use_cache:
+                cache.store(key, Path(folder) / "bundle.so")
     except OSError as error:
         raise JobError(f"cannot write '{output}': {error.strerror or error}") from error
     report.bytes, report.seconds = output.stat().st_size, build.seconds
     return report
+
+
+def _from_cache(key: str, output: Path, compiler: list[str]) -> CompileReport | None:
+    """Install a bundle that was built before; None when there is none, or not a whole one."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
+        found = Path(folder) / "bundle.so"
+        if not cache.fetch(key, found):
+            return None
+        try:
+            metadata = read_metadata(found)
+        except Rt3Error:
+            return None
+        try:
+            _install(found, output)
+        except OSError as error:
+            raise JobError(f"cannot write '{output}': {error.strerror or error}") from error
+    seconds = {"cache": time.perf_counter() - start}
+    return CompileReport(output, compiler, metadata, output.stat().st_size, seconds, from_cache=True)
 
 
 def _install(source: Path, target: Path) -> None:
@@ -206,10 +246,11 @@ class _Build:
         """Write kernels, weights and tables into a folder."""
         assert self.imported is not None
         self.progress(f"compile {len(self.kernels.kernels)} kernels")
-        with self.timed("kernels"):
-            self.kernels.compile(target, folder / "kernels.o")
-        with self.timed("weights"):
-            self.store.write(folder / "weights.bin")
+        use_cache = self.options.cache and self.options.dump_ir is None
+        with ThreadPoolExecutor(1) as pool, self.timed("kernels"):
+            writing = pool.submit(self.store.write, folder / "weights.bin")
+            self.kernels.compile(target, folder / "kernels.o", use_cache)
+            writing.result()
         (folder / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
         tables = Tables(
             levels, self.plans, self.kernels.kernels, self.imported.inputs, self.imported.outputs, self.options.batch

@@ -10,6 +10,7 @@ from tvm import IRModule, tirx
 from tvm.ir import PointerType, PrimType
 from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipeline
 
+from rt3_tvm.codegen import cache
 from rt3_tvm.schedules import KERNEL_ATTR, TASKS_ATTR
 from rt3_tvm.schedules.cpu import STACK_BYTES
 
@@ -89,10 +90,17 @@ class KernelTable:
         pairs = zip(self.kernels, self.functions, strict=True)
         return IRModule({k.symbol: with_c_signature(f, k.symbol) for k, f in pairs})
 
-    def compile(self, target: dict[str, Any], path: Path) -> None:
-        """Compile all kernels to an object file."""
-        built = tvm.compile(self.module(), target=tvm.target.Target(target), tir_pipeline=PIPELINE)
+    def compile(self, target: dict[str, Any], path: Path, use_cache: bool = False) -> None:
+        """Compile all kernels to an object file, or take the one that was made of equal kernels."""
+        module = self.module()
+        text = module.script(show_meta=True) if use_cache else ""
+        key = cache.key_of(kernels=text, target=target, tvm=tvm.__version__)
+        if use_cache and cache.fetch(key, path):
+            return
+        built = tvm.compile(module, target=tvm.target.Target(target), tir_pipeline=PIPELINE)
         built.mod.write_to_file(str(path), "o")
+        if use_cache:
+            cache.store(key, path)
 
 
 def task_count(func: tirx.PrimFunc) -> int:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
@@ -63,6 +64,15 @@ def choose_compiler(triple: str, given: str | None, host_machine: str) -> list[s
     )
 
 
+def compiler_version(command: list[str]) -> str:
+    """Return the first line in which a compiler names itself; empty when it does not."""
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise JobError(f"cannot run {command[0]}: {error.strerror}") from error
+    return done.stdout.partition("\n")[0]
+
+
 def run_compiler(command: list[str], arguments: list[str], folder: Path) -> None:
     """Run the compiler in a folder; its first complaint is the error."""
     try:
@@ -85,22 +95,15 @@ def link_bundle(
     for name in (*SOURCES, "rt3.h", "rt3_internal.h"):
         shutil.copyfile(runtime_directory() / name, folder / name)
     includes = ["-I.", *(f"-isystem{path}" for path in tvm_ffi.libinfo.include_paths())]
-    sources = [*SOURCES, "tables.c", "weights.S"]
-    run_compiler(
-        command,
-        [
-            *C_FLAGS,
-            *includes,
-            *LINK_FLAGS,
-            f"-DRT3_MAX_THREADS={threads}",
-            *(("-pthread",) if threads > 1 else ()),
-            "-Wl,--version-script=exports.map",
-            f"-Wl,-soname,{soname}",
-            "-o",
-            output,
-            *sources,
-            *objects,
-            "-lm",
-        ],
-        folder,
-    )
+    compile_flags = [*C_FLAGS, *includes, f"-DRT3_MAX_THREADS={threads}"]
+    sources = ["weights.S", "tables.c", *SOURCES]  # the slow ones first
+    compiled = [f"{Path(source).stem}.o" for source in sources]
+
+    def compile_one(source: str, target: str) -> None:
+        run_compiler(command, [*compile_flags, "-c", source, "-o", target], folder)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, sources, compiled))
+    libraries = ["-lm", *(("-pthread",) if threads > 1 else ())]
+    flags = [*LINK_FLAGS, "-Wl,--version-script=exports.map", f"-Wl,-soname,{soname}"]
+    run_compiler(command, [*flags, "-o", output, *compiled, *objects, *libraries], folder)

@@ -14,6 +14,8 @@ from rt3_tvm.errors import Rt3Error
 
 MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64", "EM_ARM": "armv7l"}
 MARKER = "rt3_open"
+BUNDLE_FORMAT = 2
+"""Version of the C API and of the metadata; a bundle of another one is not opened."""
 METADATA_SECTION = ".rt3.metadata"
 
 
@@ -49,4 +51,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
         section = ELFFile(file).get_section_by_name(METADATA_SECTION)
         if section is None:
             raise Rt3Error(f"'{path}' has no section {METADATA_SECTION}: was it made by another rt3?")
-        return json.loads(section.data().rstrip(b"\0"))
+        facts: dict[str, Any] = json.loads(section.data().rstrip(b"\0"))
+    if facts.get("format") != BUNDLE_FORMAT:
+        raise Rt3Error(
+            f"'{path}' has bundle format {facts.get('format')}, this rt3 reads {BUNDLE_FORMAT}: compile it again"
+        )
+    return facts
