@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from rt3_tvm.errors import Rt3Error, choices
@@ -23,15 +24,22 @@ MASK_VALUE = float(torch.finfo(torch.float32).min)
 
 @dataclass(frozen=True)
 class InputSpec:
-    """An input of shape (batch, length): valid values are [0, ``limit``); what is not given or pads has ``fill``.
+    """An input: of tokens, (batch, length) integers in [0, ``limit``), or of numbers, float32 with axes of its own.
 
-    ``mask`` marks the input that says which tokens are real: it is 1 for them when the caller leaves it out.
+    What is not given or pads has ``fill``. ``mask`` marks the input that says which tokens are real: it is 1 for them when the
+    caller leaves it out.
     """
 
     name: str
-    limit: int
+    limit: int = 0
     fill: int = 0
     mask: bool = False
+    axes: tuple[Axis, ...] = ("batch", "length")
+    dtype: str = "int64"
+
+    def shape(self, batch: int, length: int) -> tuple[int, ...]:
+        """Return the shape for a batch and a length."""
+        return tuple({"batch": batch, "length": length}.get(str(a)) or int(a) for a in self.axes)
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,7 @@ DEMO_MODELS: dict[str, Callable[[], torch.nn.Module]] = {
         max_position_embeddings=1024,
     ),
     "random-lm": _random_lm(),
+    "random-vit": _random("ViTConfig"),
     "random-tiny": _random(
         "BertConfig",
         vocab_size=500,
@@ -210,9 +219,15 @@ def inputs_of(model: torch.nn.Module) -> tuple[InputSpec, ...]:
     """Return the inputs that a compiled model takes."""
     config = config_of(model)
     taken = inspect.signature(model.forward).parameters
+    if "pixel_values" in taken and "input_ids" not in taken:
+        height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+        axes: tuple[Axis, ...] = ("batch", config.num_channels, height, width)
+        return (InputSpec("pixel_values", axes=axes, dtype="float32"),)
     for name in ("input_ids", "attention_mask"):
         if name not in taken:
-            raise Rt3Error(f"{type(model).__name__} takes no {name}: encoders and decoders of text do")
+            raise Rt3Error(
+                f"{type(model).__name__} takes no {name}: encoders and decoders of text do, encoders of images take pixel_values"
+            )
     specs = [
         InputSpec("input_ids", config.vocab_size, fill=config.pad_token_id or 0),
         InputSpec("attention_mask", 2, mask=True),
@@ -220,6 +235,11 @@ def inputs_of(model: torch.nn.Module) -> tuple[InputSpec, ...]:
     if getattr(config, "type_vocab_size", 0) > 1:
         specs.append(InputSpec("token_type_ids", config.type_vocab_size))
     return tuple(specs)
+
+
+def has_length(specs: tuple[InputSpec, ...]) -> bool:
+    """Return whether inputs have a length that varies; those of images do not."""
+    return any("length" in spec.axes for spec in specs)
 
 
 def max_length(model: torch.nn.Module) -> int:
@@ -234,6 +254,8 @@ CAUSAL_BUFFER = "rt3_causal"
 def is_causal(model: torch.nn.Module) -> bool:
     """Return whether a token's output is the same whatever comes after it; seen by running two inputs."""
     specs = inputs_of(model)
+    if not has_length(specs):
+        return False
     first, second = (example_inputs(specs, 1, 4) for _ in range(2))
     second[specs[0].name][0, -1] = 1
     with torch.no_grad(), quiet():
@@ -266,18 +288,33 @@ class ExportForm(torch.nn.Module):
             hidden = torch.full((length, length), MASK_VALUE).triu(1)
             self.register_buffer(CAUSAL_BUFFER, hidden[None, None])
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **others: torch.Tensor) -> dict[str, Any]:
-        """Run the model on (batch, length) int64 inputs."""
-        bias = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASK_VALUE
-        if self.causal:
-            bias = torch.minimum(bias, getattr(self, CAUSAL_BUFFER))
-        result = _run(self.model, {"input_ids": input_ids, "attention_mask": bias} | others | self.extra)
+    def forward(self, **inputs: torch.Tensor) -> dict[str, Any]:
+        """Run the model on its inputs, see :func:`inputs_of`."""
+        if "attention_mask" in inputs:
+            bias = (1.0 - inputs["attention_mask"][:, None, None, :].to(torch.float32)) * MASK_VALUE
+            if self.causal:
+                bias = torch.minimum(bias, getattr(self, CAUSAL_BUFFER))
+            inputs = inputs | {"attention_mask": bias}
+        result = _run(self.model, inputs | self.extra)
         return {k: v for k, v in result.items() if isinstance(v, torch.Tensor)}
 
 
 def example_inputs(specs: tuple[InputSpec, ...], batch: int, length: int) -> dict[str, torch.Tensor]:
     """Return inputs of one shape: zeros, and ones for the mask."""
-    return {s.name: torch.full((batch, length), int(s.mask), dtype=torch.int64) for s in specs}
+    return {s.name: torch.full(s.shape(batch, length), int(s.mask), dtype=getattr(torch, s.dtype)) for s in specs}
+
+
+def random_inputs(specs: tuple[InputSpec, ...], batch: int, length: int) -> dict[str, np.ndarray]:
+    """Return inputs of one shape to time a model with: random values, every token real."""
+    rng = np.random.default_rng(0)
+    inputs: dict[str, np.ndarray] = {}
+    for s in specs:
+        shape = s.shape(batch, length)
+        if s.dtype == "float32":
+            inputs[s.name] = rng.standard_normal(shape).astype(np.float32)
+        else:
+            inputs[s.name] = np.ones(shape, np.int64) if s.mask else rng.integers(0, s.limit, shape)
+    return inputs
 
 
 def outputs_of(model: torch.nn.Module, specs: tuple[InputSpec, ...]) -> tuple[OutputSpec, ...]:
@@ -371,6 +408,19 @@ def parameter_names(program: torch.export.ExportedProgram) -> dict[str, str]:
     signature = program.graph_signature
     held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     return {placeholder: name.removeprefix("model.") for placeholder, name in held.items()}
+
+
+def find_embeddings(model: torch.nn.Module) -> list[LinearLayer]:
+    """Return the tables that token ids look up rows of, (vocabulary, features); tables of positions are none."""
+    program = export(model, 1, 8)
+    names = parameter_names(program)
+    return [
+        LinearLayer(names[node.args[0].name], tuple(node.args[0].meta["val"].shape))
+        for node in program.graph.nodes
+        if node.target is torch.ops.aten.embedding.default
+        and node.args[0].name in names
+        and node.args[1].name in program.graph_signature.user_inputs
+    ]
 
 
 LINEAR_OPERATORS = {torch.ops.aten.linear.default: 1, torch.ops.aten.addmm.default: 2}

@@ -11,7 +11,7 @@ from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.elementwise import schedule_elementwise
 from rt3_tvm.schedules.few_tokens import schedule_few_tokens
 from rt3_tvm.schedules.layer_norm import schedule_layer_norm
-from rt3_tvm.schedules.layout import schedule_gather, schedule_scatter
+from rt3_tvm.schedules.layout import schedule_gather, schedule_pattern_embedding, schedule_scatter
 from rt3_tvm.schedules.linear_decisions import LinearDecisions
 from rt3_tvm.schedules.pattern_linear import schedule_linear
 from rt3_tvm.schedules.rotary import schedule_rotary
@@ -56,6 +56,10 @@ SCHEDULES: dict[str, KernelFamily] = {
     ),
     "embedding": KernelFamily(
         "rows of a table into the feature-major layout", lambda f, c: schedule_gather(f, c.lanes)
+    ),
+    "pattern_embedding": KernelFamily(
+        "rows of a pattern-sparse table into the feature-major layout",
+        lambda f, c: schedule_pattern_embedding(f, c.lanes),
     ),
     "to_feature_major": KernelFamily("into the feature-major layout", lambda f, c: schedule_gather(f, c.lanes)),
     "from_feature_major": KernelFamily("out of the feature-major layout", lambda f, c: schedule_scatter(f, c.lanes)),

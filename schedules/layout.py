@@ -82,6 +82,60 @@ def embedding(batch: int, length: int, rows: int, features: int, ids_dtype: str)
     return embedding
 
 
+@cache  # TVMScript is parsed anew on every call
+def pattern_embedding(
+    batch: int, length: int, rows: int, features: int, kept: int, group: int, dtypes: tuple[str, str]
+) -> tirx.PrimFunc:
+    """Return the kernel (values (rows, kept), columns (rows / group, kept), ids (batch * length,)) -> y like ``embedding``.
+
+    ``dtypes``: of columns and ids. A column that pads its row comes with the value zero.
+    """
+    tiles = tiles_of(length)
+    column_dtype, ids_dtype = dtypes
+
+    def row(ids: tirx.Buffer, i: tirx.Var, t: tirx.Var) -> tirx.Expr:
+        return T.Cast("int32", ids[T.floordiv(i, tiles) * length + T.floormod(i, tiles) * TOKEN_TILE + t])
+
+    def column(columns: tirx.Buffer, ids: tirx.Buffer, i: tirx.Var, t: tirx.Var, k: tirx.Var) -> tirx.Expr:
+        return T.Cast("int32", columns[T.floordiv(row(ids, i, t), group), k])
+
+    @T.prim_func(s_tir=True)
+    def pattern_embedding(v: T.handle, c: T.handle, i: T.handle, y: T.handle):
+        values = T.match_buffer(v, (rows, kept), "float32")
+        columns = T.match_buffer(c, (rows // group, kept), column_dtype)
+        ids = T.match_buffer(i, (batch * length,), ids_dtype)
+        Y = T.match_buffer(y, (batch * tiles, features, TOKEN_TILE), "float32")
+        for i in range(batch * tiles):
+            with T.sblock("tile"):
+                vi = T.axis.opaque(batch * tiles, i)
+                T.reads(values[0:rows, 0:kept], columns[0 : rows // group, 0:kept], ids[0 : batch * length])
+                T.writes(Y[vi, 0:features, 0:TOKEN_TILE])
+                for f, t in T.grid(features, TOKEN_TILE):
+                    with T.sblock("zero"):
+                        vf, vt = T.axis.remap("SS", [f, t])
+                        Y[vi, vf, vt] = T.float32(0)
+                for t, k in T.grid(T.min(TOKEN_TILE, length - T.floormod(vi, tiles) * TOKEN_TILE), kept):
+                    with T.sblock("scatter"):
+                        vt = T.axis.opaque(TOKEN_TILE, t)
+                        vk = T.axis.opaque(kept, k)
+                        T.reads(values[0:rows, 0:kept], columns[0 : rows // group, 0:kept], ids[0 : batch * length])
+                        T.writes(Y[vi, 0:features, vt])
+                        Y[vi, column(columns, ids, vi, vt, vk), vt] = (
+                            Y[vi, column(columns, ids, vi, vt, vk), vt] + values[row(ids, vi, vt), vk]
+                        )
+
+    return pattern_embedding
+
+
+def schedule_pattern_embedding(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
+    """Vectors of zeros first; the rest is one store for each kept value."""
+    sch = Schedule(func)
+    t = sch.get_loops(sch.get_sblock("zero"))[-1]
+    sch.vectorize(sch.split(t, [None, lanes])[1])
+    share_loop(sch, sch.get_loops(sch.get_sblock("tile"))[0])
+    return sch.mod["main"]
+
+
 def schedule_gather(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Read rows of the source in order: ``for i, f, t`` becomes ``for i, t, f`` with 4 features unrolled.
 

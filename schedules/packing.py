@@ -24,6 +24,25 @@ def offset_dtype(cols: int) -> str:
     return "uint16" if cols <= UINT16_COLUMNS else "int32"
 
 
+def pack_rows(
+    weight: npt.NDArray[np.float32], columns: npt.NDArray[np.int32], valid: npt.NDArray[np.bool_]
+) -> PackedLinear:
+    """Gather the kept values of a table whose rows are looked up: values (rows, kept), columns (groups, kept)."""
+    group = weight.shape[0] // len(columns)
+    columns = np.where(valid, columns, 0)
+    values = np.take_along_axis(weight, np.repeat(columns, group, axis=0).astype(np.int64), axis=1)
+    values = values * np.repeat(valid, group, axis=0)
+    small = columns.astype(column_dtype(weight.shape[1]))
+    return PackedLinear(
+        np.ascontiguousarray(values, dtype=np.float32), np.ascontiguousarray(small), np.zeros(0, np.float32)
+    )
+
+
+def column_dtype(cols: int) -> str:
+    """Return the smallest type that holds a column."""
+    return "uint16" if cols <= 1 << 16 else "int32"
+
+
 def pack_linear(
     weight: npt.NDArray[np.float32],
     columns: npt.NDArray[np.int32],

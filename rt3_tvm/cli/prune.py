@@ -11,7 +11,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
     p = commands.add_parser("prune", help="prune a model once, by magnitude, to a checkpoint of several levels")
     p.add_argument(
-        "model", help="a local Hugging Face directory, or minilm, random-distilbert, random-minilm, random-tiny"
+        "model",
+        help="a local Hugging Face directory, or a name such as minilm (real weights) or random-distilbert, random-minilm, random-gpt2, random-llama, random-lm, "
+        "random-vit, random-tiny (random weights, for speed)",
     )
     p.add_argument("-o", "--output", type=Path, required=True, metavar="CKPT", help="directory of the checkpoint")
     p.add_argument(
@@ -38,6 +40,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--pattern-shape", type=block_shape, default="4x32", metavar="RxC", help="default 4x32")
     p.add_argument("--group", type=int, default=4, metavar="V", help="rows that keep the same columns; default 4")
     p.add_argument("--patterns", type=int, default=256, metavar="K", help="patterns in a set; default 256")
+    p.add_argument("--embeddings", action="store_true", help="prune the tables that tokens look up too")
     p.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="weights that stay dense; repeatable")
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(drive=drive)

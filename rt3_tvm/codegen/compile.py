@@ -14,8 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rt3_tvm import __version__
 from rt3_tvm import device as devices
+from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.kernels import KernelTable
@@ -228,7 +231,7 @@ class _Build:
     def plan(self) -> None:
         """Import, transform and plan every level at every length."""
         model = self.checkpoint.dense_model()
-        for length in sorted(set(self.options.lengths)):
+        for length in self._lengths(model):
             self.progress(f"import at length {length}")
             with self.timed("import"):
                 imported = self.imported = import_model(model, self.options.batch, length)
@@ -241,6 +244,13 @@ class _Build:
                     lowered = run_phases(mod, level_phases(context), self.options.dump_ir, f"t{length}_level{i}_")
                 with self.timed("plan"):
                     self.plans.append(plan_variant(lowered, context, self.kernels, self.store))
+
+    def _lengths(self, model: torch.nn.Module) -> list[int]:
+        if models.has_length(models.inputs_of(model)):
+            return sorted(set(self.options.lengths))
+        if self.options.lengths != CompileOptions.lengths:
+            raise Rt3Error(f"{type(model).__name__} takes inputs of one shape: leave out the sequence lengths")
+        return [1]
 
     def write(self, folder: Path, levels: list[LevelRow], target: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Write kernels, weights and tables into a folder."""
@@ -271,7 +281,7 @@ class _Build:
             "model": self.checkpoint.description,
             "batch": self.options.batch,
             "threads": self.options.threads,
-            "lengths": sorted(set(self.options.lengths)),
+            "lengths": sorted({p.length for p in self.plans}),
             "inputs": [s.name for s in self.imported.inputs],
             "outputs": [s.name for s in self.imported.outputs],
             "weights_bytes": self.store.size,

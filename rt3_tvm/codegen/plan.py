@@ -130,7 +130,7 @@ def _bytes(ty: relax.TensorType) -> int:
 
 def _touched_bytes(func: tirx.PrimFunc, outputs: list[relax.TensorType]) -> int:
     """Return the bytes of all arguments; of an embedding's table only the rows that are looked up."""
-    if str(func.attrs[KERNEL_ATTR]) == "embedding":
+    if str(func.attrs[KERNEL_ATTR]) in ("embedding", "pattern_embedding"):
         return 2 * sum(map(_bytes, outputs))
     return sum(_bytes(buffer.ty) for buffer in func.params)
 

@@ -61,8 +61,8 @@ class Tables:
                 "rt3_input_spec",
                 "inputs",
                 (
-                    f"{{{{{_string(s.name)}, RT3_INT64, 2, {{RT3_AXIS_BATCH, RT3_AXIS_LENGTH}}, {s.limit}, "
-                    f"{int(i > 0)}}}, {s.fill}, {str(s.mask).lower()}}}"
+                    f"{{{{{_string(s.name)}, RT3_{s.dtype.upper()}, {len(s.axes)}, {{{', '.join(map(_axis, s.axes))}}}, "
+                    f"{s.limit}, {int(i > 0)}}}, {s.fill}, {str(s.mask).lower()}}}"
                     for i, s in enumerate(self.inputs)
                 ),
             )

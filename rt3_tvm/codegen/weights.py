@@ -8,7 +8,7 @@ import numpy as np
 
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.pattern import SparseMatrix
-from rt3_tvm.schedules.packing import PackedLinear, pack_linear
+from rt3_tvm.schedules.packing import PackedLinear, pack_linear, pack_rows
 from rt3_tvm.transform.context import UNPRUNED, WeightRef
 
 ALIGNMENT = 64
@@ -55,6 +55,9 @@ class WeightStore:
         weight = weight.T if ref.transposed else weight.reshape(weight.shape[0], -1)
         bias = self.checkpoint.weights[ref.bias] if ref.bias else None
         matrix = None if ref.level == UNPRUNED else self._matrix(ref)
+        if ref.packing is None:
+            assert matrix is not None
+            return pack_rows(weight, *matrix.group_columns())
         if matrix is not None and not ref.dense:
             return pack_linear(weight, *matrix.group_columns(), bias, ref.packing)
         if matrix is not None:

@@ -86,7 +86,28 @@ def _linear_stored_transposed(node: torch.fx.Node, importer: Any) -> relax.Var:
     return emit(relax.op.add(emit(relax.op.matmul(importer.env[source], importer.env[weight])), importer.env[bias]))
 
 
+def _patches(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert a convolution whose windows do not overlap: a linear layer on patches, as vision Transformers embed them."""
+    x, weight, bias, *geometry = node.args[:9]
+    image, kernel = importer.env[x], importer.env[weight]
+    batch, channels, height, width = (int(d) for d in image.ty.shape)
+    outputs, _, *window = (int(d) for d in kernel.ty.shape)
+    wanted: list[Any] = [window, [0, 0], [1, 1], False, [0, 0], 1]  # stride, padding, dilation, transposed, .., groups
+    if geometry != wanted or height % window[0] or width % window[1]:
+        raise Rt3Error(f"{node.name}: of convolutions only whole patches (stride = kernel, no padding) are supported")
+    rows, cols, features = height // window[0], width // window[1], channels * window[0] * window[1]
+    emit = importer.block_builder.emit
+    cut = emit(relax.op.reshape(image, (batch, channels, rows, window[0], cols, window[1])))
+    patches = emit(relax.op.permute_dims(cut, [0, 2, 4, 1, 3, 5]))
+    patches = emit(relax.op.reshape(patches, (batch, rows * cols, features)))
+    matrix = emit(relax.op.permute_dims(emit(relax.op.reshape(kernel, (outputs, features)))))
+    out = emit(relax.op.matmul(patches, matrix))
+    out = out if bias is None else emit(relax.op.add(out, importer.env[bias]))
+    return emit(relax.op.reshape(emit(relax.op.permute_dims(out, [0, 2, 1])), (batch, outputs, rows, cols)))
+
+
 CONVERTERS = {
+    "convolution.default": _patches,
     "addmm.default": _linear_stored_transposed,
     "scaled_dot_product_attention.default": _attention,
     "embedding.default": _embedding,

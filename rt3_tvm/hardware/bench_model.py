@@ -58,12 +58,7 @@ def bench_model(
     if not 1 <= length <= bundle.max_length:
         raise Rt3Error(f"--seq-len {length}: this bundle takes 1 to {bundle.max_length}")
     model = models.build(bundle.metadata["model"])
-    rng = np.random.default_rng(0)
-    specs = models.inputs_of(model)
-    inputs = {
-        s.name: np.ones((batch, length), np.int64) if s.mask else rng.integers(0, s.limit, (batch, length))
-        for s in specs
-    }
+    inputs = models.random_inputs(models.inputs_of(model), batch, length)
     calls: dict[str, Callable[[], object]] = {
         f"level {i}": partial(_at_level, bundle, i, inputs) for i in range(len(bundle.levels))
     }

@@ -34,6 +34,8 @@ class PruneOptions:
         Rows of a block in block pruning.
     exclude
         Weight names or globs of linear layers that stay dense.
+    embeddings
+        Whether tables that tokens look up are pruned too, as RT3 does with its language model.
     """
 
     sparsity: tuple[float, ...] = (0.5, 0.75, 0.9)
@@ -42,6 +44,7 @@ class PruneOptions:
     patterns: int = 256
     block_rows: int = 128
     exclude: tuple[str, ...] = ()
+    embeddings: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,7 +82,8 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
     check_finite(weights, "model")
     skipped: dict[str, str] = {}
     backbones: dict[str, Backbone] = {}
-    for layer in models.find_linears(model):
+    tables = models.find_embeddings(model) if options.embeddings else []
+    for layer in [*models.find_linears(model), *tables]:
         reason = _why_dense(layer, options)
         if reason:
             skipped[layer.name] = reason

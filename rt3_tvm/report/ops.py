@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.hardware.peak import peak_gflops
 from rt3_tvm.runtime import load
@@ -51,8 +49,8 @@ def measure_ops(path: Path, level: int, length: int | None = None, threads: int 
         bundle.set_level(level)
         bundle.set_threads(threads)
         facts = bundle.metadata
-        ids = np.zeros((bundle.max_batch, length), np.int64)
-        samples = [bundle.profile(**{bundle.inputs[0]: ids}) for _ in range(RUNS)]
+        inputs = bundle.zeros(length)
+        samples = [bundle.profile(**inputs) for _ in range(RUNS)]
         return _rows(facts, level, length, [statistics.median(s) for s in zip(*samples, strict=True)], threads)
 
 

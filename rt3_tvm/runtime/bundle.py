@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.errors import JobError, Rt3Error, choices
 from rt3_tvm.runtime.check import check_bundle, read_metadata
 
 MAX_RANK = 4
@@ -104,7 +104,8 @@ def _open_library(path: Path) -> tuple[ctypes.CDLL, int]:
 class Bundle:
     """A pruned Transformer that switches its level.
 
-    Call it with NumPy arrays by name, each int64 or int32 of shape (batch, length); it returns float32 arrays by name.
+    Call it with NumPy arrays by name: tokens int64 or int32 of shape (batch, length), images float32; it returns float32 arrays
+    by name.
     Switching is safe from any thread; calls queue.
 
     Examples
@@ -258,8 +259,8 @@ class Bundle:
         Parameters
         ----------
         **inputs
-            int64 or int32 arrays of shape (batch, length), all of one shape. Without ``attention_mask`` every token is
-            real.
+            int64 or int32 arrays of shape (batch, length), all of one shape; float32 arrays of the model's shape for images.
+            Without ``attention_mask`` every token is real.
 
         Returns
         -------
@@ -269,7 +270,7 @@ class Bundle:
         arrays = {name: self._as_input(name, value) for name, value in inputs.items()}
         if not arrays:
             raise Rt3Error(f"no inputs: give {', '.join(self.inputs)}")
-        batch, length = next(iter(arrays.values())).shape
+        batch, length = (*next(iter(arrays.values())).shape, 1)[:2]
         outputs = {
             o.name: np.empty([{AXIS_BATCH: batch, AXIS_LENGTH: length}.get(a, a) for a in o.axes], o.dtype)
             for o in self._outputs
@@ -291,11 +292,22 @@ class Bundle:
 
     def _as_input(self, name: str, value: npt.ArrayLike) -> np.ndarray:
         array = np.ascontiguousarray(value)
-        if array.dtype not in (np.int64, np.int32):
-            raise Rt3Error(f"input '{name}': dtype {array.dtype}, expected int64 or int32")
-        if array.ndim != 2:
-            raise Rt3Error(f"input '{name}': rank {array.ndim}, expected 2 (batch, length)")
+        info = next((i for i in self._inputs if i.name == name), None)
+        if info is None:
+            raise Rt3Error(f"no input '{name}': choose from {choices(self.inputs)}")
+        wanted = (info.dtype,) if info.dtype == np.float32 else (np.dtype(np.int64), np.dtype(np.int32))
+        if array.dtype not in wanted:
+            raise Rt3Error(f"input '{name}': dtype {array.dtype}, expected {' or '.join(map(str, wanted))}")
+        if array.ndim != len(info.axes):
+            axes = ", ".join({AXIS_BATCH: "batch", AXIS_LENGTH: "length"}.get(a, str(a)) for a in info.axes)
+            raise Rt3Error(f"input '{name}': rank {array.ndim}, expected {len(info.axes)} ({axes})")
         return array
+
+    def zeros(self, length: int) -> dict[str, np.ndarray]:
+        """Return the first input, all zeros, for the largest batch: enough to run the bundle."""
+        info = self._inputs[0]
+        shape = [{AXIS_BATCH: self.max_batch, AXIS_LENGTH: length}.get(a, a) for a in info.axes]
+        return {info.name: np.zeros(shape, info.dtype)}
 
     def _run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
         ins, outs = _tensors(inputs), _tensors(outputs)

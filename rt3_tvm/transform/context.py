@@ -17,6 +17,7 @@ class WeightRef:
     """What a parameter of ``main`` holds: a weight as it is, or a part of a packed linear layer.
 
     Equal references are stored once, whatever level or length uses them. ``transposed``: the model stores (cols, rows).
+    Without ``packing`` the values and offsets are those of a table whose rows are looked up.
     """
 
     kind: Kind

@@ -72,6 +72,12 @@ def _same_shape(operator: str) -> Idiom:
     return Idiom(f"{operator} to the same shape", pattern, replace)
 
 
+def _reshaped_twice() -> Idiom:
+    source = wildcard()
+    pattern = is_op("relax.reshape")(is_op("relax.reshape")(source, wildcard()), wildcard())
+    return Idiom("a reshape of a reshape", pattern, lambda expr, m: relax.op.reshape(m[source], static_shape(expr)))
+
+
 def _gelu_tanh() -> Idiom:
     x, half, three, cubic, scale, one = wildcard(), *(is_const() for _ in range(5))
     cube = is_op("relax.power")(x, three)
@@ -164,6 +170,7 @@ def _scale(call: relax.Call, dim: int) -> float:
 
 IDIOMS = (
     _same_shape("relax.broadcast_to"),
+    _reshaped_twice(),
     _same_shape("relax.reshape"),
     _gelu_tanh(),
     _silu(sigmoid_first=False),

@@ -24,7 +24,7 @@ from rt3_tvm.schedules.linear_decisions import (
     choose_packing,
     padded_kept,
 )
-from rt3_tvm.schedules.packing import offset_dtype
+from rt3_tvm.schedules.packing import column_dtype, offset_dtype
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
 from rt3_tvm.transform.composites import Composite, composite_of, find_op, result_fields, static_shape
 from rt3_tvm.transform.context import Kind, VariantContext, WeightRef
@@ -163,10 +163,28 @@ class _Lowering(Layouts):
         if int(find_op(func, "relax.take").attrs.axis) != 0 or t is None or t.batch * t.length != static_shape(ids)[0]:
             return False
         rows, features = static_shape(table)
+        name = self.context.parameters.get(table.name, "")
+        if name in self.context.matrices:
+            self.feature_major[var] = self._pattern_embedding(name, t, ids)
+            return True
         algorithm = layout_kernel.embedding(t.batch, t.length, rows, features, str(ids.ty.dtype))
         operands = [self.as_plain(table), self.as_plain(ids)]
         self.feature_major[var] = self.kernel("embedding", algorithm, operands, t.ty())
         return True
+
+    def _pattern_embedding(self, name: str, t: Tokens, ids: relax.Expr) -> relax.Expr:
+        matrix = self.context.matrices[name]
+        rows, features = matrix.backbone.shape
+        kept, group = matrix.group_columns()[0].shape[1], matrix.patterns.shape.group
+        dtypes = column_dtype(features), str(ids.ty.dtype)
+        algorithm = layout_kernel.pattern_embedding(t.batch, t.length, rows, features, kept, group, dtypes)
+        tables = [
+            self.parameter(WeightRef("values", name, level=self.context.level), tensor((rows, kept))),
+            self.parameter(
+                WeightRef("offsets", name, level=self.context.level), tensor((rows // group, kept), dtypes[0])
+            ),
+        ]
+        return self.kernel("pattern_embedding", algorithm, [*tables, self.as_plain(ids)], t.ty())
 
     # -- single operators ------------------------------------------------------------------------------------------
     def elementwise(self, var: relax.Var, call: relax.Call) -> bool:

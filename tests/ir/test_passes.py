@@ -214,7 +214,8 @@ def test_whole_model_has_transposes_only_at_its_ends(imported, tiny_checkpoint):
                 calls.append(str(lowered[value.args[0]].attrs[KERNEL_ATTR]))
     # Out: both outputs. In: the first token, which the pooler takes from the output.
     assert calls.count("from_feature_major") == 2 and calls.count("to_feature_major") == 1
-    assert calls.count("pattern_linear") == 13 and calls.count("attention") == 2 and calls.count("layer_norm") == 5
+    assert calls.count("pattern_linear") == 12 and calls.count("few_token_linear") == 1
+    assert calls.count("attention") == 2 and calls.count("layer_norm") == 5
     assert set(calls) <= set(SCHEDULES)
 
 

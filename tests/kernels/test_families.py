@@ -11,6 +11,7 @@ from rt3_tvm.schedules.attention import AttentionShape
 from rt3_tvm.schedules.few_tokens import few_token_linear
 from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
+from rt3_tvm.schedules.packing import pack_rows
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
 from tvm import te, tirx
 
@@ -45,6 +46,24 @@ def test_embedding(rng, batch, length, features, dtype):
     want = to_tiles(table[ids].reshape(batch, length, features))
     y = np.full_like(want, np.nan)
     run_kernel("embedding", layout.embedding(batch, length, 300, features, dtype), table, ids, y)
+    np.testing.assert_array_equal(y, want)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 128), (2, 7), (3, 20)])
+@pytest.mark.parametrize("group", [1, 3])
+def test_pattern_embedding(rng, batch, length, group):
+    rows, features, kept = 300, 50, 12
+    table = rng.standard_normal((rows, features)).astype(np.float32)
+    columns = np.sort(rng.permuted(np.tile(np.arange(features), (rows // group, 1)), axis=1)[:, :kept], axis=1)
+    valid = np.arange(kept)[None] < rng.integers(kept - 2, kept + 1, (rows // group, 1))
+    mask = np.zeros((rows // group, features), np.bool_)
+    np.put_along_axis(mask, columns, valid, axis=1)
+    packed = pack_rows(table, columns.astype(np.int32), valid)
+    ids = rng.integers(0, rows, batch * length).astype(np.int32)
+    want = to_tiles((table * np.repeat(mask, group, axis=0))[ids].reshape(batch, length, features))
+    y = np.full_like(want, np.nan)
+    func = layout.pattern_embedding(batch, length, rows, features, kept, group, ("uint16", "int32"))
+    run_kernel("pattern_embedding", func, packed.values, packed.offsets, ids, y)
     np.testing.assert_array_equal(y, want)
 
 
@@ -172,6 +191,7 @@ EXAMPLES = {
     "layer_norm": lambda: layer_norm.layer_norm(NormShape(2, 64, 1e-5, residual=True)),
     "rotary": lambda: rotary.rotary(1, 32, 2, 8),
     "embedding": lambda: layout.embedding(1, 32, 10, 64, "int32"),
+    "pattern_embedding": lambda: layout.pattern_embedding(1, 32, 10, 64, 16, 2, ("uint16", "int32")),
     "to_feature_major": lambda: layout.to_feature_major(1, 32, 64),
     "from_feature_major": lambda: layout.from_feature_major(1, 32, 64),
     "elementwise": _add,

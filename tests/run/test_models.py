@@ -7,6 +7,7 @@ import transformers
 
 from rt3_tvm import CompileOptions, PruneOptions, compile, load, prune
 from rt3_tvm.checkpoint import Checkpoint
+from rt3_tvm.errors import Rt3Error
 from rt3_tvm.pattern import PatternShape
 from rt3_tvm.transformer_lm import TransformerLM, TransformerLMConfig
 from tests.conftest import data_directory, reference
@@ -108,6 +109,13 @@ def tiny(model: str, **config):
             (20,),
             id="transformer-lm",
         ),
+        pytest.param(
+            lambda: TransformerLM(TransformerLMConfig(501, 48, 96, 4, 2, 64)).eval(),
+            PruneOptions((0.5, 0.75), 0.25, embeddings=True),
+            2,
+            (20,),
+            id="transformer-lm-pruned-embedding",
+        ),
     ],
 )
 def test_levels_against_masked_torch(tmp_path, make, options, batch, lengths):
@@ -175,6 +183,50 @@ def test_minilm_scores_real_sentences_like_torch(tmp_path):
             assert np.abs(got - want["last_hidden_state"][i, :real]).max() <= TOLERANCE
 
 
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    torch.manual_seed(0)
+    sizes = {k: v for k, v in TINY.items() if k != "vocab_size"}
+    model = transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=8, **sizes)).eval()
+    checkpoint, path = prune(model, PruneOptions((0.5, 0.75))), tmp_path_factory.mktemp("vit") / "m.so"
+    compile(checkpoint, path, CompileOptions(batch=2))
+    return checkpoint, path
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_vision_transformer(vit, rng, batch):
+    checkpoint, path = vit
+    images = rng.standard_normal((batch, 3, 32, 32)).astype(np.float32)
+    with load(path) as bundle:
+        for level in range(2):
+            bundle.set_level(level)
+            want, got = reference(checkpoint, level, pixel_values=images), bundle(pixel_values=images)
+            assert got.keys() == want.keys()
+            for name in got:
+                assert got[name].shape == want[name].shape
+                assert np.abs(got[name] - want[name]).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((1, 3, 32, 31), np.float32, "an axis of 31, this bundle takes 32"),
+        ((3, 3, 32, 32), np.float32, "batch 3, this bundle takes 1 to 2"),
+        ((3, 32, 32), np.float32, r"rank 3, expected 4 \(batch, 3, 32, 32\)"),
+        ((1, 3, 32, 32), np.float64, "dtype float64, expected float32"),
+        ((1, 3, 32, 32), np.int64, "dtype int64, expected float32"),
+    ],
+)
+def test_bad_images(vit, shape, dtype, message):
+    with load(vit[1]) as bundle, pytest.raises(Rt3Error, match=message):
+        bundle(pixel_values=np.zeros(shape, dtype))
+
+
+def test_images_have_no_length(vit, tmp_path):
+    with pytest.raises(Rt3Error, match="leave out the sequence lengths"):
+        compile(vit[0], tmp_path / "m.so", CompileOptions(lengths=(197,)))
+
+
 def test_left_padding_of_a_decoder(tmp_path, rng):
     checkpoint = prune(tiny("GPT2Model"), PruneOptions((0.5,)))
     compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(20,)))
@@ -198,8 +250,6 @@ def test_the_language_model_is_a_transformer_encoder(rng):
 
 
 def test_a_model_that_tvm_cannot_import_is_one_line(tmp_path):
-    from rt3_tvm.errors import Rt3Error
-
     checkpoint = prune(tiny("ConvBertModel"), PruneOptions((0.5,)))
     with pytest.raises(Rt3Error, match=r"TVM cannot import this model: [^\n]*$"):
         compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(20,)))
@@ -208,8 +258,6 @@ def test_a_model_that_tvm_cannot_import_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("name", ["FNetModel", "XLMModel"])
 def test_models_that_take_other_inputs_are_one_line(name):
-    from rt3_tvm.errors import Rt3Error
-
     with pytest.raises(Rt3Error, match=rf"{name} (takes no attention_mask|fails on input_ids)[^\n]*$"):
         prune(tiny(name), PruneOptions((0.5,)))
 
@@ -231,7 +279,6 @@ def test_a_local_directory_is_loaded_and_its_tokenizer_kept(tmp_path):
 @pytest.mark.parametrize("content", ["config", "pickle", "unknown", "broken"])
 def test_directories_that_cannot_be_loaded_are_one_line(tmp_path, content):
     from rt3_tvm import model as models
-    from rt3_tvm.errors import Rt3Error
 
     model = tiny("BertModel")
     model.config.save_pretrained(tmp_path)

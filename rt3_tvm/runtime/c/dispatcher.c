@@ -191,32 +191,53 @@ static int64_t input_value(const rt3_tensor *tensor, int64_t index) {
   return tensor->dtype == RT3_INT64 ? ((const int64_t *)tensor->data)[index] : ((const int32_t *)tensor->data)[index];
 }
 
-static rt3_status check_input(const rt3_tensor *tensor, const rt3_input_spec *spec, rt3_extent *extent) {
-  const char *name = spec->info.name;
-  if (tensor->dtype != RT3_INT64 && tensor->dtype != RT3_INT32)
-    return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': dtype must be int64 or int32", name);
-  if (tensor->rank != 2)
-    return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': rank %d, expected 2 (batch, length)", name, (int)tensor->rank);
-  if (tensor->data == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': data is NULL", name);
-  const int64_t batch = tensor->shape[0], length = tensor->shape[1];
-  if (batch < 1 || batch > rt3_bundle_tables.batch)
-    return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': batch %lld, this bundle takes 1 to %lld", name, (long long)batch,
-                    (long long)rt3_bundle_tables.batch);
-  if (length < 1 || length > rt3_bundle_tables.max_length)
-    return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': length %lld, this bundle takes 1 to %lld", name, (long long)length,
-                    (long long)rt3_bundle_tables.max_length);
-  if (extent->batch != 0 && (extent->batch != batch || extent->length != length))
-    return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': shape (%lld, %lld) differs from the other inputs' (%lld, %lld)",
-                    name, (long long)batch, (long long)length, (long long)extent->batch, (long long)extent->length);
-  for (int64_t i = 0; i < batch * length; ++i) {
+/* Checks one axis against what was compiled, and batch and length against the other inputs. */
+static rt3_status check_axis(const char *name, int64_t axis, int64_t size, rt3_extent *extent) {
+  if (axis >= 0)
+    return size == axis ? RT3_OK
+                        : rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': an axis of %lld, this bundle takes %lld", name,
+                                   (long long)size, (long long)axis);
+  const bool is_batch = axis == RT3_AXIS_BATCH;
+  const char *what = is_batch ? "batch" : "length";
+  const int64_t most = is_batch ? rt3_bundle_tables.batch : rt3_bundle_tables.max_length;
+  int64_t *seen = is_batch ? &extent->batch : &extent->length;
+  if (size < 1 || size > most)
+    return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': %s %lld, this bundle takes 1 to %lld", name, what, (long long)size,
+                    (long long)most);
+  if (*seen != 0 && *seen != size)
+    return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': %s %lld differs from the other inputs' %lld", name, what,
+                    (long long)size, (long long)*seen);
+  *seen = size;
+  return RT3_OK;
+}
+
+static rt3_status check_values(const rt3_tensor *tensor, const rt3_input_spec *spec, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
     const int64_t value = input_value(tensor, i);
     if (value < 0 || value >= spec->info.limit)
-      return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': value %lld at position %lld is outside [0, %lld)", name,
-                      (long long)value, (long long)i, (long long)spec->info.limit);
+      return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': value %lld at position %lld is outside [0, %lld)",
+                      spec->info.name, (long long)value, (long long)i, (long long)spec->info.limit);
   }
-  extent->batch = batch;
-  extent->length = length;
   return RT3_OK;
+}
+
+static rt3_status check_input(const rt3_tensor *tensor, const rt3_input_spec *spec, rt3_extent *extent) {
+  const rt3_tensor_info *info = &spec->info;
+  const bool numbers = info->dtype == RT3_FLOAT32;
+  if (numbers ? tensor->dtype != RT3_FLOAT32 : tensor->dtype != RT3_INT64 && tensor->dtype != RT3_INT32)
+    return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': dtype must be %s", info->name,
+                    numbers ? "float32" : "int64 or int32");
+  if (tensor->rank != info->rank)
+    return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': rank %d, expected %d", info->name, (int)tensor->rank,
+                    (int)info->rank);
+  if (tensor->data == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "input '%s': data is NULL", info->name);
+  int64_t count = 1;
+  for (int32_t d = 0; d < info->rank; ++d) {
+    const rt3_status status = check_axis(info->name, info->axes[d], tensor->shape[d], extent);
+    if (status != RT3_OK) return status;
+    count *= tensor->shape[d];
+  }
+  return numbers ? RT3_OK : check_values(tensor, spec, count);
 }
 
 static rt3_status check_inputs(const rt3_tensor *inputs, int32_t count, rt3_extent *extent) {
@@ -229,6 +250,7 @@ static rt3_status check_inputs(const rt3_tensor *inputs, int32_t count, rt3_exte
     else if (!spec->info.optional)
       status = rt3_fail(RT3_ERROR_ARGUMENT, "input '%s' is missing", spec->info.name);
   }
+  if (extent->length == 0) extent->length = 1; /* no input has a length: there is one variant a level */
   return status;
 }
 
@@ -240,8 +262,17 @@ static const rt3_variant *find_variant(int32_t level, int64_t length) {
   return NULL; /* check_inputs has made sure of the length */
 }
 
-static void copy_input(const rt3_tensor *tensor, const rt3_input_spec *spec, const rt3_extent *extent,
-                       int64_t variant_length, int64_t *target) {
+static void copy_numbers(const rt3_tensor *tensor, const rt3_input_spec *spec, const rt3_extent *extent,
+                         float *target) {
+  size_t row = 1;
+  for (int32_t d = 1; d < spec->info.rank; ++d) row *= (size_t)spec->info.axes[d];
+  const size_t given = (size_t)extent->batch * row, all = (size_t)rt3_bundle_tables.batch * row;
+  memcpy(target, tensor->data, given * sizeof(float));
+  memset(target + given, 0, (all - given) * sizeof(float));
+}
+
+static void copy_tokens(const rt3_tensor *tensor, const rt3_input_spec *spec, const rt3_extent *extent,
+                        int64_t variant_length, int64_t *target) {
   for (int64_t b = 0; b < rt3_bundle_tables.batch; ++b) {
     for (int64_t t = 0; t < variant_length; ++t) {
       const bool real = b < extent->batch && t < extent->length;
@@ -382,8 +413,12 @@ static rt3_status run_locked(rt3_model *model, const rt3_tensor *inputs, int32_t
   }
   for (int32_t i = 0; i < rt3_bundle_tables.input_count; ++i) {
     const rt3_input_spec *spec = &rt3_bundle_tables.inputs[i];
-    copy_input(find_tensor(inputs, input_count, spec->info.name), spec, &extent, variant->length,
-               (int64_t *)(void *)(model->workspace + variant->inputs[i]));
+    const rt3_tensor *tensor = find_tensor(inputs, input_count, spec->info.name);
+    void *target = model->workspace + variant->inputs[i];
+    if (spec->info.dtype == RT3_FLOAT32)
+      copy_numbers(tensor, spec, &extent, target);
+    else
+      copy_tokens(tensor, spec, &extent, variant->length, target);
   }
   run_steps(variant, model->workspace, model->pool, sink != NULL ? sink->seconds : NULL);
   for (int32_t i = 0; i < rt3_bundle_tables.output_count; ++i) {

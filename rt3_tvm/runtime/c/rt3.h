@@ -45,7 +45,7 @@ typedef struct {
 } rt3_level_info;
 
 /* A row-major tensor of the caller's. For outputs `bytes` is the capacity of `data`; dtype, rank and shape are filled
- * in. Inputs may be RT3_INT64 or RT3_INT32. */
+ * in. Inputs of tokens may be RT3_INT64 or RT3_INT32, inputs of numbers are RT3_FLOAT32. */
 typedef struct {
   const char *name;
   rt3_dtype dtype;
@@ -63,7 +63,7 @@ typedef struct {
   rt3_dtype dtype;
   int32_t rank;
   int64_t axes[RT3_MAX_RANK];
-  int64_t limit;    /* inputs: values must lie in [0, limit) */
+  int64_t limit;    /* inputs of tokens: values must lie in [0, limit) */
   int32_t optional; /* inputs: may be left out */
 } rt3_tensor_info;
 

@@ -37,7 +37,7 @@ typedef struct {
   int64_t length;
   const rt3_step *steps;
   int32_t step_count;
-  const uint64_t *inputs;  /* offsets in the workspace, int64 (batch, length) each */
+  const uint64_t *inputs;  /* offsets in the workspace, int64 (batch, length) or float32 */
   const uint64_t *outputs; /* offsets in the workspace */
 } rt3_variant;
 

@@ -1,9 +1,9 @@
 /* The same functions for tvm_ffi.load_module and TVM RPC.
  *
  * open() -> handle; close(handle); levels(); level(handle); set_level(handle, i); set_threads(handle, n);
- * set_frequency(handle, hz) -> 1 when below the range; run(handle, inputs..., outputs...) with int64 (batch, length)
- * inputs in the bundle's order and float32 outputs of the shape they will have. Symbols of tvm-ffi are weak: without it
- * the bundle still loads.
+ * set_frequency(handle, hz) -> 1 when below the range; run(handle, inputs..., outputs...) with the inputs in the
+ * bundle's order, tokens as int64 or int32 (batch, length), and float32 outputs of the shape they will have. Symbols of
+ * tvm-ffi are weak: without it the bundle still loads.
  */
 #include <tvm/ffi/c_api.h>
 
@@ -106,10 +106,10 @@ RT3_FFI(set_frequency) {
   return raise_status(status) != 0 ? -1 : return_int(result, status == RT3_BELOW_RANGE);
 }
 
-static bool convert(const DLTensor *source, const char *name, bool input, rt3_tensor *target) {
+static bool convert(const DLTensor *source, const char *name, bool tokens, rt3_tensor *target) {
   const bool integer = source->dtype.code == kDLInt && (source->dtype.bits == 64 || source->dtype.bits == 32);
   const bool real = source->dtype.code == kDLFloat && source->dtype.bits == 32;
-  if (source->ndim > RT3_MAX_RANK || source->dtype.lanes != 1 || (input ? !integer : !real)) return false;
+  if (source->ndim > RT3_MAX_RANK || source->dtype.lanes != 1 || (tokens ? !integer : !real)) return false;
   target->name = name;
   target->dtype = real ? RT3_FLOAT32 : source->dtype.bits == 64 ? RT3_INT64 : RT3_INT32;
   target->rank = source->ndim;
@@ -133,8 +133,9 @@ RT3_FFI(run) {
     const bool input = i < inputs;
     const DLTensor *source = tensor_of(&args[1 + i]);
     const char *name = input ? rt3_bundle_tables.inputs[i].info.name : rt3_bundle_tables.outputs[i - inputs].name;
-    if (source == NULL || !convert(source, name, input, &tensors[i]))
-      return raise_error("TypeError", "run: inputs are int64 or int32 tensors, outputs float32 tensors");
+    const bool tokens = input && rt3_bundle_tables.inputs[i].info.dtype != RT3_FLOAT32;
+    if (source == NULL || !convert(source, name, tokens, &tensors[i]))
+      return raise_error("TypeError", "run: tokens are int64 or int32 tensors, all else float32 tensors");
   }
   const rt3_status status = rt3_run(model, tensors, inputs, tensors + inputs, outputs);
   return raise_status(status) != 0 ? -1 : return_int(result, 0);
