@@ -1,25 +1,36 @@
 """One driver for all benchmarks: ``python benchmarks/run.py [CASE ...]``; prints Markdown, and JSON lines with --json.
 
-Cases: linear (pattern_linear against the best dense layer), few (the same for 1 to 8 tokens), model (a bundle against dense
-rivals), compile (time and peak memory of rt3 compile), switch and memory (C programs on a bundle), peak (multiply-adds of one
-core). Run it on an otherwise idle machine.
+Cases: linear (pattern_linear against the best dense layer), few (the same for 1 to 8 tokens), model (every level against dense
+rivals), architectures (a dense and a sparse level of each), density (latency over density), threads (one against two), ops
+(where the time goes), compile (time and peak memory of rt3 compile), switch and memory (C programs on a bundle), peak
+(multiply-adds of one core). Run it on an otherwise idle machine.
 """
 
 import argparse
 import json
+import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from rt3_tvm.codegen.link import runtime_directory
 from rt3_tvm.hardware.bench_linear import LinearCase, bench_linear
-from rt3_tvm.hardware.bench_model import bench_model
+from rt3_tvm.hardware.bench_model import ModelResult, bench_model
 from rt3_tvm.hardware.peak import peak_gflops
+from rt3_tvm.hardware.rivals import RIVALS
+from rt3_tvm.report.ops import measure_ops
+from rt3_tvm.runtime import Bundle, load
+from rt3_tvm.timing import time_interleaved
 
 HERE = Path(__file__).parent
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (384, 384), (1536, 384))
@@ -27,7 +38,22 @@ TOKENS = (128, 32)
 FEW_TOKENS = (1, 2, 4, 8)
 SPARSITIES = (0.5, 0.75, 0.9)
 GROUPS = (0, 1, 2, 4, 8)
-MODELS = ("random-minilm", "random-distilbert")
+MODELS = (
+    ("random-minilm", 4, (128, 32)),
+    ("random-distilbert", 4, (128, 32, 512)),
+    ("random-distilbert", 1, (128,)),
+    ("random-distilbert", 2, (128,)),
+)
+ARCHITECTURES = (
+    "random-bert",
+    "random-roberta",
+    "random-electra",
+    "random-mpnet",
+    "random-gpt2",
+    "random-llama",
+    "random-lm",
+    "random-vit",
+)
 
 Row = dict[str, Any]
 
@@ -65,39 +91,114 @@ def _rt3(*arguments: object) -> None:
     )
 
 
+def _bundle(folder: str, name: str, sparsity: str, group: int, *options: str) -> Path:
+    """Prune and compile a model; return the bundle."""
+    checkpoint, bundle = Path(folder) / f"{name}-v{group}.ckpt", Path(folder) / f"{name}-v{group}.so"
+    shape = ("--group", group, "--pattern-shape", f"{max(4, group)}x32")
+    _rt3("prune", name, "-o", checkpoint, "--sparsity", sparsity, *shape)
+    _rt3("compile", checkpoint, "-o", bundle, "--no-cache", *options)
+    shutil.rmtree(checkpoint)
+    return bundle
+
+
+def _model_rows(facts: Row, result: ModelResult) -> Iterator[Row]:
+    for i, (t, d) in enumerate(zip(result.levels, result.densities, strict=True)):
+        row = facts | {"what": f"level {i}", "density": d, "median_ms": t.median, "low_ms": t.low, "high_ms": t.high}
+        yield row | {f"vs_{n}": r.median / t.median for n, r in result.rivals.items()}
+    for n, r in result.rivals.items():
+        row = facts | {"what": n, "density": 1.0, "median_ms": r.median, "low_ms": r.low, "high_ms": r.high}
+        yield row | {f"vs_{other}": o.median / r.median for other, o in result.rivals.items()}
+
+
 def model(args: argparse.Namespace) -> Iterator[Row]:
-    """Yield each level of MiniLM's and DistilBERT's dimensions, and each rival."""
+    """Yield each level of MiniLM's and DistilBERT's dimensions, the dense one first, and each rival, int8 included."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in MODELS:
-            checkpoint, bundle = Path(folder) / f"{name}.ckpt", Path(folder) / f"{name}.so"
-            _rt3("prune", name, "-o", checkpoint)
-            _rt3("compile", checkpoint, "-o", bundle, "--seq-len", "32,128")
-            for length in TOKENS:
-                result = bench_model(bundle, length, None, args.rounds)
-                for i, (t, d) in enumerate(zip(result.levels, result.densities, strict=True)):
-                    row = {"model": name, "tokens": length, "what": f"level {i}", "density": d, "median_ms": t.median}
-                    yield row | {f"vs_{n}": r.median / t.median for n, r in result.rivals.items()}
-                for n, r in result.rivals.items():
-                    yield {"model": name, "tokens": length, "what": n, "density": 1.0, "median_ms": r.median}
+        for name, group, lengths in MODELS:
+            bundle = _bundle(folder, name, "0,0.5,0.75,0.9", group, "--seq-len", ",".join(map(str, lengths)))
+            for length in lengths:
+                facts: Row = {"model": name, "group": group, "tokens": length}
+                yield from _model_rows(facts, bench_model(bundle, length, list(RIVALS), args.rounds))
+            bundle.unlink()
+
+
+def architectures(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield a dense and a 75 % sparse level (V=4) of every architecture, 128 tokens or one image, and each fp32 rival."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ARCHITECTURES:
+            bundle = _bundle(folder, name, "0,0.75", 4)
+            yield from _model_rows({"model": name}, bench_model(bundle, None, None, args.rounds))
+            bundle.unlink()
+
+
+def density(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield the latency of ten levels of one model, densities 1.0 to 0.1: it must never rise."""
+    with tempfile.TemporaryDirectory() as folder:
+        for group in (1, 4):
+            sparsity = ",".join(f"{0.1 * i:.1f}" for i in range(10))
+            result = bench_model(_bundle(folder, "random-minilm", sparsity, group), None, ["torch"], args.rounds)
+            before = None
+            for d, t in zip(result.densities, result.levels, strict=True):
+                rise = t.median / before - 1.0 if before else 0.0
+                yield {"group": group, "density": d, "median_ms": t.median, "rise": rise}
+                before = t.median
+
+
+def threads(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield the levels of DistilBERT's dimensions on one thread and on two, and the rivals on two."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = _bundle(folder, "random-distilbert", "0,0.5,0.75,0.9", 4, "--threads", "2")
+        with load(bundle) as opened:
+            inputs = opened.zeros(opened.max_length)
+            for level in range(len(opened.levels)):
+                opened.set_level(level)
+                calls = {n: partial(_on_threads, opened, n, inputs) for n in (1, 2)}
+                times = time_interleaved({str(n): call for n, call in calls.items()}, args.rounds)
+                one, two = times["1"].median, times["2"].median
+                yield {"level": level, "one_ms": one, "two_ms": two, "speedup": one / two}
+        yield from _model_rows({"threads": 2}, bench_model(bundle, None, None, args.rounds, threads=2))
+
+
+def _on_threads(bundle: Bundle, count: int, inputs: dict[str, Any]) -> None:
+    if bundle.threads != count:
+        bundle.set_threads(count)
+    bundle(**inputs)
+
+
+def ops(_args: argparse.Namespace) -> Iterator[Row]:
+    """Yield where the time of DistilBERT's dimensions goes, 128 tokens, by kernel family, at a dense and a sparse level."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = _bundle(folder, "random-distilbert", "0,0.75", 4)
+        for level in range(2):
+            for row in measure_ops(bundle, level):
+                facts = asdict(row) | {"gflops": row.gflops, "gbytes_per_s": row.gbytes_per_s}
+                yield {"level": level} | {k: v for k, v in facts.items() if k != "symbol"}
 
 
 def compile_(args: argparse.Namespace) -> Iterator[Row]:
-    """Yield seconds and peak memory of rt3 compile for 3 levels at one length."""
+    """Yield seconds and peak memory of rt3 compile for 3 levels at 2 lengths, and of the same again from the cache."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in MODELS:
+        environment = os.environ | {"RT3_CACHE_DIR": f"{folder}/cache"}
+        for name, again in product(("random-minilm", "random-distilbert"), (False, True)):
             checkpoint, bundle = Path(folder) / f"{name}.ckpt", Path(folder) / f"{name}.so"
-            _rt3("prune", name, "-o", checkpoint)
+            if not again:
+                _rt3("prune", name, "-o", checkpoint)
             code = (
                 "import time, resource, json, sys; from rt3_tvm.cli.main import main; start = time.perf_counter();"
                 "assert main(sys.argv[1:]) == 0; print(json.dumps([time.perf_counter() - start,"
                 "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))"
             )
-            command = [sys.executable, "-c", code, "compile", checkpoint, "-o", bundle]
-            done = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True)
+            command = [sys.executable, "-c", code, "compile", checkpoint, "-o", bundle, "--seq-len", "32,128"]
+            start = time.perf_counter()
+            done = subprocess.run(
+                [str(c) for c in command], check=True, capture_output=True, text=True, env=environment
+            )
+            whole = time.perf_counter() - start
             seconds, own, children = json.loads(done.stdout.splitlines()[-1])
             yield {
                 "model": name,
+                "from_cache": again,
                 "seconds": seconds,
+                "seconds_of_process": whole,
                 "peak_gib": max(own, children) / 2**20,
                 "bundle_mib": bundle.stat().st_size / 2**20,
             }
@@ -144,6 +245,10 @@ CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "linear": linear,
     "few": few,
     "model": model,
+    "architectures": architectures,
+    "density": density,
+    "threads": threads,
+    "ops": ops,
     "compile": compile_,
     "switch": switch,
     "memory": memory,
@@ -160,7 +265,7 @@ def machine() -> str:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
     )
-    return f"{cpu[1] if cpu else platform.machine()}, commit {commit.stdout.strip() or 'unknown'}, one thread"
+    return f"{cpu[1] if cpu else platform.machine()}, commit {commit.stdout.strip() or 'unknown'}, one thread but for `threads`"
 
 
 def _cell(value: Any) -> str:

@@ -99,6 +99,10 @@ DEMO_MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     "random-minilm": _random(
         "BertConfig", hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
     ),
+    "random-bert": _random("BertConfig"),
+    "random-roberta": _random("RobertaConfig"),
+    "random-electra": _random("ElectraConfig"),
+    "random-mpnet": _random("MPNetConfig"),
     "random-gpt2": _random("GPT2Config"),
     "random-llama": _random(
         "LlamaConfig",

@@ -264,7 +264,8 @@ def test_profile_times_every_step(tiny_bundle):
     rows = measure_ops(tiny_bundle, 1, 12)
     assert sum(r.calls for r in rows) == len(steps)
     assert sum(r.share for r in rows) == pytest.approx(1.0)
-    assert {r.family for r in rows if r.gflops} == {"pattern_linear"}
+    assert {r.family for r in rows if r.gflops} == {"pattern_linear", "few_token_linear", "attention"}
+    assert all(0 < r.of_peak < 1 for r in rows if r.gflops and r.ms > 0.001) and all(r.mbytes > 0 for r in rows)
     with pytest.raises(Rt3Error, match="takes 1 to 40"):
         measure_ops(tiny_bundle, 0, 41)
 
