@@ -96,7 +96,8 @@ def _bundle(folder: str, name: str, sparsity: str, group: int, *options: str) ->
     checkpoint, bundle = Path(folder) / f"{name}-v{group}.ckpt", Path(folder) / f"{name}-v{group}.so"
     shape = ("--group", group, "--pattern-shape", f"{max(4, group)}x32")
     _rt3("prune", name, "-o", checkpoint, "--sparsity", sparsity, *shape)
-    _rt3("compile", checkpoint, "-o", bundle, "--no-cache", *options)
+    frequencies = ",".join(f"{2000 - 100 * i}MHz" for i in range(sparsity.count(",") + 1))  # labels
+    _rt3("compile", checkpoint, "-o", bundle, "--no-cache", "--freqs", frequencies, *options)
     shutil.rmtree(checkpoint)
     return bundle
 

@@ -12,8 +12,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("prune", help="prune a model once, by magnitude, to a checkpoint of several levels")
     p.add_argument(
         "model",
-        help="a local Hugging Face directory, or a name such as minilm (real weights) or random-distilbert, random-minilm, random-gpt2, random-llama, random-lm, "
-        "random-vit, random-tiny (random weights, for speed)",
+        help="a local Hugging Face directory; minilm (real weights, with the extra `demo`); or random weights, for speed: "
+        "random-bert, -distilbert, -electra, -gpt2, -llama, -lm, -minilm, -mpnet, -roberta, -tiny, -vit",
     )
     p.add_argument("-o", "--output", type=Path, required=True, metavar="CKPT", help="directory of the checkpoint")
     p.add_argument(
