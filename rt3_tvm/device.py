@@ -50,6 +50,14 @@ class Cluster:
 
 
 @dataclass(frozen=True)
+class PublishedLevels:
+    """Operating points and a power coefficient that a publication used for the device, beside the kernel's figures."""
+
+    opps: tuple[OperatingPoint, ...]
+    watts_per_hz_v2: float
+
+
+@dataclass(frozen=True)
 class Device:
     """A board or phone; code is generated for the first cluster."""
 
@@ -57,6 +65,7 @@ class Device:
     title: str
     clusters: tuple[Cluster, ...]
     source: str
+    published: PublishedLevels | None = None
 
     @property
     def cluster(self) -> Cluster:
@@ -132,7 +141,33 @@ def parse(text: str, where: str, name: str) -> Device:
         title=str(table.get("title", name)),
         clusters=tuple(_parse_cluster(c, f"{where}: cluster {i}") for i, c in enumerate(clusters)),
         source=str(table.get("source", "")),
+        published=_parse_published(table["published"], f"{where}: published") if "published" in table else None,
     )
+
+
+def _parse_published(table: Any, where: str) -> PublishedLevels:
+    if not isinstance(table, dict):
+        raise Rt3Error(f"{where}: must be a table")
+    coefficient = table.get("watts_per_hz_v2")
+    if not isinstance(coefficient, float) or not 0.0 < coefficient < 1e-6:
+        raise Rt3Error(f"{where}: 'watts_per_hz_v2' must be a float in (0, 1e-6), not {coefficient!r}")
+    return PublishedLevels(_parse_opps(table.get("opps"), where), coefficient)
+
+
+def _parse_opps(rows: Any, where: str) -> tuple[OperatingPoint, ...]:
+    if not isinstance(rows, list):
+        raise Rt3Error(f"{where}: 'opps' must be a list, not {rows!r}")
+    opps = []
+    for i, row in enumerate(rows):
+        if not (isinstance(row, list) and len(row) == 2 and all(isinstance(v, int | float) for v in row)):
+            raise Rt3Error(f"{where}: opps[{i}] must be [Hz, V], not {row!r}")
+        hz, volts = float(row[0]), float(row[1])
+        if not (1e6 <= hz <= 1e11 and 0.0 <= volts <= 2.0):
+            raise Rt3Error(f"{where}: opps[{i}] = {row!r} is not a plausible [Hz, V]")
+        opps.append(OperatingPoint(hz, volts))
+    if any(a.hz <= b.hz for a, b in pairwise(opps)):
+        raise Rt3Error(f"{where}: opps must descend in Hz, each once")
+    return tuple(opps)
 
 
 def _parse_cluster(table: dict[str, Any], where: str) -> Cluster:
@@ -147,16 +182,6 @@ def _parse_cluster(table: dict[str, Any], where: str) -> Cluster:
     target = take("target", dict)
     if target.get("kind") != "llvm":
         raise Rt3Error(f"{where}: target.kind must be 'llvm', not {target.get('kind')!r}")
-    opps = []
-    for i, row in enumerate(take("opps", list)):
-        if not (isinstance(row, list) and len(row) == 2 and all(isinstance(v, int | float) for v in row)):
-            raise Rt3Error(f"{where}: opps[{i}] must be [Hz, V], not {row!r}")
-        hz, volts = float(row[0]), float(row[1])
-        if not (1e6 <= hz <= 1e11 and 0.0 <= volts <= 2.0):
-            raise Rt3Error(f"{where}: opps[{i}] = {row!r} is not a plausible [Hz, V]")
-        opps.append(OperatingPoint(hz, volts))
-    if any(a.hz <= b.hz for a, b in pairwise(opps)):
-        raise Rt3Error(f"{where}: opps must descend in Hz, each once")
     return Cluster(
         name=take("name", str),
         core=take("core", str),
@@ -166,7 +191,7 @@ def _parse_cluster(table: dict[str, Any], where: str) -> Cluster:
         registers=take("registers", int),
         l1d_bytes=take("l1d_bytes", int),
         l2_bytes=take("l2_bytes", int),
-        opps=tuple(opps),
+        opps=_parse_opps(table.get("opps"), where),
     )
 
 

@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from rt3_tvm.cli.options import console
+
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
@@ -48,7 +50,6 @@ def drive_linear(args: argparse.Namespace) -> None:
 
 def drive_model(args: argparse.Namespace) -> None:
     """Run ``rt3 bench model``."""
-    from rich.console import Console
     from rich.table import Table
 
     from rt3_tvm.hardware.bench_model import bench_model
@@ -66,4 +67,4 @@ def drive_model(args: argparse.Namespace) -> None:
     for name, density, t in rows:
         ratios = (f"{rival.median / t.median:.2f}x" for rival in result.rivals.values())
         table.add_row(name, density, f"{t.median:.3f}", f"{t.low:.3f}", f"{t.high:.3f}", *ratios)
-    Console().print(table)
+    console().print(table)

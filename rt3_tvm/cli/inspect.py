@@ -5,6 +5,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from rt3_tvm.cli.options import console
+
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
@@ -20,8 +22,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def drive(args: argparse.Namespace) -> None:
     """Run the command."""
-    from rich.console import Console
-
     from rt3_tvm.report import ops, summary
 
     if args.ops:
@@ -29,11 +29,11 @@ def drive(args: argparse.Namespace) -> None:
         if args.json:
             print(json.dumps([asdict(row) | {"gflops": row.gflops, "gbytes_per_s": row.gbytes_per_s} for row in rows]))
         else:
-            Console().print(summary.ops_table(rows))
+            console().print(summary.ops_table(rows))
         return
     facts = summary.describe(args.path)
     if args.json:
         print(json.dumps(facts))
     else:
         for part in summary.tables(facts):
-            Console().print(part)
+            console().print(part)

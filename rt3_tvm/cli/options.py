@@ -2,10 +2,15 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
+from rich.console import Console
+
 from rt3_tvm.errors import Rt3Error
+
+PIPE_WIDTH = 140
 
 
 def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -30,6 +35,11 @@ def numbers(kind: type, what: str) -> Callable[[str], Any]:
             raise Rt3Error(f"'{text}': give {what}, separated by commas") from None
 
     return checked(parse)
+
+
+def console() -> Console:
+    """Return where tables go: as wide as the terminal, and wide enough for every column in a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 @checked

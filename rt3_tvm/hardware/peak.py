@@ -10,9 +10,14 @@ from pathlib import Path
 from rt3_tvm.codegen.link import choose_compiler, run_compiler
 
 
-@cache
 def peak_gflops() -> float:
-    """Return the GFLOP/s of fused multiply-adds of one core of this machine, measured now: the best of ten tries."""
+    """Return the GFLOP/s of fused multiply-adds of one core of this machine, measured once: the best of ten tries."""
+    return core_limits()["peak_gflops"]
+
+
+@cache
+def core_limits() -> dict[str, float]:
+    """Return what ``peak.c`` measures on this machine, GFLOP/s by name."""
     import platform
 
     machine = platform.machine()
@@ -23,4 +28,4 @@ def peak_gflops() -> float:
         compiler = choose_compiler(f"{machine}-linux-gnu", None, machine)
         run_compiler(compiler, ["-std=gnu11", "-O2", "-march=native", "peak.c", "-o", "peak"], folder)
         printed = subprocess.run([folder / "peak"], check=True, capture_output=True, text=True).stdout
-    return float(json.loads(printed)["peak_gflops"])
+    return {name: float(value) for name, value in json.loads(printed).items() if name.endswith("_gflops")}

@@ -92,6 +92,9 @@ def tiny(model: str, **config):
         pytest.param(
             lambda: tiny("BertForSequenceClassification"), PruneOptions((0.5,)), 2, (20,), id="bert-classifier"
         ),
+        pytest.param(
+            lambda: tiny("BertModel", max_position_embeddings=512), PruneOptions((0.5,)), 1, (512,), id="bert-512"
+        ),
         # Decoders, the whole sequence at once: weights stored the other way around, pre-norm; RMSNorm, rotary positions,
         # grouped queries, gated MLP; biases on those projections; parallel residuals.
         pytest.param(lambda: tiny("GPT2Model"), PruneOptions((0.5, 0.75)), 2, (20,), id="gpt2"),
