@@ -5,7 +5,7 @@ of the best choice falls with the density, and a matrix whose dense kernel is ch
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from rt3_tvm.schedules.cpu import CpuShape
@@ -68,7 +68,10 @@ class LinearDecisions:
 
 @dataclass(frozen=True)
 class LinearShape:
-    """Sizes of one linear layer: ``kept`` columns a group of ``group`` rows, padded to equal column blocks."""
+    """Sizes of one linear layer: ``kept`` columns a group of ``group`` rows, padded to equal column blocks.
+
+    A kernel may serve a part of the token tiles: ``tiles`` of them from ``first`` on, of ``of`` in the buffers (0: all).
+    """
 
     tiles: int
     rows: int
@@ -76,6 +79,13 @@ class LinearShape:
     kept: int
     group: int
     offset_dtype: str = "uint16"
+    first: int = 0
+    of: int = 0
+
+    @property
+    def buffer_tiles(self) -> int:
+        """Token tiles of X and Y."""
+        return self.of or self.tiles
 
     @property
     def dense(self) -> bool:
@@ -171,6 +181,20 @@ def best_cycles(cpu: CpuShape, rows: int, cols: int, kept: int, group: int) -> f
 def sparse_pays(cpu: CpuShape, rows: int, cols: int, kept: int, group: int) -> bool:
     """Return whether the sparse kernel is modelled to be faster than the dense one."""
     return best_cycles(cpu, rows, cols, kept, group) < best_cycles(cpu, rows, cols, cols, rows)
+
+
+def split_tiles(cpu: CpuShape, shape: LinearShape, packing: LinearPacking) -> list[LinearShape]:
+    """Return the parts in which token tiles are served: whole register blocks and a rest, where that is cheaper than one kernel."""
+    whole = shape.tiles // MAX_TILES * MAX_TILES
+    if not 0 < whole < shape.tiles:
+        return [shape]
+    rest = replace(shape, tiles=shape.tiles - whole, first=whole, of=shape.tiles)
+    parts = [replace(shape, tiles=whole, of=shape.tiles), rest]
+
+    def cycles(part: LinearShape) -> float:
+        return linear_cycles(cpu, part, packing, choose_decisions(cpu, part, packing))
+
+    return parts if sum(map(cycles, parts)) < cycles(shape) else [shape]
 
 
 @cache

@@ -41,11 +41,11 @@ def linear_algorithm(
             Y = acc, or act(acc) after the last column block
     """
     act = ACTIVATIONS[activation]
-    tiles, cols, rows = shape.tiles, shape.cols, packing.rows
+    tiles, cols, rows = shape.buffer_tiles, shape.cols, packing.rows
     blocks, gi = packing.column_blocks, decisions.groups
     tokens = decisions.vectors * lanes
     row_blocks, kept = shape.rows // rows, shape.kept // blocks
-    token_blocks = tiles * TOKEN_TILE // tokens
+    token_blocks = shape.tiles * TOKEN_TILE // tokens
     share = shape.group // rows
     tables = shape.rows // shape.group
     x_size, tile_size = tiles * cols * TOKEN_TILE, cols * TOKEN_TILE
@@ -68,7 +68,7 @@ def linear_algorithm(
         return tile_of(following, T.floordiv(line, block_cols) * TOKEN_TILE) * tile_size + col * TOKEN_TILE
 
     def tile_of(block: Any, t: Any) -> Any:
-        return T.floordiv(block * tokens + t, TOKEN_TILE)
+        return T.floordiv(block * tokens + t, TOKEN_TILE) + shape.first
 
     def lane_of(block: Any, t: Any) -> Any:
         return T.floormod(block * tokens + t, TOKEN_TILE)

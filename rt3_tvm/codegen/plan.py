@@ -98,7 +98,7 @@ class _Planner:
     def visit(self, var: relax.Var, value: relax.Expr) -> None:
         """Plan one binding."""
         step = len(self.calls)
-        if isinstance(value, relax.Call) and value.op.name == "relax.call_tir":
+        if isinstance(value, relax.Call) and value.op.name in ("relax.call_tir", "relax.call_tir_inplace"):
             self._call(var, value, step)
         elif isinstance(value, relax.Call) and value.op.name in ALIASES:
             self.values[var] = [self.value(value.args[0], step)]
@@ -115,13 +115,15 @@ class _Planner:
         arguments = [self.value(a, step) for a in operands.fields]
         ty = call.ty_args[0]
         types = list(ty.fields) if isinstance(ty, relax.TupleType) else [ty]
-        self.values[var] = [self.buffer(t, step) for t in types]
+        in_place = call.op.name == "relax.call_tir_inplace"  # then the last argument is the output
+        outputs = [] if in_place else [self.buffer(t, step) for t in types]
+        self.values[var] = [arguments[-1]] if in_place else outputs
         refs = [self.context.weights.get(a.name) for a in operands.fields if isinstance(a, relax.Var)]
         matrix = next((r.weight for r in refs if r is not None and r.kind == "values"), "")
         func = self.mod[target]
         flops = int(func.attrs.get(FLOPS_ATTR, 0))
         size = _touched_bytes(func, types)
-        self.calls.append((self.kernels.index(func), [*arguments, *self.values[var]], matrix, flops, size))
+        self.calls.append((self.kernels.index(func), [*arguments, *outputs], matrix, flops, size))
 
 
 def _bytes(ty: relax.TensorType) -> int:

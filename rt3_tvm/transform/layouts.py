@@ -148,10 +148,14 @@ class Layouts:
         args: list[relax.Expr],
         ty: relax.TensorType | list[relax.TensorType],
         flops: float = 0,
+        in_place: bool = False,
     ) -> relax.Var:
-        """Emit a call of a kernel; equal kernels become one function."""
+        """Emit a call of a kernel; equal kernels become one function. ``in_place``: its last argument is also its output."""
         func = func.with_attrs({KERNEL_ATTR: family, "op_pattern": OPAQUE, FLOPS_ATTR: round(flops)})
-        return self.builder.emit(relax.call_tir(self.builder.add_func(func, family), args, ty))
+        function = self.builder.add_func(func, family)
+        if in_place:
+            return self.builder.emit(relax.op.call_tir_inplace(function, relax.Tuple(args), len(args) - 1, ty))
+        return self.builder.emit(relax.call_tir(function, args, ty))
 
 
 def is_scalar(expr: relax.Expr) -> bool:

@@ -23,6 +23,7 @@ from rt3_tvm.schedules.linear_decisions import (
     choose_decisions,
     choose_packing,
     padded_kept,
+    split_tiles,
 )
 from rt3_tvm.schedules.packing import column_dtype, offset_dtype
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
@@ -64,12 +65,6 @@ class _Lowering(Layouts):
         kept = self.context.matrices[name].group_columns()[0].shape[1] if sparse else cols
         packing = choose_packing(cpu, rows, cols, kept, group)
         shape = LinearShape(t.tiles, rows, cols, padded_kept(kept, packing), group, offset_dtype(cols))
-        if few_tokens(packing, cols, t.batch, t.length):
-            family, algorithm = "few_token_linear", few_token_linear(shape, packing, t.length, row.activation)
-        else:
-            decisions = choose_decisions(cpu, shape, packing)
-            algorithm = linear_algorithm(shape, packing, decisions, cpu.lanes, row.activation)
-            algorithm = algorithm.with_attr(DECISIONS_ATTR, decisions.__dict__)
         blocks, block_kept = packing.column_blocks, shape.kept // packing.column_blocks
         bias = self.context.parameters[args["bias"].name] if "bias" in args else ""
 
@@ -83,9 +78,19 @@ class _Lowering(Layouts):
             self.parameter(ref("offsets"), tensor((blocks, rows // group, block_kept), shape.offset_dtype)),
             self.parameter(ref("bias"), tensor((rows // packing.rows, packing.rows))),
         ]
-        flops = 2.0 * rows * cols * t.tiles * TOKEN_TILE * (float(func.attrs["rt3.density"]) if sparse else 1.0)
-        out = Tokens(t.batch, t.length, rows)
-        self.feature_major[var] = self.kernel(family, algorithm, [flat, *weights], out.ty(), flops)
+        flops = 2.0 * rows * cols * TOKEN_TILE * (float(func.attrs["rt3.density"]) if sparse else 1.0)  # a tile
+        out, operands = Tokens(t.batch, t.length, rows).ty(), [flat, *weights]
+        if few_tokens(packing, cols, t.batch, t.length):
+            algorithm = few_token_linear(shape, packing, t.length, row.activation)
+            self.feature_major[var] = self.kernel("few_token_linear", algorithm, operands, out, flops)
+            return True
+        result: list[relax.Expr] = []
+        for part in split_tiles(cpu, shape, packing):
+            decisions = choose_decisions(cpu, part, packing)
+            algorithm = linear_algorithm(part, packing, decisions, cpu.lanes, row.activation)
+            algorithm = algorithm.with_attr(DECISIONS_ATTR, decisions.__dict__)
+            result = [self.kernel(family, algorithm, [*operands, *result], out, flops * part.tiles, bool(result))]
+        self.feature_major[var] = result[0]
         return True
 
     def attention(self, var: relax.Var, row: Composite, func: relax.Function, args: Arguments) -> bool:

@@ -1,5 +1,6 @@
 """pattern_linear and dense_linear against NumPy in float64, over groups, odd shapes and decisions."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,7 @@ from rt3_tvm.schedules.linear_decisions import (
     choose_packing,
     padded_kept,
     sparse_pays,
+    split_tiles,
 )
 from rt3_tvm.schedules.packing import offset_dtype, pack_linear
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
@@ -67,6 +69,35 @@ def test_block_pruned_with_blocks_that_do_not_fit():
     weight, columns, valid = sparse(384, 384, 4, 0.35, block_sparsity=0.3, pattern=(100, 100))
     assert not valid.all()  # the last block of each row is padded
     check(384, 384, 7, columns, valid, weight, choose_packing(CPU, 384, 384, columns.shape[1], 4))
+
+
+def test_parts_of_the_tiles_fill_one_result():
+    rows, cols, tokens = 32, 200, 7 * 16 - 3
+    weight, columns, valid = sparse(rows, cols, 4, 0.5)
+    packing = LinearPacking(4, 3)
+    rng = np.random.default_rng(1)
+    x, bias = (rng.standard_normal(s).astype(np.float32) for s in ((1, tokens, cols), rows))
+    packed = pack_linear(weight, columns, valid, bias, packing)
+    y = np.full((7, rows, 16), np.nan, np.float32)
+    whole = LinearShape(7, rows, cols, padded_kept(columns.shape[1], packing), 4)
+    for part in (replace(whole, tiles=4, of=7), replace(whole, tiles=3, first=4, of=7)):
+        decisions = choose_decisions(CPU, part, packing)
+        func = linear_algorithm(part, packing, decisions, CPU.lanes, "none")
+        func = func.with_attr(DECISIONS_ATTR, decisions.__dict__)
+        arrays = to_tiles(x), packed.values, packed.offsets, np.ascontiguousarray(packed.bias), y
+        run_kernel("pattern_linear", func, *arrays)
+    want = x[0].astype(np.float64) @ weight.T.astype(np.float64) + bias
+    np.testing.assert_allclose(from_tiles(y, 1, tokens)[0], want, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tiles", [1, 3, 4, 5, 8, 13, 32])
+def test_tiles_are_split_into_parts_that_cover_them_once(tiles):
+    cpu = CpuShape(16, 32, 49152)
+    packing = choose_packing(cpu, 768, 768, 768, 768)
+    shape = LinearShape(tiles, 768, 768, padded_kept(768, packing), 768)
+    covered = [t for p in split_tiles(cpu, shape, packing) for t in range(p.first, p.first + p.tiles)]
+    assert covered == list(range(tiles))
+    assert len(split_tiles(cpu, shape, packing)) == (2 if tiles == 13 else 1) or tiles == 5
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 7])
