@@ -125,7 +125,7 @@ def model(args: argparse.Namespace) -> Iterator[Row]:
 def architectures(args: argparse.Namespace) -> Iterator[Row]:
     """Yield a dense and a 75 % sparse level (V=4) of every architecture, 128 tokens or one image, and each fp32 rival."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in ARCHITECTURES:
+        for name in args.models:
             bundle = _bundle(folder, name, "0,0.75", 4)
             yield from _model_rows({"model": name}, bench_model(bundle, None, None, args.rounds))
             bundle.unlink()
@@ -279,6 +279,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], help=", ".join(CASES))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--groups", type=lambda t: [int(v) for v in t.split(",")], default=list(GROUPS))
+    parser.add_argument("--models", type=lambda t: t.split(","), default=list(ARCHITECTURES), help="of architectures")
     parser.add_argument("--json", action="store_true", help="one JSON object a row instead of a table")
     args = parser.parse_args()
     for name in args.cases or CASES:
