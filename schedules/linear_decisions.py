@@ -184,7 +184,7 @@ def sparse_pays(cpu: CpuShape, rows: int, cols: int, kept: int, group: int) -> b
 
 
 def split_tiles(cpu: CpuShape, shape: LinearShape, packing: LinearPacking) -> list[LinearShape]:
-    """Return the parts in which token tiles are served: whole register blocks and a rest, where that is cheaper than one kernel."""
+    """Return the parts in which tiles are served: whole register blocks and a rest, where that is cheaper than one kernel."""
     whole = shape.tiles // MAX_TILES * MAX_TILES
     if not 0 < whole < shape.tiles:
         return [shape]
