@@ -16,6 +16,7 @@
 #define LANES 4
 #endif
 #define CHAINS 12
+#define TILE 12
 #define STEPS 5000000L
 #define TRIES 10
 
@@ -37,7 +38,16 @@ static double gflops(double seconds) { return 2.0 * CHAINS * LANES * (double)STE
 #define ALL(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
 #define DECLARE(i) vector a##i = (vector){0} + (float)i;
 #define MULTIPLY(i) a##i = a##i * b + c;
-#define MULTIPLY_LOADED(i) a##i += x[offsets[i / 4] + i] * weights[i / 4];
+/* One kept weight of four vectors of tokens, in tiles TILE vectors apart. */
+#define WEIGHT(k, i, j, l, m)            \
+  {                                      \
+    const vector *from = x + offsets[k]; \
+    const float weight = weights[k];     \
+    a##i += from[0] * weight;            \
+    a##j += from[TILE] * weight;         \
+    a##l += from[2 * TILE] * weight;     \
+    a##m += from[3 * TILE] * weight;     \
+  }
 #define ADD(i) sum += a##i[0];
 
 static float run_peak(void) {
@@ -56,7 +66,9 @@ static float run_loaded(void) {
   ALL(DECLARE)
   for (long s = 0; s < STEPS; ++s) {
     __asm__ volatile("" : "+m"(x), "+m"(weights), "+m"(offsets)); /* they must be read again */
-    ALL(MULTIPLY_LOADED)
+    WEIGHT(0, 0, 1, 2, 3)
+    WEIGHT(1, 4, 5, 6, 7)
+    WEIGHT(2, 8, 9, 10, 11)
   }
   ALL(ADD)
   return sum;

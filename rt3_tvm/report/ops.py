@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rt3_tvm.errors import Rt3Error
+from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.hardware.peak import peak_gflops
 from rt3_tvm.runtime import load
 
@@ -17,7 +17,8 @@ class OpRow:
     """A kernel of one variant: how often it runs, its median ms in one inference and its share of that.
 
     ``gflop`` counts kept weights only and is 0 where a family does not count; ``mbytes`` counts every argument once (weights,
-    inputs, outputs); ``of_peak`` is GFLOP/s over the multiply-add peak of the cores it ran on, measured in the same call.
+    inputs, outputs); ``of_peak`` is GFLOP/s over the multiply-add peak of the cores it ran on, measured in the same call, or None
+    where no C compiler can build the program that measures it.
     """
 
     symbol: str
@@ -27,7 +28,7 @@ class OpRow:
     share: float
     gflop: float
     mbytes: float
-    of_peak: float
+    of_peak: float | None
 
     @property
     def gflops(self) -> float:
@@ -62,11 +63,15 @@ def _rows(facts: dict[str, Any], level: int, length: int, seconds: list[float], 
         row = sums.setdefault(kernel, [0, 0.0, 0.0, 0.0])
         for i, value in enumerate((1, took, flops, size)):
             row[i] += value
-    total, peak = sum(seconds), peak_gflops() * threads
+    total = sum(seconds)
+    try:
+        peak = peak_gflops() * threads
+    except (Rt3Error, JobError):
+        peak = None
     rows = []
     for kernel, (calls, took, flops, size) in sums.items():
         names = facts["kernels"][kernel]
-        of_peak = flops / took / 1e9 / peak if took else 0.0
+        of_peak = flops / took / 1e9 / peak if took and peak else None
         rows.append(
             OpRow(
                 names["symbol"], names["family"], int(calls), 1e3 * took, took / total, flops / 1e9, size / 1e6, of_peak

@@ -80,7 +80,8 @@ def ops_table(rows: list[OpRow]) -> Table:
     for head in ("kernel", "calls", "ms", "share", "GFLOP", "GFLOP/s", "of peak", "MB", "GB/s"):
         table.add_column(head, justify="left" if head == "kernel" else "right", no_wrap=True)
     for r in rows:
-        speed = (f"{r.gflop:.3f}", f"{r.gflops:.1f}", f"{r.of_peak:.0%}") if r.gflop else ("", "", "")
+        share = "unknown" if r.of_peak is None else f"{r.of_peak:.0%}"
+        speed = (f"{r.gflop:.3f}", f"{r.gflops:.1f}", share) if r.gflop else ("", "", "")
         table.add_row(
             r.symbol, str(r.calls), f"{r.ms:.3f}", f"{r.share:.1%}", *speed, f"{r.mbytes:.2f}", f"{r.gbytes_per_s:.1f}"
         )

@@ -253,6 +253,20 @@ def test_metadata_is_read_without_loading(tiny_bundle):
     assert all(len(m["levels"]) == 3 for m in facts["matrices"].values())
 
 
+def test_ops_without_a_compiler(tiny_bundle, monkeypatch):
+    from rt3_tvm.hardware import peak
+    from rt3_tvm.report.ops import measure_ops
+    from rt3_tvm.report.summary import ops_table
+
+    def none(*_args):
+        raise Rt3Error("no C compiler found")
+
+    peak.core_limits.cache_clear()
+    monkeypatch.setattr(peak, "choose_compiler", none)
+    rows = measure_ops(tiny_bundle, 1, 12)
+    assert all(r.of_peak is None for r in rows) and "unknown" in str(list(ops_table(rows).columns[6].cells))
+
+
 def test_profile_times_every_step(tiny_bundle):
     from rt3_tvm.report.ops import measure_ops
 
@@ -265,7 +279,9 @@ def test_profile_times_every_step(tiny_bundle):
     assert sum(r.calls for r in rows) == len(steps)
     assert sum(r.share for r in rows) == pytest.approx(1.0)
     assert {r.family for r in rows if r.gflops} == {"pattern_linear", "few_token_linear", "attention"}
-    assert all(0 < r.of_peak < 1 for r in rows if r.gflops and r.ms > 0.001) and all(r.mbytes > 0 for r in rows)
+    assert all(r.of_peak is not None and 0 < r.of_peak < 1 for r in rows if r.gflops and r.ms > 0.001) and all(
+        r.mbytes > 0 for r in rows
+    )
     with pytest.raises(Rt3Error, match="takes 1 to 40"):
         measure_ops(tiny_bundle, 0, 41)
 

@@ -44,7 +44,7 @@ rt3_status rt3_open(rt3_model **model) {
   }
   memset(workspace, 0, rt3_bundle_tables.workspace_bytes); /* touch every page now, not in the first run */
   opened->workspace = workspace;
-  opened->threads = rt3_online_cores();
+  atomic_init(&opened->threads, rt3_online_cores());
   atomic_init(&opened->level, 0);
   atomic_init(&opened->follow, false);
   atomic_flag_clear(&opened->busy);
@@ -335,7 +335,7 @@ int32_t rt3_max_threads(const rt3_model *model) {
 
 int32_t rt3_threads(const rt3_model *model) {
   if (model == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_threads: model is NULL");
-  return model->threads;
+  return atomic_load_explicit(&((rt3_model *)model)->threads, memory_order_relaxed);
 }
 
 rt3_status rt3_set_threads(rt3_model *model, int32_t threads) {
@@ -345,18 +345,19 @@ rt3_status rt3_set_threads(rt3_model *model, int32_t threads) {
                     RT3_MAX_THREADS);
   if (atomic_flag_test_and_set_explicit(&model->busy, memory_order_acquire))
     return rt3_fail(RT3_ERROR_BUSY, "rt3_set_threads: the handle is running");
-  model->threads = threads;
+  atomic_store_explicit(&model->threads, threads, memory_order_relaxed);
   atomic_flag_clear_explicit(&model->busy, memory_order_release);
   return RT3_OK;
 }
 
 /* Makes the pool match the threads that are wanted. */
 static rt3_status match_pool(rt3_model *model) {
-  if (rt3_pool_threads(model->pool) == model->threads) return RT3_OK;
+  const int32_t wanted = atomic_load_explicit(&model->threads, memory_order_relaxed);
+  if (rt3_pool_threads(model->pool) == wanted) return RT3_OK;
   rt3_pool_close(model->pool);
-  model->pool = model->threads > 1 ? rt3_pool_open(model->threads) : NULL;
-  if (rt3_pool_threads(model->pool) == model->threads) return RT3_OK;
-  return rt3_fail(RT3_ERROR_SYSTEM, "cannot start %d threads", (int)model->threads);
+  model->pool = wanted > 1 ? rt3_pool_open(wanted) : NULL;
+  if (rt3_pool_threads(model->pool) == wanted) return RT3_OK;
+  return rt3_fail(RT3_ERROR_SYSTEM, "cannot start %d threads", (int)wanted);
 }
 
 /* Where rt3_profile puts its times; NULL elsewhere. */

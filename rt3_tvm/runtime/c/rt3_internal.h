@@ -89,8 +89,8 @@ struct rt3_model {
   atomic_bool follow; /* auto */
   atomic_flag busy;
   unsigned char *workspace;
-  rt3_pool *pool;  /* NULL: one thread */
-  int32_t threads; /* wanted; the pool is made to match by the next run */
+  rt3_pool *pool;     /* NULL: one thread */
+  atomic_int threads; /* wanted; the pool is made to match by the next run */
   rt3_governor governor;
 };
 
