@@ -33,8 +33,8 @@ class CoreCost:
 
 
 CORE_COSTS = {
-    # Sapphire Rapids in a virtual machine, measured by loops of loads and multiply-adds in assembly: 512-bit loads come at
-    # 1.4 a cycle; `benchmarks/run.py linear` agrees with the model to about 10 %.
+    # A Xeon in a virtual machine: a 512-bit load for each multiply-add does not keep up (`benchmarks/run.py peak`); fitted to
+    # `benchmarks/run.py linear`.
     "avx512": CoreCost(fma=0.63, load=0.72, broadcast=0.21),
     # In-order cores: one 128-bit multiply-add a cycle on A55 (half on A53), a 128-bit load in two (A53: three).
     # From the vendor's optimisation guides as LLVM's scheduling models have them; modelled, not measured.
