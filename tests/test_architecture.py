@@ -14,6 +14,7 @@ ORDER = [
     "device",
     "transformer_lm",
     "model",
+    "export",
     "checkpoint",
     "prune",
     "frontend",

@@ -10,7 +10,7 @@ from tvm.relax.frontend.torch import from_exported_program
 
 from rt3_tvm import model as models
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.model import MASK_VALUE
+from rt3_tvm.export import MASK_VALUE, export, outputs_of, parameter_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,7 @@ def import_model(model: torch.nn.Module, batch: int, length: int) -> ImportedMod
     if length > longest:
         raise Rt3Error(f"length {length} exceeds the {longest} positions of the model")
     inputs = models.inputs_of(model)
-    program = models.export(model, batch, length)
+    program = export(model, batch, length)
     try:
         mod = from_exported_program(
             program,
@@ -132,4 +132,4 @@ def import_model(model: torch.nn.Module, batch: int, length: int) -> ImportedMod
     except (AssertionError, ValueError) as error:  # how TVM 0.27 reports an operator or a shape that it cannot import
         raise Rt3Error(f"TVM cannot import this model: {str(error).splitlines()[0]}") from error
     mod["main"] = mod["main"].without_attr("params")
-    return ImportedModel(mod, batch, length, inputs, models.outputs_of(model, inputs), models.parameter_names(program))
+    return ImportedModel(mod, batch, length, inputs, outputs_of(model, inputs), parameter_names(program))

@@ -10,6 +10,7 @@ import torch
 from rt3_tvm import model as models
 from rt3_tvm.checkpoint import TOKENIZER_FILES, Checkpoint, Level, check_finite
 from rt3_tvm.errors import Rt3Error
+from rt3_tvm.export import LinearLayer, find_embeddings, find_linears
 from rt3_tvm.pattern import Backbone, PatternShape, cut_backbone, cut_patterns
 
 SMALLEST = 32
@@ -82,8 +83,8 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
     check_finite(weights, "model")
     skipped: dict[str, str] = {}
     backbones: dict[str, Backbone] = {}
-    tables = models.find_embeddings(model) if options.embeddings else []
-    for layer in [*models.find_linears(model), *tables]:
+    tables = find_embeddings(model) if options.embeddings else []
+    for layer in [*find_linears(model), *tables]:
         reason = _why_dense(layer, options)
         if reason:
             skipped[layer.name] = reason
@@ -98,7 +99,7 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
     return Checkpoint(models.describe(model), weights, levels, skipped, files)
 
 
-def _why_dense(layer: models.LinearLayer, options: PruneOptions) -> str:
+def _why_dense(layer: LinearLayer, options: PruneOptions) -> str:
     if any(fnmatch(layer.name, glob) for glob in options.exclude):
         return "excluded"
     if min(layer.shape) < SMALLEST:

@@ -10,6 +10,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from rt3_tvm import model as models
+from rt3_tvm.export import find_linears
 from rt3_tvm.frontend import import_model
 from rt3_tvm.pattern import PatternShape, cut_backbone, cut_patterns
 from rt3_tvm.transform.annotate_sparsity import AnnotateSparsity
@@ -222,7 +223,7 @@ def test_whole_model_has_transposes_only_at_its_ends(imported, tiny_checkpoint):
 def test_import_keeps_attention_whole_and_finds_linears_by_graph(imported):
     script = run_phases(imported.mod, shared_phases()).script(show_meta=False)
     assert script.count("R.nn.attention_bias(") == 1  # both layers share one function
-    found = models.find_linears(models.load("random-tiny"))
+    found = find_linears(models.load("random-tiny"))
     assert len(found) == 13 and found[0].shape == (48, 48)
 
 

@@ -1,0 +1,204 @@
+"""Exporting models: the form and the graph that the compiler sees, and which of a model's matrices are linear layers.
+
+Linear layers are found in the exported graph, never by the names of modules.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rt3_tvm.errors import Rt3Error
+from rt3_tvm.model import Axis, InputSpec, OutputSpec, config_of, example_inputs, has_length, inputs_of, quiet
+
+MASK_VALUE = float(torch.finfo(torch.float32).min)
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A linear layer found in the graph: the name of its weight and its (rows, cols), outputs by inputs.
+
+    ``transposed``: the weight is stored as (cols, rows), as GPT-2 does.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    transposed: bool = False
+
+
+CAUSAL_BUFFER = "rt3_causal"
+"""Name of the exported buffer that hides later keys."""
+
+
+def is_causal(model: torch.nn.Module) -> bool:
+    """Return whether a token's output is the same whatever comes after it; seen by running two inputs."""
+    specs = inputs_of(model)
+    if not has_length(specs):
+        return False
+    first, second = (example_inputs(specs, 1, 4) for _ in range(2))
+    second[specs[0].name][0, -1] = 1
+    with torch.no_grad(), quiet():
+        one, other = (next(iter(_run(model, e).values())) for e in (first, second))
+    return one.ndim == 3 and torch.equal(one[:, :-1], other[:, :-1]) and not torch.equal(one[:, -1], other[:, -1])
+
+
+def _run(model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Run a model; one that cannot take such inputs is one line."""
+    try:
+        return dict(model(**inputs).items())
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        shapes = ", ".join(f"{n} {tuple(v.shape)}" for n, v in inputs.items() if isinstance(v, torch.Tensor))
+        raise Rt3Error(f"{type(model).__name__} fails on {shapes}: {type(error).__name__} {reason}".rstrip()) from error
+
+
+class ExportForm(torch.nn.Module):
+    """The model as it is exported, for one length: an additive mask on keys comes in, a dict of tensors goes out.
+
+    What a causal model makes of a two-dimensional mask is made here, from a buffer that the compiler knows by its name.
+    """
+
+    def __init__(self, model: torch.nn.Module, length: int) -> None:
+        super().__init__()
+        self.model = model
+        self.extra = {"use_cache": False} if hasattr(config_of(model), "use_cache") else {}
+        self.causal = is_causal(model)
+        if self.causal:
+            hidden = torch.full((length, length), MASK_VALUE).triu(1)
+            self.register_buffer(CAUSAL_BUFFER, hidden[None, None])
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, Any]:
+        """Run the model on its inputs, see :func:`inputs_of`."""
+        if "attention_mask" in inputs:
+            bias = (1.0 - inputs["attention_mask"][:, None, None, :].to(torch.float32)) * MASK_VALUE
+            if self.causal:
+                bias = torch.minimum(bias, getattr(self, CAUSAL_BUFFER))
+            inputs = inputs | {"attention_mask": bias}
+        result = _run(self.model, inputs | self.extra)
+        return {k: v for k, v in result.items() if isinstance(v, torch.Tensor)}
+
+
+def outputs_of(model: torch.nn.Module, specs: tuple[InputSpec, ...]) -> tuple[OutputSpec, ...]:
+    """Return the outputs; which axes are batch and length is seen by running two small shapes."""
+    shapes = ((2, 3), (3, 5))
+    with torch.no_grad(), quiet():
+        results = [ExportForm(model, t)(**example_inputs(specs, b, t)) for b, t in shapes]
+    specs_out = []
+    for name in results[0]:
+        first, second = (tuple(r[name].shape) for r in results)
+        axes: list[Axis] = []
+        for a, b in zip(first, second, strict=True):
+            axes.append("batch" if (a, b) == (2, 3) else "length" if (a, b) == (3, 5) else int(a))
+        specs_out.append(OutputSpec(name, tuple(axes)))
+    return tuple(specs_out)
+
+
+KEPT_WHOLE = (
+    torch.ops.aten.linear.default,
+    torch.ops.aten.matmul.default,
+    torch.ops.aten.scaled_dot_product_attention.default,
+)
+"""Operators that export must not take apart."""
+
+FOLDED_ELEMENTS = 1 << 20
+"""Largest constant that export computes ahead: positions, rotary angles, what a position bias looks up."""
+
+
+def export(model: torch.nn.Module, batch: int, length: int) -> torch.export.ExportedProgram:
+    """Export the model for one shape: core ATen but for KEPT_WHOLE, and what depends on no input computed already."""
+    examples = example_inputs(inputs_of(model), batch, length)
+    with torch.no_grad(), quiet():
+        program = _decomposed(torch.export.export(ExportForm(model, length), (), examples))
+        return _decomposed(torch.export.export(_fold_constants(program.module()), (), examples))
+
+
+def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    table = torch.export.default_decompositions()
+    for operator in KEPT_WHOLE:
+        table.pop(operator, None)
+    return program.run_decompositions(table)
+
+
+def _fold_constants(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Replace what depends on no input by buffers. Parameters stay, but for rows that constant ids look up."""
+    values: dict[torch.fx.Node, torch.Tensor] = {}
+    for node in module.graph.nodes:
+        sources = node.all_input_nodes
+        if node.op == "get_attr":
+            value = _attribute(module, str(node.target))
+            if not isinstance(value, torch.nn.Parameter):
+                values[node] = value
+        elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            known = [s in values for s in sources]
+            if node.target is torch.ops.aten.embedding.default and known == [False, True]:
+                values |= (
+                    {sources[0]: _attribute(module, str(sources[0].target))} if sources[0].op == "get_attr" else {}
+                )
+                known = [s in values for s in sources]
+            if all(known):
+                _fold_node(node, values)
+    for i, (node, value) in enumerate(list(values.items())):
+        if node.op == "call_function" and any(user not in values for user in node.users):
+            name = f"rt3_folded_{i}"
+            module.register_buffer(name, value.contiguous())
+            with module.graph.inserting_before(node):
+                node.replace_all_uses_with(module.graph.get_attr(name))
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _fold_node(node: torch.fx.Node, values: dict[torch.fx.Node, torch.Tensor]) -> None:
+    """Compute a node whose inputs are known, if its result is a tensor of moderate size."""
+    assert callable(node.target)
+    meta = node.meta.get("val")
+    if not isinstance(meta, torch.Tensor) or meta.numel() > FOLDED_ELEMENTS:
+        return
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+    values[node] = node.target(*args, **kwargs).detach()
+
+
+def _attribute(module: torch.nn.Module, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def parameter_names(program: torch.export.ExportedProgram) -> dict[str, str]:
+    """Return the model's name of each parameter and buffer that the graph takes, by placeholder."""
+    signature = program.graph_signature
+    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    return {placeholder: name.removeprefix("model.") for placeholder, name in held.items()}
+
+
+def find_embeddings(model: torch.nn.Module) -> list[LinearLayer]:
+    """Return the tables that token ids look up rows of, (vocabulary, features); tables of positions are none."""
+    program = export(model, 1, 8)
+    names = parameter_names(program)
+    return [
+        LinearLayer(names[node.args[0].name], tuple(node.args[0].meta["val"].shape))
+        for node in program.graph.nodes
+        if node.target is torch.ops.aten.embedding.default
+        and node.args[0].name in names
+        and node.args[1].name in program.graph_signature.user_inputs
+    ]
+
+
+LINEAR_OPERATORS = {torch.ops.aten.linear.default: 1, torch.ops.aten.addmm.default: 2}
+"""Operators that are linear layers, and which argument is the weight."""
+
+
+def find_linears(model: torch.nn.Module) -> list[LinearLayer]:
+    """Return the linear layers of the graph, in the order in which they run."""
+    program = export(model, 1, 8)
+    names = parameter_names(program)
+    found: dict[str, LinearLayer] = {}
+    for node in program.graph.nodes:
+        position = LINEAR_OPERATORS.get(node.target) if node.op == "call_function" else None
+        if position is None:
+            continue
+        weight, transposed = node.args[position], node.target is torch.ops.aten.addmm.default
+        if weight.name in names:
+            rows, cols = (int(d) for d in weight.meta["val"].shape[:: -1 if transposed else 1])
+            found[names[weight.name]] = LinearLayer(names[weight.name], (rows, cols), transposed)
+    return list(found.values())
