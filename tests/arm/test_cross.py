@@ -64,7 +64,7 @@ def test_app_under_qemu_equals_the_host(tiny_checkpoint, tiny_bundle, tmp_path, 
     emulator = qemu(machine)
     cc, cxx, sysroot = compilers(gnu, zig)
     bundle = tmp_path / "tiny.so"
-    options = CompileOptions(device, (1.4e9, 1.0e9, 0.8e9), (16, 40), 2, cross_compiler=cc)
+    options = CompileOptions(device, (1.4e9, 1.0e9, 0.8e9), (16, 40), 2, threads=2, cross_compiler=cc)
     compile(tiny_checkpoint, bundle, options)
     app = tmp_path / "app"
     command = [

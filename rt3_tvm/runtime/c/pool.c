@@ -1,7 +1,8 @@
-/* Threads of one handle: they share the tasks of every step of an inference, each a fixed range of them.
+/* Threads of one handle: they share the tasks of every step of an inference, cut into as many equal shares as threads.
  *
  * Between inferences the workers sleep; within one they spin, because steps are too short to be woken for: tens of
- * microseconds to some milliseconds. The caller's thread works too, so N threads are N - 1 workers.
+ * microseconds to some milliseconds. The caller's thread works too, so N threads are N - 1 workers. A share goes to
+ * whoever asks first: the caller does what a worker that sleeps, or that the system has put aside, has not begun.
  */
 #define _POSIX_C_SOURCE 200809L
 
@@ -25,18 +26,14 @@ struct rt3_pool {
   uint64_t runs; /* inferences begun; guarded by mutex */
   bool stop;     /* guarded by mutex */
   atomic_bool running;
-  atomic_uint step_number; /* counts published steps; what is below belongs to the last of them */
-  atomic_int pending;      /* workers that have not finished it */
+  atomic_uint_least64_t
+      next;            /* number of the published step << 32 | its next share; what follows belongs to that step */
+  atomic_int finished; /* its shares that are done */
   const rt3_step *step;
   void *const *args;
   int32_t workers;
   pthread_t threads[RT3_MAX_THREADS - 1];
 };
-
-typedef struct {
-  rt3_pool *pool;
-  int32_t index; /* 1 to workers; the caller is 0 */
-} rt3_worker;
 
 static void pause_spin(unsigned *spins) {
   if (++*spins % RT3_SPINS == 0) {
@@ -50,35 +47,24 @@ static void pause_spin(unsigned *spins) {
 #endif
 }
 
-static void run_share(const rt3_pool *pool, const rt3_step *step, void *const *args, int32_t index) {
+/* Takes a share of the published step and does it; false when none is left. A step is not replaced before all of its
+ * shares are done, so who holds one may read the step. */
+static bool do_share(rt3_pool *pool) {
   const int64_t parts = pool->workers + 1;
-  const int32_t first = (int32_t)(step->tasks * index / parts), last = (int32_t)(step->tasks * (index + 1) / parts);
-  if (first < last) step->run(args, first, last);
-}
-
-/* Takes part in one inference; `done` is the number of the last step this worker has finished. */
-static unsigned work(rt3_pool *pool, int32_t index, unsigned done) {
-  unsigned spins = 0;
-  for (;;) {
-    const unsigned number = atomic_load_explicit(&pool->step_number, memory_order_acquire);
-    if (number != done) {
-      run_share(pool, pool->step, pool->args, index);
-      done = number;
-      atomic_fetch_sub_explicit(&pool->pending, 1, memory_order_release);
-    } else if (!atomic_load_explicit(&pool->running, memory_order_acquire)) {
-      return done;
-    } else {
-      pause_spin(&spins);
-    }
-  }
+  uint_least64_t next = atomic_load_explicit(&pool->next, memory_order_acquire);
+  do {
+    if ((int64_t)(next & UINT32_MAX) >= parts) return false;
+  } while (
+      !atomic_compare_exchange_weak_explicit(&pool->next, &next, next + 1, memory_order_acq_rel, memory_order_acquire));
+  const int64_t share = (int64_t)(next & UINT32_MAX), tasks = pool->step->tasks;
+  const int32_t first = (int32_t)(tasks * share / parts), last = (int32_t)(tasks * (share + 1) / parts);
+  if (first < last) pool->step->run(pool->args, first, last);
+  atomic_fetch_add_explicit(&pool->finished, 1, memory_order_release);
+  return true;
 }
 
 static void *worker_main(void *argument) {
-  rt3_worker *worker = argument;
-  rt3_pool *pool = worker->pool;
-  const int32_t index = worker->index;
-  free(worker);
-  unsigned done = 0;
+  rt3_pool *pool = argument;
   uint64_t seen = 0;
   for (;;) {
     pthread_mutex_lock(&pool->mutex);
@@ -87,21 +73,10 @@ static void *worker_main(void *argument) {
     seen = pool->runs;
     pthread_mutex_unlock(&pool->mutex);
     if (stop) return NULL;
-    done = work(pool, index, done);
+    unsigned spins = 0;
+    while (atomic_load_explicit(&pool->running, memory_order_acquire))
+      if (!do_share(pool)) pause_spin(&spins);
   }
-}
-
-static bool start_worker(rt3_pool *pool) {
-  rt3_worker *worker = malloc(sizeof *worker);
-  if (worker == NULL) return false;
-  worker->pool = pool;
-  worker->index = pool->workers + 1;
-  if (pthread_create(&pool->threads[pool->workers], NULL, worker_main, worker) != 0) {
-    free(worker);
-    return false;
-  }
-  ++pool->workers;
-  return true;
 }
 
 void rt3_pool_close(rt3_pool *pool) {
@@ -121,8 +96,13 @@ rt3_pool *rt3_pool_open(int32_t threads) {
   if (pool == NULL) return NULL;
   pthread_mutex_init(&pool->mutex, NULL);
   pthread_cond_init(&pool->wake, NULL);
-  while (pool->workers < threads - 1) {
-    if (!start_worker(pool)) {
+  atomic_init(&pool->running, false);
+  atomic_init(&pool->next, UINT32_MAX); /* no step, no share */
+  atomic_init(&pool->finished, 0);
+  pool->workers = threads - 1;
+  for (int32_t i = 0; i < pool->workers; ++i) {
+    if (pthread_create(&pool->threads[i], NULL, worker_main, pool) != 0) {
+      pool->workers = i; /* those that run are stopped */
       rt3_pool_close(pool);
       return NULL;
     }
@@ -152,11 +132,12 @@ void rt3_pool_run(rt3_pool *pool, const rt3_step *step, void *const *args) {
   }
   pool->step = step;
   pool->args = args;
-  atomic_store_explicit(&pool->pending, pool->workers, memory_order_relaxed);
-  atomic_fetch_add_explicit(&pool->step_number, 1, memory_order_release);
-  run_share(pool, step, args, 0);
+  atomic_store_explicit(&pool->finished, 0, memory_order_relaxed);
+  const uint_least64_t number = (atomic_load_explicit(&pool->next, memory_order_relaxed) >> 32) + 1;
+  atomic_store_explicit(&pool->next, number << 32, memory_order_release);
+  while (do_share(pool)) continue;
   unsigned spins = 0;
-  while (atomic_load_explicit(&pool->pending, memory_order_acquire) != 0) pause_spin(&spins);
+  while (atomic_load_explicit(&pool->finished, memory_order_acquire) != pool->workers + 1) pause_spin(&spins);
 }
 
 int32_t rt3_online_cores(void) {
