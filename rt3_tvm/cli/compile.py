@@ -47,15 +47,15 @@ def drive(args: argparse.Namespace) -> None:
     checkpoint = Checkpoint.load(args.checkpoint)
     frequencies = parse_frequencies(args.freqs, len(checkpoint.levels)) if args.freqs else None
     options = CompileOptions(
-        args.device_file or args.device,
-        frequencies,
-        tuple(args.seq_len),
-        args.batch,
-        args.deadline / 1e3,
-        args.threads,
-        args.cross_compiler,
-        args.dump_ir,
-        not args.no_cache,
+        device=args.device_file or args.device,
+        frequencies=frequencies,
+        lengths=tuple(args.seq_len),
+        batch=args.batch,
+        deadline_s=args.deadline / 1e3,
+        threads=args.threads,
+        cross_compiler=args.cross_compiler,
+        dump_ir=args.dump_ir,
+        cache=not args.no_cache,
     )
     report = compile_checkpoint(checkpoint, args.output, options, logging.info)
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in report.seconds.items())

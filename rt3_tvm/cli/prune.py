@@ -56,7 +56,14 @@ def drive(args: argparse.Namespace) -> None:
     shape = PatternShape(rows, cols, args.group)
     block_rows = args.block_rows if args.block_rows is not None else -(-128 // args.group) * args.group
     options = PruneOptions(
-        tuple(args.sparsity), args.block_sparsity, shape, args.patterns, block_rows, tuple(args.exclude), args.seed
+        sparsity=tuple(args.sparsity),
+        block_sparsity=args.block_sparsity,
+        shape=shape,
+        patterns=args.patterns,
+        block_rows=block_rows,
+        exclude=tuple(args.exclude),
+        embeddings=args.embeddings,
+        seed=args.seed,
     )
     model = models.load(args.model)
     checkpoint = prune_one_shot(model, options, models.source_directory(args.model))

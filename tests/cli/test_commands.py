@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.cli.main import main
 
 
@@ -218,3 +219,12 @@ def test_a_missing_compiler_of_the_host_is_said(capsys, saved_checkpoint, tmp_pa
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     assert "no C compiler found" in fails(capsys, 2, "compile", saved_checkpoint, "-o", tmp_path / "x.so")
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_prune_embeddings_only_when_asked(tmp_path, embeddings):
+    option = ["--embeddings"] if embeddings else []
+    assert main(["prune", "random-tiny", "-o", str(tmp_path / "c"), "--sparsity", "0.5", "--seed", "1", *option]) == 0
+    matrices = Checkpoint.load(tmp_path / "c").levels[0].matrices
+    assert ("embeddings.word_embeddings.weight" in matrices) is embeddings
+    assert "embeddings.position_embeddings.weight" not in matrices
