@@ -9,7 +9,7 @@ from functools import cache
 
 from rt3_tvm.schedules.cpu import STACK_BYTES, CpuShape
 from rt3_tvm.schedules.layout import tiles_of
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, largest_divisor
 from rt3_tvm.schedules.tasks import share_loop
 from rt3_tvm.schedules.vector_math import exp
 from tvm import tirx
@@ -60,8 +60,8 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
     keys, features = tiles * TOKEN_TILE, heads * dim
     kv_heads = shape.kv_heads or heads
     kv_features, share = kv_heads * dim, heads // kv_heads
-    block = next(k for k in (16, 8, 4, 2, 1) if k <= register_rows)
-    rows = next(r for r in range(register_rows, 0, -1) if dim % r == 0)
+    block = largest_divisor(TOKEN_TILE, register_rows)
+    rows = largest_divisor(dim, register_rows)
     bias_shape = shape.bias
     bb, bh, bq, bk = bias_shape or (1, 1, 1, 1)
     # A tile of queries sees no key of a later tile.

@@ -8,7 +8,7 @@ broadcast. Bound by reading the weights.
 from functools import cache
 
 from rt3_tvm.schedules.cpu import STACK_BYTES
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, LinearPacking, LinearShape
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, LinearPacking, LinearShape, largest_divisor
 from rt3_tvm.schedules.tasks import share_loop
 from rt3_tvm.schedules.vector_math import ACTIVATIONS
 from tvm import tirx
@@ -42,8 +42,7 @@ def few_token_linear(shape: LinearShape, packing: LinearPacking, tokens: int, ac
     act = ACTIVATIONS[activation]
     cols, rows, blocks, parts = shape.cols, packing.rows, packing.column_blocks, packing.unroll
     row_blocks, kept = shape.rows // rows, shape.kept // blocks
-    wanted = max(1, CHAINS // (parts * tokens))
-    gi = next(d for d in range(min(wanted, row_blocks), 0, -1) if row_blocks % d == 0)
+    gi = largest_divisor(row_blocks, CHAINS // (parts * tokens))
     outer, share, tables = row_blocks // gi, shape.group // rows, shape.rows // shape.group
     x_size, offset_dtype = shape.tiles * cols * TOKEN_TILE, shape.offset_dtype
 

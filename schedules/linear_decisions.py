@@ -1,7 +1,8 @@
 """Which packing and which register block a linear layer gets: a cost model in cycles, minimised over what is legal.
 
-The model never says that keeping fewer columns costs more, and what is legal does not depend on how many are kept; so the cost
-of the best choice falls with the density, and a matrix whose dense kernel is cheaper takes that (``linear_cycles``).
+The model never says that keeping fewer columns costs more, and what is legal does not depend on how many are kept (but for
+fewer than one column in 16); so the cost of the best choice falls with the density, and a matrix whose dense kernel is
+cheaper takes that (``linear_cycles``).
 """
 
 from collections.abc import Iterator
@@ -138,10 +139,11 @@ def _decisions(cpu: CpuShape, rows: int, shape: LinearShape) -> Iterator[LinearD
     for v in _vectors(cpu, rows, shape.tiles * TOKEN_TILE):
         fits = max(1, (cpu.registers - 2) // (rows * v))
         wanted = min(fits, -(-FMA_CHAINS // (rows * v)))
-        yield LinearDecisions(v, _largest_divisor(shape.rows // rows, wanted))
+        yield LinearDecisions(v, largest_divisor(shape.rows // rows, wanted))
 
 
-def _largest_divisor(n: int, limit: int) -> int:
+def largest_divisor(n: int, limit: int) -> int:
+    """Return the largest divisor of ``n`` up to ``limit``, at least 1."""
     return next(d for d in range(max(1, min(n, limit)), 0, -1) if n % d == 0)
 
 

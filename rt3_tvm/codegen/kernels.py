@@ -93,10 +93,11 @@ class KernelTable:
     def compile(self, target: dict[str, Any], path: Path, use_cache: bool = False) -> None:
         """Compile all kernels to an object file, or take the one that was made of equal kernels."""
         module = self.module()
-        text = module.script(show_meta=True) if use_cache else ""
-        key = cache.key_of(kernels=text, target=target, tvm=tvm.__version__)
-        if use_cache and cache.fetch(key, path):
-            return
+        key = ""
+        if use_cache:
+            key = cache.key_of(kernels=module.script(show_meta=True), target=target, tvm=tvm.__version__)
+            if cache.fetch(key, path):
+                return
         built = tvm.compile(module, target=tvm.target.Target(target), tir_pipeline=PIPELINE)
         built.mod.write_to_file(str(path), "o")
         if use_cache:

@@ -29,6 +29,7 @@ from rt3_tvm.schedules.linear_decisions import (
 from rt3_tvm.schedules.packing import PackedLinear, offset_dtype, pack_linear
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
 from rt3_tvm.timing import Timing, time_interleaved
+from rt3_tvm.transform.layouts import to_tiles
 
 PATTERNS = 64
 ROUNDS = 15
@@ -103,14 +104,6 @@ def aligned(array: np.ndarray) -> np.ndarray:
     copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
-
-
-def to_tiles(x: np.ndarray) -> np.ndarray:
-    """Return (tokens, features) in the feature-major layout, padded with zeros."""
-    tiles = -(-x.shape[0] // TOKEN_TILE)
-    padded = np.zeros((tiles * TOKEN_TILE, x.shape[1]), np.float32)
-    padded[: x.shape[0]] = x
-    return np.ascontiguousarray(padded.reshape(tiles, TOKEN_TILE, -1).transpose(0, 2, 1))
 
 
 def from_tiles(y: np.ndarray, tokens: int) -> np.ndarray:
@@ -202,7 +195,7 @@ class _Ours:
         self._function = getattr(ctypes.CDLL(str(folder / "kernel.so")), table.kernels[0].symbol)
         packed: PackedLinear = pack_linear(weight, columns, valid, bias, self.packing)
         self._y = aligned(np.zeros((tiles, case.rows, TOKEN_TILE), np.float32))
-        self._arrays = [*map(aligned, (to_tiles(x), packed.values, packed.offsets, packed.bias)), self._y]
+        self._arrays = [*map(aligned, (to_tiles(x[None]), packed.values, packed.offsets, packed.bias)), self._y]
         pointers = [ctypes.c_void_p(a.ctypes.data) for a in self._arrays]
         self._arguments = (*pointers, ctypes.c_int32(0), ctypes.c_int32(table.kernels[0].tasks))
         self._tokens = case.tokens

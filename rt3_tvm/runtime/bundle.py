@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rt3_tvm.errors import JobError, Rt3Error, choices
-from rt3_tvm.runtime.check import check_bundle, read_metadata
+from rt3_tvm.runtime.check import read_metadata
 
 MAX_RANK = 4
 AXIS_BATCH, AXIS_LENGTH = -1, -2
@@ -117,8 +117,7 @@ class Bundle:
 
     def __init__(self, path: Path) -> None:
         self._handle: ctypes.c_void_p | None = None
-        check_bundle(path)
-        read_metadata(path)
+        read_metadata(path, for_this_machine=True)
         self.path = path
         self._library, self._file = _open_library(path)
         self._declare()

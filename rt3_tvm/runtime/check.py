@@ -44,9 +44,9 @@ def check_bundle(path: Path, for_this_machine: bool = True) -> None:
         )
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Return what a bundle says of itself without loading it, so for any machine."""
-    check_bundle(path, for_this_machine=False)
+def read_metadata(path: Path, for_this_machine: bool = False) -> dict[str, Any]:
+    """Check a bundle and return what it says of itself without loading it, so for any machine unless told otherwise."""
+    check_bundle(path, for_this_machine)
     with path.open("rb") as file:
         section = ELFFile(file).get_section_by_name(METADATA_SECTION)
         if section is None:
