@@ -4,14 +4,18 @@ _registered = False
 
 
 def register() -> None:
-    """Register the Relax pipeline ``rt3`` with TVM; a second call does nothing."""
+    """Register the Relax pipeline ``rt3`` and a target tag per cluster with TVM; a second call does nothing."""
     global _registered  # noqa: PLW0603
     if _registered:
         return
     _registered = True
-    from tvm import relax
+    from tvm import relax, target
+
+    from rt3_tvm.device.toml import tag_table
 
     relax.register_pipeline("rt3")(_pipeline)
+    for tag, config in tag_table().items():
+        target.register_tag(tag, config, override=True)
 
 
 def _pipeline() -> object:

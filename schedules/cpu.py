@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from rt3_tvm.device import Cluster
+from rt3_tvm.device.types import ASSUMED_L1D_BYTES, ASSUMED_L2_BYTES
 
 STACK_BYTES = 64 * 1024
 """Buffers up to this size live on the stack; musl gives its threads 128 KiB."""
@@ -61,6 +62,7 @@ class CpuShape:
 
     @classmethod
     def of(cls, cluster: Cluster) -> "CpuShape":
-        """Return the shape of a cluster's cores."""
+        """Return the shape of a cluster's cores; caches that are not known are taken to be small."""
         cost = core_cost(cluster.core, cluster.lanes)
-        return cls(cluster.lanes, cluster.registers, cluster.l1d_bytes, cluster.l2_bytes, cost)
+        l1d, l2 = cluster.l1d_bytes or ASSUMED_L1D_BYTES, cluster.l2_bytes or ASSUMED_L2_BYTES
+        return cls(cluster.lanes, cluster.registers, l1d, l2, cost)

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 # A room may import from itself and from rooms that stand before it; `schedules` is the table the compiler draws on.
 ORDER = [
     "errors",
+    "files",
     "timing",
     "pattern",
     "device",

@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from rt3_tvm.cli.options import numbers
+from rt3_tvm.cli.options import add_device_options, chosen_device, numbers
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -12,8 +12,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("compile", help="compile a checkpoint to one shared library")
     p.add_argument("checkpoint", type=Path)
     p.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the shared library")
-    p.add_argument("--device", default="host", metavar="NAME", help="see rt3 devices; default host")
-    p.add_argument("--device-file", metavar="TOML", help="a device of your own, instead of --device")
+    add_device_options(p, default="host")
     p.add_argument(
         "--freqs",
         metavar="F,F,F",
@@ -47,7 +46,8 @@ def drive(args: argparse.Namespace) -> None:
     checkpoint = Checkpoint.load(args.checkpoint)
     frequencies = parse_frequencies(args.freqs, len(checkpoint.levels)) if args.freqs else None
     options = CompileOptions(
-        device=args.device_file or args.device,
+        device=chosen_device(args),
+        cluster=args.cluster,
         frequencies=frequencies,
         lengths=tuple(args.seq_len),
         batch=args.batch,

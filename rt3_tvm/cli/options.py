@@ -49,3 +49,21 @@ def block_shape(text: str) -> tuple[int, int]:
     if match is None:
         raise Rt3Error(f"'{text}': give rows x columns, for example 4x32")
     return int(match[1]), int(match[2])
+
+
+def add_device_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add the options that choose a device; ``chosen_device`` reads them."""
+    shown = f"; default {default}" if default else ""
+    parser.add_argument("--device", default=default, metavar="NAME", help=f"see rt3 devices{shown}")
+    parser.add_argument("--device-file", metavar="TOML", help="a device of your own, instead of --device")
+    parser.add_argument("--cluster", metavar="NAME", help="cluster of the device; default its first")
+
+
+def chosen_device(args: argparse.Namespace) -> str:
+    """Return the name or the file of the device that was chosen."""
+    if args.device_file is not None and not args.device_file.endswith(".toml"):
+        raise Rt3Error(f"--device-file {args.device_file}: give a file that ends in .toml")
+    name = args.device_file or args.device
+    if name is None:
+        raise Rt3Error("no device: pass --device NAME (see rt3 devices) or --device-file board.toml")
+    return str(name)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tvm
 
 from rt3_tvm import __version__
 from rt3_tvm import device as devices
@@ -44,6 +45,8 @@ class CompileOptions:
     ----------
     device
         Name of a device that comes with the package, or a path to a .toml.
+    cluster
+        Name of the cluster whose cores will run the bundle; None takes the device's first.
     frequencies
         Hz, one per level, descending; None takes the top, the lowest and evenly spaced OPPs of the device.
     lengths
@@ -63,6 +66,7 @@ class CompileOptions:
     """
 
     device: str = "host"
+    cluster: str | None = None
     frequencies: tuple[float, ...] | None = None
     lengths: tuple[int, ...] = (128,)
     batch: int = 1
@@ -117,6 +121,8 @@ def compile_checkpoint(
     if output.is_dir():
         raise Rt3Error(f"'{output}' is a directory: -o takes the name of the bundle")
     device = devices.load(options.device)
+    if options.cluster is not None:
+        device = device.with_cluster(options.cluster)
     cluster = device.cluster
     target = cluster.target_dict()
     triple = str(target.get("mtriple", ""))
@@ -126,7 +132,7 @@ def compile_checkpoint(
         raise Rt3Error(f"{len(hz)} frequencies for {len(checkpoint.levels)} levels: give one per level")
     key = cache.key_of(
         checkpoint=checkpoint.digest,
-        options=replace(options, device="", dump_ir=None).__dict__ | {"frequencies": hz},
+        options=replace(options, device="", cluster=None, dump_ir=None).__dict__ | {"frequencies": hz},
         name=output.name,
         device=repr(device),
         compiler=[compiler, compiler_version(compiler)],
@@ -139,7 +145,11 @@ def compile_checkpoint(
     cpu = CpuShape.of(cluster)
 
     build = _Build(checkpoint, options, cpu, progress)
-    build.plan()
+    try:
+        build.plan()
+    except tvm.error.InternalError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise JobError(f"TVM failed on this model (-v shows where): {reason}") from error
     levels = [LevelRow(f, options.deadline_s, lv.density) for f, lv in zip(hz, checkpoint.levels, strict=True)]
     metadata = build.metadata() | {
         "device": device.name,
@@ -271,8 +281,6 @@ class _Build:
 
     def metadata(self) -> dict[str, Any]:
         """Return what ``rt3 inspect`` shows of a bundle."""
-        import tvm
-
         assert self.imported is not None
         return {
             "format": BUNDLE_FORMAT,

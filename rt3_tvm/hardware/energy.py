@@ -12,9 +12,9 @@ class PowerState:
     watts: float
 
 
-def dynamic_power(hz: float, volts: float, watts_per_hz_v2: float) -> float:
-    """Return the W of a core at a frequency and a supply."""
-    return watts_per_hz_v2 * hz * volts * volts
+def dynamic_power(hz: float, volts: float, uw_per_mhz_v2: float) -> float:
+    """Return the W of a busy core at a frequency and a supply, by its coefficient in uW / (MHz V^2)."""
+    return 1e-12 * uw_per_mhz_v2 * hz * volts * volts
 
 
 def runs_per_charge(

@@ -41,7 +41,7 @@ def paper_rows() -> list[PaperRow]:
     """Return dense and backbone at the top clock and with DVFS, then RT3's levels for its three deadlines."""
     published = devices.load(DEVICE).published
     assert published is not None
-    states = [PowerState(o.hz, dynamic_power(o.hz, o.volts, published.watts_per_hz_v2)) for o in published.opps]
+    states = [PowerState(o.hz, dynamic_power(o.hz, o.volts, published.power_uw_per_mhz_v2)) for o in published.opps]
     sizes = TransformerLMConfig()
     model = Rt3Latency(
         language_model_work(sizes.vocab_size, sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers)

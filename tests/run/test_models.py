@@ -7,7 +7,7 @@ import transformers
 
 from rt3_tvm import CompileOptions, PruneOptions, compile, load, prune
 from rt3_tvm.checkpoint import Checkpoint
-from rt3_tvm.errors import Rt3Error
+from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.pattern import PatternShape
 from rt3_tvm.transformer_lm import TransformerLM, TransformerLMConfig
 from tests.conftest import data_directory, reference
@@ -255,6 +255,13 @@ def test_the_language_model_is_a_transformer_encoder(rng):
 def test_a_model_that_tvm_cannot_import_is_one_line(tmp_path):
     checkpoint = prune(tiny("ConvBertModel"), PruneOptions((0.5,)))
     with pytest.raises(Rt3Error, match=r"TVM cannot import this model: [^\n]*$"):
+        compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(20,)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_inside_tvm_is_one_line(tmp_path):
+    checkpoint = prune(tiny("AlbertModel"), PruneOptions((0.5,)))
+    with pytest.raises(JobError, match=r"^TVM failed on this model[^\n]*$"):
         compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(20,)))
     assert list(tmp_path.iterdir()) == []
 

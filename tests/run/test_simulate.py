@@ -64,11 +64,11 @@ def test_sparsity_for_a_deadline():
     ("text", "message"),
     [
         ("published = 3", "must be a table"),
-        ("[published]\nopps = [[1e9, 1.0]]", "'watts_per_hz_v2' must be a float"),
-        ("[published]\nwatts_per_hz_v2 = 5.0\nopps = [[1e9, 1.0]]", "'watts_per_hz_v2' must be a float"),
-        ("[published]\nwatts_per_hz_v2 = 1e-10", "'opps' must be a list"),
-        ("[published]\nwatts_per_hz_v2 = 1e-10\nopps = [[1e9, 900.0]]", "not a plausible"),
-        ("[published]\nwatts_per_hz_v2 = 1e-10\nopps = [[1e9, 1.0], [2e9, 1.0]]", "descend"),
+        ("[published]\nopps = [[1e9, 1.0]]", "'power_uw_per_mhz_v2' must be a number"),
+        ("[published]\npower_uw_per_mhz_v2 = 5e9\nopps = [[1e9, 1.0]]", "'power_uw_per_mhz_v2' must be a number"),
+        ("[published]\npower_uw_per_mhz_v2 = 100", "'opps' must be a list"),
+        ("[published]\npower_uw_per_mhz_v2 = 100\nopps = [[1e9, 900.0]]", "900 V is outside"),
+        ("[published]\npower_uw_per_mhz_v2 = 100\nopps = [[1e9, 1.0], [2e9, 1.0]]", "descend"),
     ],
 )
 def test_bad_published_levels_name_file_and_key(text, message):
