@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from rt3_tvm.codegen.link import runtime_directory
-from rt3_tvm.hardware.bench_linear import LinearCase, bench_linear
+from rt3_tvm.hardware.bench_linear import bench_linear
 from rt3_tvm.hardware.bench_model import ModelResult, bench_model
+from rt3_tvm.hardware.linear_kernel import LinearCase
 from rt3_tvm.hardware.peak import core_limits
 from rt3_tvm.hardware.rivals import RIVALS
 from rt3_tvm.report.ops import measure_ops

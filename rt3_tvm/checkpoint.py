@@ -38,10 +38,16 @@ _WEIGHTS, _PATTERNS, _TABLE = "weights.safetensors", "patterns.safetensors", "ch
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """One operating point: the sparsity that was asked for and what every pruned matrix keeps, by weight name."""
+    """One operating point: the sparsity that was asked for and what every pruned matrix keeps, by weight name.
+
+    ``frequency_hz``: the lowest frequency it is for, 0 where none was named; ``accuracy``: measured as the checkpoint's ``facts``
+    say.
+    """
 
     sparsity: float
     matrices: dict[str, SparseMatrix]
+    frequency_hz: float = 0.0
+    accuracy: float | None = None
 
     @property
     def density(self) -> float:
@@ -66,6 +72,8 @@ class Checkpoint:
         Linear layers that stay dense, with the reason.
     tokenizer
         Files of the tokenizer, copied along.
+    facts
+        How it was made, as JSON; a compiled model does not depend on it.
     """
 
     description: dict[str, Any]
@@ -73,6 +81,7 @@ class Checkpoint:
     levels: tuple[Level, ...]
     skipped: dict[str, str] = field(default_factory=dict)
     tokenizer: tuple[Path, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
     _stamps: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -127,7 +136,16 @@ class Checkpoint:
         table = {
             "format_version": FORMAT_VERSION,
             "model": self.description,
-            "levels": [{"sparsity": lv.sparsity, "density": lv.density} for lv in self.levels],
+            "levels": [
+                {
+                    "sparsity": lv.sparsity,
+                    "density": lv.density,
+                    "frequency_hz": lv.frequency_hz,
+                    "accuracy": lv.accuracy,
+                }
+                for lv in self.levels
+            ],
+            "facts": self.facts,
             "matrices": matrices,
             "skipped": self.skipped,
             "tensors": {
@@ -170,9 +188,10 @@ class Checkpoint:
                 levels,
                 dict(table["skipped"]),
                 tuple(folder / n for n in TOKENIZER_FILES if (folder / n).is_file()),
+                dict(table.get("facts", {})),
             )
             checkpoint._stamps.update(table["tensors"][_WEIGHTS])
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, ValueError) as error:
             raise Rt3Error(f"'{folder}': {_TABLE} is damaged: {type(error).__name__} {error}") from error
         check_finite(weights, str(folder))
         return checkpoint
@@ -251,7 +270,15 @@ def _unflatten(table: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[L
             _check_range(f"{name}/{i}/patterns", patterns, shape.cols)
             _check_range(f"{name}/{i}/assignment", assignment, len(patterns))
             matrices[name] = SparseMatrix(backbone, PatternSet(shape, patterns), assignment)
-        levels.append(Level(float(row["sparsity"]), matrices))
+        accuracy = row.get("accuracy")
+        levels.append(
+            Level(
+                float(row["sparsity"]),
+                matrices,
+                float(row.get("frequency_hz", 0.0)),
+                None if accuracy is None else float(accuracy),
+            )
+        )
     return tuple(levels)
 
 

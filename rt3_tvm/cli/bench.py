@@ -34,7 +34,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def drive_linear(args: argparse.Namespace) -> None:
     """Run ``rt3 bench linear``."""
-    from rt3_tvm.hardware.bench_linear import LinearCase, bench_linear
+    from rt3_tvm.hardware.bench_linear import bench_linear
+    from rt3_tvm.hardware.linear_kernel import LinearCase
 
     result = bench_linear(LinearCase(args.rows, args.cols, args.tokens, args.sparsity, args.group)).to_json()
     if args.json:

@@ -42,6 +42,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--patterns", type=int, default=256, metavar="K", help="patterns in a set; default 256")
     p.add_argument("--embeddings", action="store_true", help="prune the tables that tokens look up too")
     p.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="weights that stay dense; repeatable")
+    p.add_argument(
+        "--freqs",
+        metavar="F,F,F",
+        help="frequencies of the levels, kept in the checkpoint; default none, rt3 compile chooses",
+    )
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(drive=drive)
 
@@ -49,6 +54,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def drive(args: argparse.Namespace) -> None:
     """Run the command."""
     from rt3_tvm import model as models
+    from rt3_tvm.device import parse_frequencies
     from rt3_tvm.pattern import PatternShape
     from rt3_tvm.prune import PruneOptions, prune_one_shot
 
@@ -63,6 +69,7 @@ def drive(args: argparse.Namespace) -> None:
         block_rows=block_rows,
         exclude=tuple(args.exclude),
         embeddings=args.embeddings,
+        frequencies=parse_frequencies(args.freqs, len(args.sparsity)) if args.freqs else None,
         seed=args.seed,
     )
     model = models.load(args.model)

@@ -45,10 +45,9 @@ class CompileOptions:
     ----------
     device
         Name of a device that comes with the package, or a path to a .toml.
-    cluster
-        Name of the cluster whose cores will run the bundle; None takes the device's first.
     frequencies
-        Hz, one per level, descending; None takes the top, the lowest and evenly spaced OPPs of the device.
+        Hz, one per level, descending; None takes those that the checkpoint names, else the top, the lowest and evenly
+        spaced OPPs of the device.
     lengths
         Sequence lengths in tokens; a call takes the smallest that fits.
     batch
@@ -63,10 +62,11 @@ class CompileOptions:
         Folder that gets the module after each phase; nothing is taken from the cache then.
     cache
         Whether to take what was built before from the cache, and to keep what is built.
+    cluster
+        Name of the cluster whose cores will run the bundle; None takes the device's first.
     """
 
     device: str = "host"
-    cluster: str | None = None
     frequencies: tuple[float, ...] | None = None
     lengths: tuple[int, ...] = (128,)
     batch: int = 1
@@ -75,6 +75,7 @@ class CompileOptions:
     cross_compiler: str | None = None
     dump_ir: Path | None = None
     cache: bool = True
+    cluster: str | None = None
 
     def __post_init__(self) -> None:
         if not self.lengths or any(n < 1 for n in self.lengths):
@@ -127,7 +128,7 @@ def compile_checkpoint(
     target = cluster.target_dict()
     triple = str(target.get("mtriple", ""))
     compiler = choose_compiler(triple, options.cross_compiler, platform.machine())
-    hz = options.frequencies or device.default_frequencies(len(checkpoint.levels))
+    hz = options.frequencies or _frequencies_of(checkpoint, device)
     if len(hz) != len(checkpoint.levels):
         raise Rt3Error(f"{len(hz)} frequencies for {len(checkpoint.levels)} levels: give one per level")
     key = cache.key_of(
@@ -180,6 +181,16 @@ def compile_checkpoint(
         raise JobError(f"cannot write '{output}': {error.strerror or error}") from error
     report.bytes, report.seconds = output.stat().st_size, build.seconds
     return report
+
+
+def _frequencies_of(checkpoint: Checkpoint, device: devices.Device) -> tuple[float, ...]:
+    """Return the frequencies that the levels name, which the device must have; where they name none, the device's defaults."""
+    named = tuple(level.frequency_hz for level in checkpoint.levels)
+    if not all(named):
+        return device.default_frequencies(len(checkpoint.levels))
+    for i, hz in enumerate(named) if device.cluster.opps else ():
+        device.cluster.operating_point(hz, f"level {i} is for another device than '{device.name}': pass --freqs")
+    return named
 
 
 def _from_cache(key: str, output: Path, compiler: list[str]) -> CompileReport | None:

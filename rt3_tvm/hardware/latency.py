@@ -1,8 +1,17 @@
-"""Latency models: what a level takes at a frequency. Modelled, never measured: callers say so."""
+"""What a level takes at a frequency: one interface, RT3's analytic model and tables that were measured.
 
+Every model says where its figures come from (``source`` begins with "modelled" or "measured"): what shows them, shows that too.
+"""
+
+import json
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
 
+from rt3_tvm.device import frequency_name
 from rt3_tvm.errors import Rt3Error
 
 RT3_REFERENCE_HZ = 3.0e9
@@ -10,14 +19,35 @@ RT3_REFERENCE_HZ = 3.0e9
 RT3_MS_PER_MULTIPLY, RT3_MS_PER_ADD = 0.014370e-4, 0.014575e-4
 """ms of a multiplication and of an addition there. Source: RT3's public code (DAC 2021, arXiv 2102.06336)."""
 
+TABLE_FORMAT = "rt3-latency-1"
+DENSE_GROUP = 0
+"""Group under which a table has the dense kernel."""
+
 
 @dataclass(frozen=True)
-class MatrixWork:
-    """One pruned matrix as RT3 counts it: (rows, cols) weights, and how many additions the dense product saves."""
+class MatrixLoad:
+    """One matrix of a model at one level.
+
+    Parameters
+    ----------
+    rows, cols
+        Outputs by inputs.
+    density
+        Part of the weights that is kept, in (0, 1].
+    group
+        V: rows that keep the same columns; 0 for the dense kernel.
+    lookup
+        Whether tokens look rows up in it: no product, so only RT3's own count takes time for it.
+    saved_adds
+        Additions that the dense product saves; None: one for each row.
+    """
 
     rows: int
     cols: int
-    saved_adds: int
+    density: float = 1.0
+    group: int = DENSE_GROUP
+    lookup: bool = False
+    saved_adds: int | None = None
 
     @property
     def weights(self) -> int:
@@ -25,40 +55,218 @@ class MatrixWork:
         return self.rows * self.cols
 
 
+Loads = Sequence[MatrixLoad]
+
+
+def at_density(loads: Loads, density: float, group: int = DENSE_GROUP) -> tuple[MatrixLoad, ...]:
+    """Return the matrices with one density and group in all of them."""
+    return tuple(replace(m, density=density, group=group if density < 1.0 else DENSE_GROUP) for m in loads)
+
+
+class LatencyModel(Protocol):
+    """What the search, the level table and the simulation ask."""
+
+    @property
+    def source(self) -> str:
+        """Where the figures come from; begins with "modelled" or "measured"."""
+
+    def seconds(self, hz: float, loads: Loads) -> float:
+        """Return the s of one inference at a frequency."""
+
+
 @dataclass(frozen=True)
 class Rt3Latency:
-    """RT3's analytic model: multiplications and additions of the kept weights, at a rate that follows the clock."""
+    """RT3's analytic model: multiplications and additions of the kept weights, at a rate that follows the clock.
 
-    matrices: tuple[MatrixWork, ...]
+    ``tokens``: how often every matrix is used in one inference. RT3 counts one.
+    """
 
-    def seconds(self, hz: float, sparsity: float) -> float:
-        """Return the s of one inference with the same ``sparsity``, in [0, 1), in every matrix."""
-        weights, adds = self._work()
-        ms = RT3_MS_PER_MULTIPLY * weights * (1 - sparsity) + RT3_MS_PER_ADD * (adds - weights * sparsity)
-        return ms * 1e-3 * RT3_REFERENCE_HZ / hz
+    tokens: int = 1
 
-    def sparsity_for(self, hz: float, deadline: float, at_least: float = 0.0) -> float:
-        """Return the smallest sparsity, but ``at_least``, whose latency at ``hz`` is within ``deadline`` s.
+    @property
+    def source(self) -> str:
+        """Where the figures come from."""
+        return f"modelled: RT3's constants of a 3 GHz CPU, {self.tokens} token{'s' if self.tokens > 1 else ''}"
+
+    def seconds(self, hz: float, loads: Loads) -> float:
+        """Return the s of one inference at a frequency."""
+        multiplies = sum(m.weights * m.density for m in loads)
+        adds = multiplies - sum(m.rows if m.saved_adds is None else m.saved_adds for m in loads)
+        ms = self.tokens * (RT3_MS_PER_MULTIPLY * multiplies + RT3_MS_PER_ADD * adds)
+        return max(0.0, ms) * 1e-3 * RT3_REFERENCE_HZ / hz
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A kernel, or with ``rows`` 0 everything but the linear layers, as it was measured at one frequency.
+
+    ``compute_s`` follows the clock (operands in the caches), ``memory_s`` is what waiting for cold weights adds and does not.
+    """
+
+    rows: int
+    cols: int
+    group: int
+    density: float
+    hz: float
+    compute_s: float
+    memory_s: float
+
+    def seconds_at(self, hz: float) -> float:
+        """Return the s at another frequency."""
+        return self.compute_s * self.hz / hz + self.memory_s
+
+
+@dataclass(frozen=True)
+class TableLatency:
+    """Latencies that were measured, by matrix shape, group, density and frequency; see ``rt3 bench latency``.
+
+    At a frequency that was not measured, those of the nearest one are scaled. Between densities the line is straight; below the
+    sparsest one that was measured a matrix takes as long as there.
+    """
+
+    machine: str
+    tokens: int
+    threads: int
+    table: tuple[TableRow, ...]
+    path: str = field(default="", compare=False)
+
+    @property
+    def source(self) -> str:
+        """Where the figures come from."""
+        clocks = ", ".join(map(frequency_name, self._frequencies))
+        return (
+            f"measured on {self.machine} at {clocks}, {self.tokens} tokens, threads: {self.threads}; at other frequencies "
+            "modelled from those: the part that runs in the caches follows the clock, waiting for memory does not"
+        )
+
+    @cached_property
+    def _frequencies(self) -> list[float]:
+        return sorted({row.hz for row in self.table})
+
+    @cached_property
+    def _curves(self) -> dict[tuple[int, int, int, float], list[TableRow]]:
+        curves: dict[tuple[int, int, int, float], list[TableRow]] = {}
+        for row in sorted(self.table, key=lambda r: r.density):
+            curves.setdefault((row.rows, row.cols, row.group, row.hz), []).append(row)
+        return curves
+
+    def seconds(self, hz: float, loads: Loads) -> float:
+        """Return the s of one inference at a frequency."""
+        nearest = min(self._frequencies, key=lambda f: abs(f - hz))
+        total = self._at(0, 0, DENSE_GROUP, 1.0, nearest, hz)
+        for m in loads:
+            if not m.lookup:
+                dense = self._at(m.rows, m.cols, DENSE_GROUP, 1.0, nearest, hz)
+                sparse = self._at(m.rows, m.cols, m.group, m.density, nearest, hz) if m.group else dense
+                total += min(dense, sparse)  # the compiler takes the dense kernel where it is faster
+        return total
+
+    def _at(self, rows: int, cols: int, group: int, density: float, measured_hz: float, hz: float) -> float:
+        curve = self._curves.get((rows, cols, group, measured_hz))
+        if curve is None:
+            known = sorted({f"{r.rows}x{r.cols} V={r.group}" for r in self.table if r.rows})
+            what = f"{rows}x{cols} with V={group}" if rows else "everything but the linear layers"
+            raise Rt3Error(
+                f"{self.path}: no latency of {what}: it has {', '.join(known)}: measure with rt3 bench latency"
+            )
+        after = bisect_left([r.density for r in curve], density)
+        if after == 0 or after == len(curve):
+            return curve[min(after, len(curve) - 1)].seconds_at(hz)
+        low, high = curve[after - 1], curve[after]
+        part = (density - low.density) / (high.density - low.density)
+        return (1 - part) * low.seconds_at(hz) + part * high.seconds_at(hz)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as it is kept in a file; seconds and Hz."""
+        rows = [asdict(row) for row in self.table]
+        return {"format": TABLE_FORMAT, "machine": self.machine, "tokens": self.tokens, "threads": self.threads} | {
+            "rows": rows
+        }
+
+    @classmethod
+    def load(cls, path: Path) -> "TableLatency":
+        """Read a table from a file.
 
         Raises
         ------
         Rt3Error
-            No sparsity below 1 is enough.
+            No such file, not a table of latencies, or a row that cannot be: it names the row and the key.
         """
-        weights, adds = self._work()
-        dense = RT3_MS_PER_MULTIPLY * weights + RT3_MS_PER_ADD * adds
-        budget = deadline * 1e3 * hz / RT3_REFERENCE_HZ
-        needed = (dense - budget) / (weights * (RT3_MS_PER_MULTIPLY + RT3_MS_PER_ADD))
-        if needed >= 1.0:
-            raise Rt3Error(f"no sparsity meets {deadline * 1e3:g} ms at {hz / 1e9:g} GHz")
-        return max(at_least, needed)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise Rt3Error(f"--latency {path}: {error}") from error
+        if not isinstance(data, dict) or data.get("format") != TABLE_FORMAT:
+            found = data.get("format") if isinstance(data, dict) else None
+            raise Rt3Error(f"{path}: format {found!r}, expected '{TABLE_FORMAT}': rt3 bench latency writes such files")
+        rows = data.get("rows")
+        if not isinstance(rows, list) or not rows:
+            raise Rt3Error(f"{path}: 'rows' must be a list that is not empty")
+        for key in ("tokens", "threads"):
+            if not isinstance(data.get(key), int) or data[key] < 1:
+                raise Rt3Error(f"{path}: '{key}' must be a positive whole number, not {data.get(key)!r}")
+        table = tuple(_read_row(row, f"{path}: rows[{i}]") for i, row in enumerate(rows))
+        return cls(str(data.get("machine", "unknown machine")), data["tokens"], data["threads"], table, str(path))
 
-    def _work(self) -> tuple[int, int]:
-        weights = sum(m.weights for m in self.matrices)
-        return weights, weights - sum(m.saved_adds for m in self.matrices)
+
+def _read_row(row: Any, where: str) -> TableRow:
+    if not isinstance(row, dict):
+        raise Rt3Error(f"{where}: must be a table, not {row!r}")
+    limits = {
+        "rows": (0, 1 << 24),
+        "cols": (0, 1 << 24),
+        "group": (0, 1 << 16),
+        "density": (1e-6, 1.0),
+        "hz": (1e6, 1e11),
+        "compute_s": (0.0, 3600.0),
+        "memory_s": (0.0, 3600.0),
+    }
+    values: dict[str, Any] = {}
+    for key, (low, high) in limits.items():
+        value = row.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            raise Rt3Error(f"{where}: '{key}' must be a number in [{low:g}, {high:g}], not {value!r}")
+        values[key] = int(value) if key in ("rows", "cols", "group") else float(value)
+    if set(row) - set(limits):
+        raise Rt3Error(f"{where}: unknown key '{min(set(row) - set(limits))}'")
+    return TableRow(**values)
 
 
-def language_model_work(vocabulary: int, features: int, feedforward: int, layers: int) -> tuple[MatrixWork, ...]:
+def latency_model(name: str, tokens: int) -> LatencyModel:
+    """Return RT3's model for ``rt3``, else the table in the file of that name."""
+    return Rt3Latency(tokens) if name == "rt3" else TableLatency.load(Path(name))
+
+
+def smallest_sparsity(
+    model: LatencyModel, loads: Loads, hz: float, deadline: float, group: int = 1, at_least: float = 0.0
+) -> float:
+    """Return the smallest sparsity, but ``at_least``, the same in every matrix, whose latency is within ``deadline`` s.
+
+    Raises
+    ------
+    Rt3Error
+        No sparsity is enough; it says how near the sparsest comes.
+    """
+    sparsest = 1.0 - 1e-6
+    low, high = 0.0, sparsest
+    if model.seconds(hz, at_density(loads, 1.0 - high, group)) > deadline:
+        best = model.seconds(hz, at_density(loads, 1.0 - high, group))
+        raise Rt3Error(
+            f"no sparsity meets {deadline * 1e3:g} ms at {frequency_name(hz)}: the nearest is {best * 1e3:.4g} ms, nearly all "
+            "weights gone"
+        )
+    if model.seconds(hz, at_density(loads, 1.0 - at_least, group)) <= deadline:
+        return at_least
+    while high - low > 1e-10:
+        middle = (low + high) / 2
+        if model.seconds(hz, at_density(loads, 1.0 - middle, group)) <= deadline:
+            high = middle
+        else:
+            low = middle
+    return max(at_least, high)
+
+
+def language_model_loads(vocabulary: int, features: int, feedforward: int, layers: int) -> tuple[MatrixLoad, ...]:
     """Return the ten matrices of RT3's language model (``transformer_lm``), counted as its public code does."""
     per_column: Sequence[tuple[int, int]] = (
         (vocabulary, features),
@@ -69,6 +277,6 @@ def language_model_work(vocabulary: int, features: int, feedforward: int, layers
         *((feedforward, features), (features, feedforward)) * layers,
     )
     return (
-        *(MatrixWork(rows, cols, saved_adds=cols) for rows, cols in per_column),
-        *(MatrixWork(rows, cols, saved_adds=rows) for rows, cols in per_row),
+        *(MatrixLoad(rows, cols, saved_adds=cols) for rows, cols in per_column),
+        *(MatrixLoad(rows, cols, saved_adds=rows) for rows, cols in per_row),
     )

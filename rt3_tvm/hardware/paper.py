@@ -5,7 +5,7 @@ from typing import Any
 
 from rt3_tvm import device as devices
 from rt3_tvm.hardware.energy import PowerState, dynamic_power, runs_per_charge
-from rt3_tvm.hardware.latency import Rt3Latency, language_model_work
+from rt3_tvm.hardware.latency import Rt3Latency, at_density, language_model_loads, smallest_sparsity
 from rt3_tvm.transformer_lm import TransformerLMConfig
 
 BATTERY_J = 37_800.0
@@ -43,14 +43,13 @@ def paper_rows() -> list[PaperRow]:
     assert published is not None
     states = [PowerState(o.hz, dynamic_power(o.hz, o.volts, published.power_uw_per_mhz_v2)) for o in published.opps]
     sizes = TransformerLMConfig()
-    model = Rt3Latency(
-        language_model_work(sizes.vocab_size, sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers)
-    )
+    model = Rt3Latency()
+    loads = language_model_loads(sizes.vocab_size, sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers)
     rows: list[PaperRow] = []
 
     def add(name: str, sparsity: tuple[float, ...]) -> None:
         used = states[: len(sparsity)]
-        seconds = [model.seconds(s.hz, p) for s, p in zip(used, sparsity, strict=True)]
+        seconds = [model.seconds(s.hz, at_density(loads, 1.0 - p)) for s, p in zip(used, sparsity, strict=True)]
         shares = SHARES if len(used) > 1 else (1.0,)
         runs = runs_per_charge(BATTERY_J, used, seconds, shares)
         ratio = runs / rows[0].runs if rows else 1.0
@@ -60,6 +59,6 @@ def paper_rows() -> list[PaperRow]:
         add(f"{name}, {states[0].hz / 1e9:g} GHz only", (sparsity,))
         add(f"{name} + DVFS", (sparsity,) * len(states))
     for deadline in DEADLINES_S:
-        levels = tuple(model.sparsity_for(s.hz, deadline, BACKBONE_SPARSITY) for s in states)
+        levels = tuple(smallest_sparsity(model, loads, s.hz, deadline, at_least=BACKBONE_SPARSITY) for s in states)
         add(f"RT3, deadline {1e3 * deadline:g} ms", levels)
     return rows

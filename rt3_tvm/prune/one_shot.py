@@ -1,6 +1,6 @@
 """One-shot pruning by magnitude, no training: block pruning to the backbone, then a pattern set per matrix and level."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
@@ -37,6 +37,8 @@ class PruneOptions:
         Weight names or globs of linear layers that stay dense.
     embeddings
         Whether tables that tokens look up are pruned too, as RT3 does with its language model.
+    frequencies
+        Hz of each level, descending; None leaves them to the compiler.
     """
 
     sparsity: tuple[float, ...] = (0.5, 0.75, 0.9)
@@ -46,6 +48,7 @@ class PruneOptions:
     block_rows: int = 128
     exclude: tuple[str, ...] = ()
     embeddings: bool = False
+    frequencies: tuple[float, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,7 +97,11 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
     if not backbones:
         reasons = "; ".join(f"{n}: {r}" for n, r in skipped.items()) or "none was found in the graph"
         raise Rt3Error(f"no linear layer is left to prune: {reasons}")
-    levels = tuple(_cut_level(weights, backbones, s, options) for s in options.sparsity)
+    frequencies = options.frequencies or (0.0,) * len(options.sparsity)
+    levels = tuple(
+        replace(_cut_level(weights, backbones, s, options), frequency_hz=hz)
+        for s, hz in zip(options.sparsity, frequencies, strict=True)
+    )
     files = tuple(source / n for n in TOKENIZER_FILES if (source / n).is_file()) if source else ()
     return Checkpoint(models.describe(model), weights, levels, skipped, files)
 

@@ -7,7 +7,7 @@ import pytest
 from rt3_tvm import device
 from rt3_tvm.cli.main import main
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.hardware.latency import Rt3Latency, language_model_work
+from rt3_tvm.hardware.latency import Rt3Latency, at_density, language_model_loads, smallest_sparsity
 from tests.test_device import GOOD
 
 # ms by level, sparsity in % by level, million runs, ratio: what RT3's constants imply, computed by hand from its formulas.
@@ -41,23 +41,23 @@ def test_paper_table_for_people(capsys):
 
 
 def test_simulate_needs_to_know_what(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main(["simulate"])
-    assert exit_.value.code == 2 and "--paper" in capsys.readouterr().err
+    assert main(["simulate"]) == 2 and "--paper" in capsys.readouterr().err
 
 
 def test_ten_matrices_and_their_weights():
-    work = language_model_work(28785, 800, 200, 2)
+    work = language_model_loads(28785, 800, 200, 2)
     assert len(work) == 10 and sum(m.weights for m in work) == pytest.approx(51.8e6, rel=0.005)
 
 
 def test_sparsity_for_a_deadline():
-    model = Rt3Latency(language_model_work(28785, 800, 200, 2))
+    model, loads = Rt3Latency(), language_model_loads(28785, 800, 200, 2)
     for hz in (1.4e9, 0.8e9):
-        assert model.seconds(hz, model.sparsity_for(hz, 0.1)) == pytest.approx(0.1)
-    assert model.sparsity_for(1.4e9, 10.0) == 0.0 and model.sparsity_for(1.4e9, 10.0, 0.3) == 0.3
-    with pytest.raises(Rt3Error, match=r"no sparsity meets -1 ms at 1\.4 GHz"):
-        model.sparsity_for(1.4e9, -0.001)
+        needed = smallest_sparsity(model, loads, hz, 0.1)
+        assert model.seconds(hz, at_density(loads, 1 - needed)) == pytest.approx(0.1)
+    assert smallest_sparsity(model, loads, 1.4e9, 10.0) == 0.0
+    assert smallest_sparsity(model, loads, 1.4e9, 10.0, at_least=0.3) == 0.3
+    with pytest.raises(Rt3Error, match=r"no sparsity meets -1 ms at 1\.4GHz: the nearest is"):
+        smallest_sparsity(model, loads, 1.4e9, -0.001)
 
 
 @pytest.mark.parametrize(

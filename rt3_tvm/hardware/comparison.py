@@ -1,0 +1,296 @@
+"""``rt3 simulate``: what one charge is good for with a dense model, a backbone, and RT3's levels."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rt3_tvm import device as devices
+from rt3_tvm.device import Device, frequency_name
+from rt3_tvm.errors import Rt3Error
+from rt3_tvm.hardware.energy import Power, measured_power, modelled_power, published_power
+from rt3_tvm.hardware.governors import SHARES, Governor, governor, read_trace
+from rt3_tvm.hardware.latency import LatencyModel, TableLatency, latency_model
+from rt3_tvm.hardware.loads import LevelFacts, ModelFacts, read_facts
+from rt3_tvm.hardware.simulation import Outcome, Plan, simulate
+
+BATTERY_J = 37_800.0
+"""RT3's battery."""
+
+
+@dataclass(frozen=True)
+class SimulateOptions:
+    """What is simulated.
+
+    Parameters
+    ----------
+    device, cluster
+        Where it runs; None: the device's first cluster.
+    latency
+        ``rt3`` for RT3's analytic model, or a file of measured latencies.
+    tokens
+        Tokens of one inference; None: what the bundle was compiled for, else 1.
+    power
+        File of measured watts, or ``published``; None: c f V^2 with the device's figures.
+    static_w
+        W that the cluster draws whatever it does; None: what the device says.
+    cores
+        Cores that are busy while an inference runs.
+    governor, trace, shares
+        The policy by name, or the file of a trace; shares of the charge for ``rt3``.
+    rate
+        Inferences per s; 0: back to back.
+    deadline_s
+        s; 0: none.
+    hours
+        Where the simulation ends although charge is left.
+    frequencies
+        Hz of the levels, descending; None: those that the model names, else the device's defaults.
+    accuracy
+        Of the dense model, then of each level.
+    """
+
+    device: str
+    cluster: str | None = None
+    latency: str = "rt3"
+    tokens: int | None = None
+    power: str | None = None
+    static_w: float | None = None
+    cores: int = 1
+    battery_j: float = BATTERY_J
+    governor: str = "rt3"
+    trace: Path | None = None
+    shares: tuple[float, ...] = SHARES
+    rate: float = 0.0
+    deadline_s: float = 0.0
+    hours: float = math.inf
+    frequencies: tuple[float, ...] | None = None
+    accuracy: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("rate", self.rate, 0.0),
+            ("deadline", self.deadline_s, 0.0),
+            ("static power", self.static_w or 0.0, 0.0),
+        ):
+            if not (least <= value < 1e6):
+                raise Rt3Error(f"{name} {value:g} must be at least {least:g}")
+        if not self.hours > 0.0:
+            raise Rt3Error(f"--hours {self.hours:g} must be above 0")
+        if self.cores < 1 or (self.tokens is not None and self.tokens < 1):
+            raise Rt3Error("--cores and --seq-len must be at least 1")
+        if not 0.0 < self.battery_j <= 1e9:
+            raise Rt3Error(f"a battery of {self.battery_j:g} J: give one above 0")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One way to spend a charge, and what came of it.
+
+    ``accuracy``: mean over the inferences that ended, None where that of a level that ran is unknown.
+    """
+
+    name: str
+    latency_ms: tuple[float, ...]
+    density: tuple[float, ...]
+    outcome: Outcome
+    accuracy: float | None
+    ratio: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row for ``--json``."""
+        o = self.outcome
+        return {
+            "name": self.name,
+            "latency_ms": list(self.latency_ms),
+            "density": list(self.density),
+            "runs": o.runs,
+            "ratio": self.ratio,
+            "hours": o.seconds / 3600,
+            "late": o.late,
+            "skipped": o.skipped,
+            "missed": o.missed,
+            "joules": o.joules,
+            "served_by_level": o.served,
+            "accuracy": self.accuracy,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The four configurations, and where every figure comes from.
+
+    ``frequencies``: Hz of the levels, at which ``latency_ms`` of the configurations is; ``opps``: Hz by operating point.
+    """
+
+    model: ModelFacts
+    device: Device
+    options: SimulateOptions
+    frequencies: tuple[float, ...]
+    opps: tuple[float, ...]
+    rows: tuple[Configuration, ...]
+    sources: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for ``--json``."""
+        return {
+            "model": self.model.path,
+            "device": self.device.name,
+            "cluster": self.device.cluster.name,
+            "battery_j": self.options.battery_j,
+            "deadline_ms": 1e3 * self.options.deadline_s,
+            "frequencies_hz": list(self.frequencies),
+            "rows": [row.to_json() for row in self.rows],
+            "sources": self.sources,
+        }
+
+
+def compare(path: Path, options: SimulateOptions) -> Comparison:
+    """Return what one charge is good for: dense at the top clock, dense, backbone and RT3's levels with DVFS.
+
+    Raises
+    ------
+    Rt3Error
+        The device lacks a frequency that the levels name, power or latency is not known, or an option is not sane.
+    """
+    facts = _with_accuracy(read_facts(path), options.accuracy)
+    device = devices.load(options.device)
+    if options.cluster is not None:
+        device = device.with_cluster(options.cluster)
+    power = _power(device, options)
+    opps = tuple(state.hz for state in power.states)
+    frequencies = _level_frequencies(facts, device, options, opps)
+    model = _latency(facts, options)
+    period = 1.0 / options.rate if options.rate else 0.0
+    if options.trace is not None:
+        policy: Governor = read_trace(options.trace, device.cluster, opps)
+    else:
+        policy = governor(options.governor, opps, frequencies, options.shares, period)
+    top = governor("performance", opps, frequencies)
+    named = any(level.frequency_hz for level in facts.levels) or options.frequencies is not None
+    backbone, backbone_name = facts.backbone, "backbone"
+    if backbone is None:
+        backbone, backbone_name = facts.levels[0], "level 0 alone (no backbone)"
+    elif backbone.accuracy is None and math.isclose(backbone.density, facts.levels[0].density):
+        backbone = replace(backbone, accuracy=facts.levels[0].accuracy)
+    rows: list[Configuration] = []
+
+    def add(name: str, levels: Sequence[LevelFacts], policy: Governor, by_deadline: bool = False) -> None:
+        plan = _plan(model, power, levels, frequencies, options, by_deadline)
+        outcome = simulate(options.battery_j, plan, policy, 3600.0 * options.hours)
+        at = [opps.index(f) for f in frequencies] if policy is not top else [0]
+        ms = tuple(1e3 * plan.seconds[i][plan.level_of[i]] for i in at)
+        density = tuple(levels[plan.level_of[i]].density for i in at)
+        first = rows[0].outcome.runs if rows else outcome.runs
+        ratio = outcome.runs / first if first else math.nan
+        rows.append(Configuration(name, ms, density, outcome, _mean_accuracy(levels, outcome), ratio))
+
+    add(f"dense, {frequency_name(opps[0])} only", [facts.dense], top)
+    add("dense + DVFS", [facts.dense], policy)
+    add(f"{backbone_name} + DVFS", [backbone], policy)
+    add("RT3's levels + DVFS", facts.levels, policy, by_deadline=options.deadline_s > 0 and not named)
+    return Comparison(facts, device, options, frequencies, opps, tuple(rows), _sources(facts, model, power, options))
+
+
+def _with_accuracy(facts: ModelFacts, accuracy: tuple[float, ...] | None) -> ModelFacts:
+    """Return the facts with the accuracies that were given."""
+    if accuracy is None:
+        return facts
+    if len(accuracy) != 1 + len(facts.levels):
+        raise Rt3Error(
+            f"--accuracy names {len(accuracy)}: give the dense model's, then one for each of {len(facts.levels)} levels"
+        )
+    levels = tuple(replace(level, accuracy=a) for level, a in zip(facts.levels, accuracy[1:], strict=True))
+    return replace(facts, levels=levels, dense_accuracy=accuracy[0], accuracy_source="given (--accuracy)")
+
+
+def _power(device: Device, options: SimulateOptions) -> Power:
+    cluster = device.cluster
+    if options.cores > cluster.cores:
+        raise Rt3Error(f"--cores {options.cores}: cluster '{cluster.name}' of {device.name} has {cluster.cores}")
+    if options.power == "published":
+        return published_power(device, options.cores)
+    if options.power is not None:
+        return measured_power(Path(options.power), cluster, options.cores, options.static_w)
+    return modelled_power(cluster, device.name, options.cores, options.static_w)
+
+
+def _latency(facts: ModelFacts, options: SimulateOptions) -> LatencyModel:
+    model = latency_model(options.latency, options.tokens or facts.tokens or 1)
+    if isinstance(model, TableLatency) and options.tokens not in (None, model.tokens):
+        raise Rt3Error(f"--seq-len {options.tokens}: {options.latency} was measured with {model.tokens} tokens")
+    return model
+
+
+def _level_frequencies(
+    facts: ModelFacts, device: Device, options: SimulateOptions, opps: tuple[float, ...]
+) -> tuple[float, ...]:
+    """Return the frequency of each level, every one an operating point whose power is known."""
+    named = tuple(level.frequency_hz for level in facts.levels)
+    if options.frequencies is not None:
+        where, wanted = "--freqs", options.frequencies
+        if len(wanted) != len(facts.levels):
+            raise Rt3Error(f"--freqs names {len(wanted)} frequencies, {facts.path} has {len(facts.levels)} levels")
+    elif all(named):
+        where, wanted = f"{facts.path} is for another device than '{device.name}', pass --freqs", named
+    else:
+        if len(facts.levels) > len(opps):
+            raise Rt3Error(
+                f"{len(facts.levels)} levels but '{device.name}' has {len(opps)} operating points with known power"
+            )
+        last = max(1, len(facts.levels) - 1)
+        return tuple(opps[round(i * (len(opps) - 1) / last)] for i in range(len(facts.levels)))
+    found = []
+    for hz in wanted:
+        opp = device.cluster.operating_point(hz, where)
+        if opp.hz not in opps:
+            raise Rt3Error(
+                f"{where}: no power is known at {frequency_name(opp.hz)}: {', '.join(map(frequency_name, opps))}"
+            )
+        found.append(opp.hz)
+    return tuple(found)
+
+
+def _plan(
+    model: LatencyModel,
+    power: Power,
+    levels: Sequence[LevelFacts],
+    frequencies: tuple[float, ...],
+    options: SimulateOptions,
+    by_deadline: bool,
+) -> Plan:
+    """Return what runs at each operating point: the level as the dispatcher takes it, or the densest that is in time."""
+    opps = [state.hz for state in power.states]
+    seconds = tuple(tuple(model.seconds(hz, level.loads) for level in levels) for hz in opps)
+    level_of = []
+    for hz, took in zip(opps, seconds, strict=True):
+        if by_deadline:
+            in_time = (i for i, s in enumerate(took) if s <= options.deadline_s)
+        else:
+            in_time = (i for i, f in enumerate(frequencies[: len(levels)]) if hz >= f)
+        level_of.append(next(in_time, len(levels) - 1))
+    period = 1.0 / options.rate if options.rate else 0.0
+    watts = tuple(state.watts for state in power.states)
+    return Plan(watts, power.idle_w, tuple(level_of), seconds, period, options.deadline_s)
+
+
+def _mean_accuracy(levels: Sequence[LevelFacts], outcome: Outcome) -> float | None:
+    served = [(n, level.accuracy) for n, level in zip(outcome.served, levels, strict=False) if n]
+    if not served or any(a is None for _, a in served):
+        return None
+    return sum(n * a for n, a in served if a is not None) / sum(n for n, _ in served)
+
+
+def _sources(facts: ModelFacts, model: LatencyModel, power: Power, options: SimulateOptions) -> dict[str, str]:
+    """Return for each kind of figure whether it is measured, modelled or given."""
+    policy = f"trace {options.trace}" if options.trace else f"governor {options.governor}"
+    load = f"{options.rate:g} inferences/s" if options.rate else "back to back"
+    left_out = f"; no figure for {', '.join(map(frequency_name, power.left_out))}: left out" if power.left_out else ""
+    return {
+        "latency": model.source,
+        "power": power.source + left_out,
+        "battery": f"given: {options.battery_j:g} J; {policy}, {load}",
+        "runs, hours, missed": "modelled: simulated from the latency and the power above",
+        "accuracy": facts.accuracy_source,
+    }

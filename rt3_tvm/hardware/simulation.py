@@ -1,0 +1,239 @@
+"""A battery, a workload and a policy over time: event by event, exact in energy, no time step.
+
+Between two changes of the clock inferences repeat with one period, so that any number of them is one event. Policies that look at
+the load end in a fixed point or a cycle; a cycle that has begun to repeat is multiplied, not walked.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rt3_tvm.hardware.governors import Governor
+
+EPSILON = 1e-9
+MOST_SEGMENTS = 2_000_000
+"""More changes of the clock than a trace of years at one a second: something is wrong."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs: for each operating point the level it takes, and the s of each level there.
+
+    Parameters
+    ----------
+    watts, idle_w
+        W at each operating point while an inference runs, and between inferences.
+    level_of
+        For each operating point the index of the level that the dispatcher takes.
+    seconds
+        [operating point][level]: s of one inference.
+    period_s
+        s from one inference to the next; 0 for back to back. What arrives while another still runs is skipped.
+    deadline_s
+        s; 0 for none.
+    """
+
+    watts: tuple[float, ...]
+    idle_w: float
+    level_of: tuple[int, ...]
+    seconds: tuple[tuple[float, ...], ...]
+    period_s: float = 0.0
+    deadline_s: float = 0.0
+
+    def load(self, index: int) -> float:
+        """Return the part of the time that the workload keeps an operating point busy."""
+        took = self.seconds[index][self.level_of[index]]
+        if not self.period_s:
+            return 1.0
+        return took / (self.period_s * max(1, math.ceil(took / self.period_s - EPSILON)))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch at one operating point: s, index of the operating point, level, J left at its end, deadlines missed in it.
+
+    ``mixed``: many short stretches of a cycle, of which the first operating point and level are given.
+    """
+
+    start: float
+    end: float
+    index: int
+    level: int
+    joules_left: float
+    missed: int
+    mixed: bool = False
+
+
+@dataclass
+class Outcome:
+    """What came of a charge.
+
+    ``served``: inferences by level; ``late``: those that ended after the deadline; ``skipped``: never begun, because one before
+    still ran.
+    """
+
+    served: list[int]
+    late: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    joules: float = 0.0
+    segments: list[Segment] = field(default_factory=list)
+
+    @property
+    def runs(self) -> int:
+        """Inferences that ended."""
+        return sum(self.served)
+
+    @property
+    def missed(self) -> int:
+        """Deadlines missed: late or skipped."""
+        return self.late + self.skipped
+
+
+class _Battery:
+    """The state of a simulation."""
+
+    def __init__(self, joules: float, plan: Plan, levels: int, horizon_s: float) -> None:
+        self.plan, self.full, self.left, self.now, self.horizon = plan, joules, joules, 0.0, horizon_s
+        self.arrival = 0  # index of the next inference to begin, in periods
+        self.running, self.remaining, self.began = (
+            -1,
+            0.0,
+            0.0,
+        )  # level of the inference in flight, its part to go, its start
+        self.outcome = Outcome([0] * levels)
+
+    @property
+    def over(self) -> bool:
+        return self.left <= self.full * 1e-12 or self.now >= self.horizon - EPSILON
+
+    def run(self, index: int, until_s: float, until_joules: float) -> None:
+        """Run at one operating point until a time, or until a charge is left."""
+        plan, watts = self.plan, self.plan.watts[index]
+        until_s = min(until_s, self.horizon)
+        while self.now < until_s - EPSILON and self.left > until_joules + self.full * 1e-12:
+            if self.running < 0:
+                begin = self.arrival * plan.period_s if plan.period_s else self.now
+                if begin > self.now + EPSILON:
+                    self._spend(min(begin, until_s) - self.now, plan.idle_w, until_joules)
+                    continue
+                level = plan.level_of[index]
+                if self._run_many(level, plan.seconds[index][level], watts, until_s, until_joules):
+                    continue
+                self.running, self.remaining, self.began = level, 1.0, self.now
+                self.arrival += 1
+            took = plan.seconds[index][self.running]
+            spent = self._spend(min(self.remaining * took, until_s - self.now), watts, until_joules)
+            self.remaining -= spent / took
+            if self.remaining <= EPSILON:
+                self._finish()
+
+    def _spend(self, seconds: float, watts: float, until_joules: float) -> float:
+        """Let time pass, no longer than the charge allows; return the s that passed."""
+        if watts > 0.0:
+            seconds = min(seconds, (self.left - until_joules) / watts)
+        self.now += seconds
+        self.left -= seconds * watts
+        return seconds
+
+    def _finish(self) -> None:
+        self.outcome.served[self.running] += 1
+        self._judge(self.now - self.began, 1)
+        self.running = -1
+        if self.plan.period_s:
+            due = math.ceil(self.now / self.plan.period_s - EPSILON)
+            self.outcome.skipped += max(0, due - self.arrival)
+            self.arrival = max(self.arrival, due)
+
+    def _judge(self, took: float, count: int) -> None:
+        if self.plan.deadline_s and took > self.plan.deadline_s * (1 + EPSILON):
+            self.outcome.late += count
+
+    def _run_many(self, level: int, took: float, watts: float, until_s: float, until_joules: float) -> bool:
+        """Run as many whole periods as fit, as one event; return whether there were any."""
+        plan = self.plan
+        periods = max(1, math.ceil(took / plan.period_s - EPSILON)) if plan.period_s else 1
+        cycle = periods * plan.period_s if plan.period_s else took
+        joules = watts * took + plan.idle_w * (cycle - took)
+        fit = min((until_s - self.now) / cycle, (self.left - until_joules) / joules)
+        count = math.floor(fit + EPSILON)
+        if count < 1:
+            return False
+        self.arrival += count * periods
+        self.now = self.arrival * plan.period_s if plan.period_s else self.now + count * cycle
+        self.left -= count * joules
+        self.outcome.served[level] += count
+        self.outcome.skipped += count * (periods - 1)
+        self._judge(took, count)
+        return True
+
+    def key(self, index: int) -> tuple[float, ...]:
+        """Return what the future depends on, but for the charge: the operating point, and the inference in flight."""
+        phase = self.now - (self.arrival * self.plan.period_s if self.plan.period_s else self.now)
+        flight = (self.running, round(self.remaining, 6), round(self.now - self.began, 6)) if self.running >= 0 else ()
+        return (index, round(phase, 6), *flight)
+
+    def counters(self) -> tuple[float, ...]:
+        """Return everything that grows from one cycle to the next."""
+        o = self.outcome
+        return (self.now, self.left, self.arrival, self.began, o.late, o.skipped, *o.served)
+
+    def advance(self, before: tuple[float, ...], times: int) -> None:
+        """Let the change of the counters since ``before`` happen so many times again."""
+        change = [times * (b - a) for a, b in zip(before, self.counters(), strict=True)]
+        o = self.outcome
+        self.now, self.left, self.began = self.now + change[0], self.left + change[1], self.began + change[3]
+        self.arrival, o.late, o.skipped = (
+            self.arrival + int(change[2]),
+            o.late + int(change[4]),
+            o.skipped + int(change[5]),
+        )
+        o.served = [n + int(c) for n, c in zip(o.served, change[6:], strict=True)]
+
+
+def simulate(joules: float, plan: Plan, governor: Governor, horizon_s: float = math.inf) -> Outcome:
+    """Return what a charge is good for.
+
+    Parameters
+    ----------
+    joules
+        The charge.
+    horizon_s
+        s after which the simulation ends although charge is left.
+    """
+    levels = max(plan.level_of) + 1
+    battery = _Battery(joules, plan, max(levels, len(plan.seconds[0])), horizon_s)
+    segments = battery.outcome.segments
+    seen: dict[tuple[float, ...], tuple[float, ...]] = {}
+    index = 0
+    while not battery.over:
+        assert len(segments) < MOST_SEGMENTS
+        decision = governor.decide(battery.now, battery.left / joules, index, plan.load)
+        index = decision.index
+        start, missed = battery.now, battery.outcome.missed
+        if governor.by_load and math.isfinite(decision.until_s):
+            key, now = battery.key(index), battery.counters()
+            if key in seen:
+                before = seen.pop(key)
+                times = _repetitions(before, now, battery)
+                if times > 0:
+                    battery.advance(before, times)
+                    segments.append(_segment(battery, start, index, missed, mixed=True))
+                    continue
+            seen[key] = now
+        battery.run(index, decision.until_s, decision.until_charge * joules)
+        segments.append(_segment(battery, start, index, missed))
+    battery.outcome.seconds, battery.outcome.joules = battery.now, joules - max(0.0, battery.left)
+    return battery.outcome
+
+
+def _repetitions(before: Sequence[float], now: Sequence[float], battery: _Battery) -> int:
+    """Return how many more whole cycles the charge and the time allow."""
+    seconds, joules = now[0] - before[0], before[1] - now[1]
+    fit = min(now[1] / joules if joules > 0 else math.inf, (battery.horizon - now[0]) / seconds)
+    return max(0, math.floor(fit) - 1)
+
+
+def _segment(battery: _Battery, start: float, index: int, missed: int, mixed: bool = False) -> Segment:
+    level = battery.plan.level_of[index]
+    return Segment(start, battery.now, index, level, max(0.0, battery.left), battery.outcome.missed - missed, mixed)

@@ -1,0 +1,239 @@
+"""The battery: engine against a plain time-step reference and by hand, governors, power, traces, and bad input."""
+
+import json
+import math
+import time
+
+import pytest
+
+from rt3_tvm import device
+from rt3_tvm.errors import Rt3Error
+from rt3_tvm.hardware import energy, governors
+from rt3_tvm.hardware.governors import ByCharge, Fixed, Trace, governor
+from rt3_tvm.hardware.simulation import Plan, simulate
+
+PLAN = Plan(
+    watts=(0.3, 0.1), idle_w=0.02, level_of=(0, 1), seconds=((0.04, 0.02), (0.12, 0.06)), period_s=0.1, deadline_s=0.05
+)
+"""Two operating points: 40 ms at the first, 60 ms (sparser level, late) at the second, ten inferences a second."""
+
+
+def stepped(joules, plan, policy, horizon, step=1e-4):
+    """The same in small steps of time: independent of the engine, and only nearly exact."""
+    left, index, now, tick = joules, 0, 0.0, 0
+    served, late, skipped, running, remaining, began, due = [0, 0], 0, 0, -1, 0.0, 0.0, 0
+    while left > 0 and now < horizon:
+        index = policy(now, left / joules, index)
+        if plan.period_s:
+            while due * plan.period_s <= now + 1e-9:
+                if running < 0:
+                    running, remaining, began = plan.level_of[index], 1.0, now
+                else:
+                    skipped += 1
+                due += 1
+        elif running < 0:
+            running, remaining, began = plan.level_of[index], 1.0, now
+        left -= step * (plan.watts[index] if running >= 0 else plan.idle_w)
+        tick += 1
+        now = tick * step
+        if running >= 0:
+            remaining -= step / plan.seconds[index][running]
+            if remaining <= 1e-9:
+                served[running] += 1
+                late += now - began > plan.deadline_s + 1e-9
+                running = -1
+    return served, late, skipped, now
+
+
+@pytest.mark.parametrize("period", [0.1, 0.05, 0.0])
+@pytest.mark.parametrize(
+    ("policy", "step_policy"),
+    [
+        (Fixed(0), lambda now, charge, index: 0),
+        (Fixed(1), lambda now, charge, index: 1),
+        (ByCharge((0, 1), (0.6, 0.4)), lambda now, charge, index: 0 if charge > 0.4 else 1),
+        (
+            Trace((0.0, 1.23, 2.5), (1, 0, 1)),
+            lambda now, charge, index: 1 if now < 1.23 - 1e-9 or now > 2.5 - 1e-9 else 0,
+        ),
+    ],
+    ids=["performance", "powersave", "charge", "trace"],
+)
+def test_engine_against_small_steps(period, policy, step_policy):
+    plan = Plan(**(PLAN.__dict__ | {"period_s": period}))
+    for joules, horizon in ((0.71, math.inf), (5.0, 4.07)):
+        ours = simulate(joules, plan, policy, horizon)
+        served, late, skipped, seconds = stepped(joules, plan, step_policy, horizon)
+        assert sum(ours.served) == pytest.approx(sum(served), abs=1)
+        assert ours.served == pytest.approx(served, abs=1)
+        assert (ours.late, ours.skipped) == (pytest.approx(late, abs=1), pytest.approx(skipped, abs=1))
+        assert ours.seconds == pytest.approx(seconds, rel=2e-3)
+
+
+def test_energy_is_exact():
+    """By hand: a period costs 0.04 s x 0.3 W + 0.06 s x 0.02 W = 13.2 mJ, so 1000 J are 75757 periods and a rest of 7.6 mJ."""
+    ours = simulate(1000.0, PLAN, Fixed(0))
+    assert ours.served == [75757, 0] and ours.missed == 0
+    assert ours.joules == pytest.approx(1000.0, rel=1e-12)
+    assert ours.seconds == pytest.approx(7575.7 + (1000 - 75757 * 0.0132) / 0.3, rel=1e-9)
+
+
+def test_an_inference_keeps_its_level_when_the_clock_changes():
+    plan = Plan((1.0, 1.0), 0.0, (0, 1), ((0.1, 0.05), (0.2, 0.1)), deadline_s=0.12)
+    ours = simulate(10.0, plan, Trace((0.0, 0.05), (0, 1)), horizon_s=0.05 + 0.1)
+    assert ours.served == [1, 0], "half at 0.1 s, half at 0.2 s: 0.15 s at level 0"
+    assert ours.late == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "busy", "expected"),
+    [
+        ("ondemand", 0.9, 2e9),  # above 80 %: the top
+        ("schedutil", 0.9, 2e9),
+        ("conservative", 0.5, 2e9),  # between the thresholds it stays
+        ("performance", 0.1, 2e9),
+        ("powersave", 0.1, 2e8),
+    ],
+)
+def test_where_governors_settle(name, busy, expected):
+    hz = (2e9, 1e9, 5e8, 2e8)
+    seconds = tuple((busy * 0.1 * hz[0] / f,) for f in hz)
+    plan = Plan((0.4, 0.2, 0.1, 0.05), 0.0, (0,) * 4, seconds, period_s=0.1)
+    ours = simulate(1000.0, plan, governor(name, hz, hz[:1], (1.0,), 0.1))
+    longest = max(ours.segments, key=lambda s: s.end - s.start)
+    assert hz[longest.index] == expected and ours.joules == pytest.approx(1000.0)
+
+
+def test_schedutil_follows_its_formula():
+    """A load of 0.1 at 2 GHz wants 1.25 x 0.1 x 2 GHz = 250 MHz: 500 MHz is the lowest that is as fast, and stays so."""
+    hz = (2e9, 1e9, 5e8, 2e8)
+    plan = Plan((0.4, 0.2, 0.1, 0.05), 0.0, (0,) * 4, tuple((0.01 * 2e9 / f,) for f in hz), period_s=0.1)
+    ours = simulate(10.0, plan, governor("schedutil", hz, hz[:1], (1.0,), 0.1))
+    assert hz[ours.segments[-1].index] == 5e8
+
+
+def test_a_cycle_is_multiplied_not_walked():
+    """Ondemand at a load of 0.75 at the top wants 1.55 GHz, is above 80 % at 1.6 GHz, goes back: for ever."""
+    hz = (2e9, 1.6e9, 2e8)
+    plan = Plan((0.4, 0.25, 0.05), 0.01, (0,) * 3, tuple((0.075 * 2e9 / f,) for f in hz), period_s=0.1)
+    start = time.perf_counter()
+    ours = simulate(1e6, plan, governor("ondemand", hz, hz[:1], (1.0,), 0.1))
+    assert time.perf_counter() - start < 1.0
+    # By hand: 0.0325 J and 0.0244375 J in turn, so 0.05691... J every two periods.
+    pair = (0.075 * 0.4 + 0.025 * 0.01) + (0.09375 * 0.25 + 0.00625 * 0.01)
+    assert ours.runs == pytest.approx(2 * 1e6 / pair, rel=1e-6) and ours.skipped == 0
+    assert any(s.mixed for s in ours.segments)
+
+
+def test_a_day_of_changes_every_second_takes_less_than_a_second():
+    times = tuple(float(t) for t in range(86_400))
+    trace = Trace(times, tuple(t % 2 for t in range(86_400)))
+    start = time.perf_counter()
+    ours = simulate(1e9, PLAN, trace, 86_400.0)
+    took = time.perf_counter() - start
+    assert ours.runs == pytest.approx(864_000, rel=0.01) and took < 1.0, f"{took:.2f} s"
+
+
+@pytest.mark.parametrize(
+    ("text", "joules"),
+    [("37800J", 37800), ("37800", 37800), ("10.5 Wh", 37800), ("3000mAh x 3.5V", 37800), ("1kJ", 1000)],
+)
+def test_batteries(text, joules):
+    assert energy.parse_battery(text) == pytest.approx(joules)
+
+
+@pytest.mark.parametrize("text", ["0J", "0", "-5J", "full", "3000mAh", "1e12J", ""])
+def test_bad_batteries(text):
+    with pytest.raises(Rt3Error, match=r"give it as 37800J, 10\.5Wh or 3000mAhx3\.85V"):
+        energy.parse_battery(text)
+
+
+def test_modelled_power_by_hand():
+    """RK3399 little at 1.416 GHz: 100 uW/(MHz V^2) x 1416 MHz x (1.125 V)^2."""
+    power = energy.modelled_power(device.load("rk3399").cluster, "rk3399", cores=2, static_w=0.1)
+    opp = device.load("rk3399").cluster.opps[0]
+    assert power.states[0].watts == pytest.approx(2 * 100e-6 * 1416 * opp.volts**2 + 0.1)
+    assert power.idle_w == 0.1 and power.source.startswith("modelled")
+    for name in ("sdm845", "raspberrypi4", "odroid-n2"):
+        with pytest.raises(Rt3Error, match=rf"{name}: .*pass --power FILE"):
+            energy.modelled_power(device.load(name).cluster, name)
+
+
+def power_file(tmp_path, points, cluster="silver"):
+    path = tmp_path / "power.json"
+    rows = [{"frequency_hz": hz, "measured": {"power_mw": mw}} for hz, mw in points]
+    path.write_text(json.dumps({"clusters": [{"name": cluster, "points": rows}]}))
+    return path
+
+
+def test_measured_power(tmp_path):
+    cluster = device.load("sdm845").cluster
+    path = power_file(tmp_path, [(300000000, 50.0), (1766400000, 400.0)])
+    power = energy.measured_power(path, cluster, cores=2)
+    assert [(s.hz, s.watts) for s in power.states] == [(1.7664e9, 0.8), (3e8, 0.1)]
+    assert len(power.left_out) == 16 and power.source.startswith("measured: power.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--power .*power.json: Expecting value"),
+        ("[]", "expected clusters"),
+        ('{"clusters": [{"name": "gold", "points": []}]}', "no cluster 'silver': it has gold"),
+        ('{"clusters": [{"name": "silver", "points": [{}]}]}', r"silver.points\[0\]: expected frequency_hz"),
+        (
+            '{"clusters": [{"name": "silver", "points": [{"frequency_hz": 3e8, "measured": {"power_mw": -1}}]}]}',
+            "cannot be",
+        ),
+        (
+            '{"clusters": [{"name": "silver", "points": [{"frequency_hz": 7e8, "measured": {"power_mw": 1}}]}]}',
+            "none of its frequencies of 'silver'",
+        ),
+    ],
+)
+def test_bad_power_files(tmp_path, text, message):
+    path = tmp_path / "power.json"
+    path.write_text(text)
+    with pytest.raises(Rt3Error, match=message):
+        energy.measured_power(path, device.load("sdm845").cluster)
+
+
+def test_traces(tmp_path):
+    cluster = device.load("odroid-xu3").cluster
+    hz = [o.hz for o in cluster.opps]
+    path = tmp_path / "trace.csv"
+    path.write_text("seconds,frequency\n# a comment\n0,1.4GHz\n60,1.4GHz\n3600 1000000000\n\n7200,800MHz\n")
+    trace = governors.read_trace(path, cluster, hz)
+    assert trace.times == (0.0, 3600.0, 7200.0) and [hz[i] for i in trace.indices] == [1.4e9, 1e9, 8e8]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0,1.4GHz\n60,1GHz\n30,1.4GHz", r"trace.csv:3: 30 s comes after 60 s: a trace goes forward"),
+        (
+            "0,1.4GHz\n60,1.45GHz",
+            r"trace.csv:2: cluster 'LITTLE' does not have 1.45GHz: its frequencies are 1.4GHz, 1.3GHz",
+        ),
+        ("5,1.4GHz", r"begins at 0 s"),
+        ("0,1.4GHz\nsoon,1GHz", r"trace.csv:2: 'soon,1GHz': expected seconds and a frequency"),
+        ("0", "expected seconds and a frequency"),
+        ("# nothing", "no line with seconds"),
+        ("0,1.4GHz\nnan,1GHz", "forward in time"),
+    ],
+)
+def test_bad_traces(tmp_path, text, message):
+    path = tmp_path / "trace.csv"
+    path.write_text(text)
+    cluster = device.load("odroid-xu3").cluster
+    with pytest.raises(Rt3Error, match=message):
+        governors.read_trace(path, cluster, [o.hz for o in cluster.opps])
+
+
+def test_bad_governors():
+    with pytest.raises(Rt3Error, match="unknown governor 'turbo': choose from conservative, ondemand"):
+        governor("turbo", (1e9,), (1e9,))
+    with pytest.raises(Rt3Error, match="3 shares for 1 frequencies"):
+        governor("rt3", (1e9,), (1e9,))
+    with pytest.raises(Rt3Error, match=r"--shares 0\.5,0\.6"):
+        governor("rt3", (2e9, 1e9), (2e9, 1e9), (0.5, 0.6))
