@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rt3_tvm.cli.options import console
+from rt3_tvm.cli.options import console, numbers
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -30,6 +30,28 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     model.add_argument("--threads", type=int, default=1, metavar="N", help="of all contestants; default 1")
     model.add_argument("--json", action="store_true")
     model.set_defaults(drive=drive_model)
+    latency = what.add_parser(
+        "latency", help="a table of latencies by shape, group and density, for simulate and search"
+    )
+    latency.add_argument("model", help="a model as rt3 prune takes it, or a checkpoint")
+    latency.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the table, JSON")
+    latency.add_argument("--seq-len", type=int, default=128, metavar="T", help="tokens of an inference; default 128")
+    latency.add_argument(
+        "--groups", type=numbers(int, "groups"), default="1,2,4", metavar="V,V", help="groups to measure; default 1,2,4"
+    )
+    latency.add_argument(
+        "--sparsity",
+        type=numbers(float, "sparsities"),
+        default="0.5,0.65,0.75,0.85,0.95",
+        metavar="S,S",
+        help="sparsities to measure, beside dense; default 0.5,0.65,0.75,0.85,0.95",
+    )
+    latency.add_argument(
+        "--freqs",
+        metavar="F,F,F",
+        help="hold these frequencies one by one (root); default measure at the clock it runs at",
+    )
+    latency.set_defaults(drive=drive_latency)
 
 
 def drive_linear(args: argparse.Namespace) -> None:
@@ -69,3 +91,28 @@ def drive_model(args: argparse.Namespace) -> None:
         ratios = (f"{rival.median / t.median:.2f}x" for rival in result.rivals.values())
         table.add_row(name, density, f"{t.median:.3f}", f"{t.low:.3f}", f"{t.high:.3f}", *ratios)
     console().print(table)
+
+
+def drive_latency(args: argparse.Namespace) -> None:
+    """Run ``rt3 bench latency``."""
+    import logging
+
+    from rt3_tvm import model as models
+    from rt3_tvm.checkpoint import Checkpoint
+    from rt3_tvm.device import parse_frequency
+    from rt3_tvm.files import write_text
+    from rt3_tvm.hardware.bench_latency import LatencyOptions, bench_latency
+
+    frequencies = tuple(parse_frequency(f) for f in args.freqs.split(",")) if args.freqs else None
+    options = LatencyOptions(args.seq_len, tuple(args.groups), tuple(args.sparsity), frequencies)
+    path = Path(args.model)
+    is_checkpoint = (path / "checkpoint.json").is_file()
+    model = Checkpoint.load(path).dense_model() if is_checkpoint else models.load(args.model)
+    table = bench_latency(model, options, logging.info)
+    write_text(args.output, json.dumps(table.to_json(), indent=1) + "\n")
+    rows = [row for row in table.table if row.rows]
+    compute, memory = sum(r.compute_s for r in rows), sum(r.memory_s for r in rows)
+    print(
+        f"{args.output}: {len(rows)} kernels and the rest ({1e3 * table.table[0].compute_s:.2f} ms), {table.source}; "
+        f"{memory / (compute + memory):.0%} of the kernels' time is waiting for memory"
+    )

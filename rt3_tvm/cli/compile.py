@@ -13,11 +13,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("checkpoint", type=Path)
     p.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the shared library")
     add_device_options(p, default="host")
-    p.add_argument(
+    table = p.add_mutually_exclusive_group()
+    table.add_argument(
         "--freqs",
         metavar="F,F,F",
-        help="one per level, descending, as 1.4GHz,1.0GHz,0.8GHz; "
-        "default the top, the lowest and evenly spaced operating points of the device",
+        help="one per level, descending, as 1.4GHz,1.0GHz,0.8GHz; default those that the checkpoint names, else the top, "
+        "the lowest and evenly spaced operating points of the device",
+    )
+    table.add_argument(
+        "--latency",
+        metavar="rt3|FILE",
+        help="instead: for each level the lowest operating point that meets --deadline, by this latency model",
     )
     p.add_argument(
         "--seq-len",
@@ -45,6 +51,8 @@ def drive(args: argparse.Namespace) -> None:
 
     checkpoint = Checkpoint.load(args.checkpoint)
     frequencies = parse_frequencies(args.freqs, len(checkpoint.levels)) if args.freqs else None
+    if args.latency is not None:
+        frequencies = _by_latency(args)
     options = CompileOptions(
         device=chosen_device(args),
         cluster=args.cluster,
@@ -70,3 +78,23 @@ def drive(args: argparse.Namespace) -> None:
         f"{args.output}: {report.bytes / 2**20:.1f} MiB, levels {levels}; seconds: {seconds}"
         + ("; built before, taken from the cache" if report.from_cache else "")
     )
+
+
+def _by_latency(args: argparse.Namespace) -> tuple[float, ...]:
+    """Return the lowest frequency at which each level meets the deadline."""
+    from rt3_tvm import device
+    from rt3_tvm.errors import Rt3Error
+    from rt3_tvm.hardware.latency import latency_model, lowest_frequencies
+    from rt3_tvm.hardware.loads import read_facts
+
+    if args.deadline <= 0:
+        raise Rt3Error("--latency needs --deadline MS: the frequencies follow from both")
+    board = device.load(chosen_device(args))
+    cluster = (board.with_cluster(args.cluster) if args.cluster else board).cluster
+    if not cluster.opps:
+        raise Rt3Error(f"--latency: device '{board.name}' shows no operating points: pass --freqs")
+    levels = [level.loads for level in read_facts(args.checkpoint).levels]
+    model = latency_model(args.latency, max(args.seq_len))
+    found = lowest_frequencies(model, levels, [opp.hz for opp in cluster.opps], args.deadline / 1e3)
+    print(f"frequencies by latency: {', '.join(map(device.frequency_name, found))}; {model.source}")
+    return found

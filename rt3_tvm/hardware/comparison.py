@@ -190,7 +190,9 @@ def compare(path: Path, options: SimulateOptions) -> Comparison:
     add("dense + DVFS", [facts.dense], policy)
     add(f"{backbone_name} + DVFS", [backbone], policy)
     add("RT3's levels + DVFS", facts.levels, policy, by_deadline=options.deadline_s > 0 and not named)
-    return Comparison(facts, device, options, frequencies, opps, tuple(rows), _sources(facts, model, power, options))
+    return Comparison(
+        facts, device, options, frequencies, opps, tuple(rows), _sources(facts, model, power, device, options)
+    )
 
 
 def _with_accuracy(facts: ModelFacts, accuracy: tuple[float, ...] | None) -> ModelFacts:
@@ -282,13 +284,17 @@ def _mean_accuracy(levels: Sequence[LevelFacts], outcome: Outcome) -> float | No
     return sum(n * a for n, a in served if a is not None) / sum(n for n, _ in served)
 
 
-def _sources(facts: ModelFacts, model: LatencyModel, power: Power, options: SimulateOptions) -> dict[str, str]:
+def _sources(
+    facts: ModelFacts, model: LatencyModel, power: Power, device: Device, options: SimulateOptions
+) -> dict[str, str]:
     """Return for each kind of figure whether it is measured, modelled or given."""
     policy = f"trace {options.trace}" if options.trace else f"governor {options.governor}"
     load = f"{options.rate:g} inferences/s" if options.rate else "back to back"
     left_out = f"; no figure for {', '.join(map(frequency_name, power.left_out))}: left out" if power.left_out else ""
+    foreign = isinstance(model, TableLatency) and model.core != device.cluster.core
+    warning = f"; this is a {device.cluster.core}: how the levels compare may hold, the ms do not" if foreign else ""
     return {
-        "latency": model.source,
+        "latency": model.source + warning,
         "power": power.source + left_out,
         "battery": f"given: {options.battery_j:g} J; {policy}, {load}",
         "runs, hours, missed": "modelled: simulated from the latency and the power above",

@@ -121,10 +121,10 @@ class TableLatency:
     """Latencies that were measured, by matrix shape, group, density and frequency; see ``rt3 bench latency``.
 
     At a frequency that was not measured, those of the nearest one are scaled. Between densities the line is straight; below the
-    sparsest one that was measured a matrix takes as long as there.
+    sparsest one that was measured a matrix takes as long as there. ``core``: LLVM's name of the core it was measured on.
     """
 
-    machine: str
+    core: str
     tokens: int
     threads: int
     table: tuple[TableRow, ...]
@@ -135,7 +135,7 @@ class TableLatency:
         """Where the figures come from."""
         clocks = ", ".join(map(frequency_name, self._frequencies))
         return (
-            f"measured on {self.machine} at {clocks}, {self.tokens} tokens, threads: {self.threads}; at other frequencies "
+            f"measured on a {self.core} at {clocks}, {self.tokens} tokens, threads: {self.threads}; at other frequencies "
             "modelled from those: the part that runs in the caches follows the clock, waiting for memory does not"
         )
 
@@ -179,7 +179,7 @@ class TableLatency:
     def to_json(self) -> dict[str, Any]:
         """Return the table as it is kept in a file; seconds and Hz."""
         rows = [asdict(row) for row in self.table]
-        return {"format": TABLE_FORMAT, "machine": self.machine, "tokens": self.tokens, "threads": self.threads} | {
+        return {"format": TABLE_FORMAT, "core": self.core, "tokens": self.tokens, "threads": self.threads} | {
             "rows": rows
         }
 
@@ -206,7 +206,9 @@ class TableLatency:
             if not isinstance(data.get(key), int) or data[key] < 1:
                 raise Rt3Error(f"{path}: '{key}' must be a positive whole number, not {data.get(key)!r}")
         table = tuple(_read_row(row, f"{path}: rows[{i}]") for i, row in enumerate(rows))
-        return cls(str(data.get("machine", "unknown machine")), data["tokens"], data["threads"], table, str(path))
+        return cls(
+            str(data.get("core", "core that it does not name")), data["tokens"], data["threads"], table, str(path)
+        )
 
 
 def _read_row(row: Any, where: str) -> TableRow:
@@ -235,6 +237,36 @@ def _read_row(row: Any, where: str) -> TableRow:
 def latency_model(name: str, tokens: int) -> LatencyModel:
     """Return RT3's model for ``rt3``, else the table in the file of that name."""
     return Rt3Latency(tokens) if name == "rt3" else TableLatency.load(Path(name))
+
+
+def lowest_frequencies(
+    model: LatencyModel, levels: Sequence[Loads], opps: Sequence[float], deadline: float
+) -> tuple[float, ...]:
+    """Return for each level the lowest operating point at which it is within ``deadline`` s: the dispatcher's table.
+
+    ``levels``: densest first; ``opps``: Hz.
+
+    Raises
+    ------
+    Rt3Error
+        A level is late even at the top, or no lower than the one before it, so that it would never run.
+    """
+    found: list[float] = []
+    for i, loads in enumerate(levels):
+        in_time = [hz for hz in opps if model.seconds(hz, loads) <= deadline]
+        if not in_time:
+            best = 1e3 * model.seconds(max(opps), loads)
+            raise Rt3Error(
+                f"deadline {1e3 * deadline:g} ms: level {i} takes {best:.4g} ms even at {frequency_name(max(opps))}: "
+                "prune more, or allow more time"
+            )
+        if found and min(in_time) >= found[-1]:
+            raise Rt3Error(
+                f"deadline {1e3 * deadline:g} ms: levels {i - 1} and {i} both need {frequency_name(min(in_time))}: level {i} "
+                "would never run; prune it more, or allow less time"
+            )
+        found.append(min(in_time))
+    return tuple(found)
 
 
 def smallest_sparsity(

@@ -17,7 +17,7 @@ def peak_gflops() -> float:
 
 @cache
 def core_limits() -> dict[str, float]:
-    """Return what ``peak.c`` measures on this machine, GFLOP/s by name."""
+    """Return what ``peak.c`` measures on this machine: GFLOP/s, GHz and GB/s by name."""
     import platform
 
     machine = platform.machine()
@@ -28,4 +28,15 @@ def core_limits() -> dict[str, float]:
         compiler = choose_compiler(f"{machine}-linux-gnu", None, machine)
         run_compiler(compiler, ["-std=gnu11", "-O2", "-march=native", "peak.c", "-o", "peak"], folder)
         printed = subprocess.run([folder / "peak"], check=True, capture_output=True, text=True).stdout
-    return {name: float(value) for name, value in json.loads(printed).items() if name.endswith("_gflops")}
+    units = ("_gflops", "_ghz", "_gbytes")
+    return {name: float(value) for name, value in json.loads(printed).items() if name.endswith(units)}
+
+
+def clock_hz() -> float:
+    """Return the clock that one core of this machine ran at, in Hz: a chain of additions takes a cycle each."""
+    return core_limits()["clock_ghz"] * 1e9
+
+
+def stream_gbytes() -> float:
+    """Return the GB/s at which one core of this machine reads memory that no cache holds."""
+    return core_limits()["stream_gbytes"]
