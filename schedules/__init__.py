@@ -25,7 +25,10 @@ FLOPS_ATTR = "rt3.flops"
 DECISIONS_ATTR = "rt3.decisions"
 """PrimFunc attribute that holds the values of a decision, by name."""
 
-__all__ = ["DECISIONS_ATTR", "FLOPS_ATTR", "KERNEL_ATTR", "SCHEDULES", "TASKS_ATTR", "KernelFamily"]
+LINEAR_FAMILIES = ("pattern_linear", "dense_linear", "few_token_linear")
+"""Families that multiply by a weight."""
+
+__all__ = ["DECISIONS_ATTR", "FLOPS_ATTR", "KERNEL_ATTR", "LINEAR_FAMILIES", "SCHEDULES", "TASKS_ATTR", "KernelFamily"]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from rt3_tvm.hardware.loads import SMALLEST
 from rt3_tvm.hardware.peak import clock_hz
 from rt3_tvm.prune import PruneOptions, prune_one_shot
 from rt3_tvm.runtime import load
+from rt3_tvm.schedules import LINEAR_FAMILIES
 from rt3_tvm.timing import time_interleaved
 
 ROUNDS = 9
@@ -32,7 +33,6 @@ COLD_FACTOR = 2
 """Copies of the weights take this many times the last cache."""
 COLD_BYTES = 64 << 20
 """Least bytes of copies: a last cache may be larger than what the machine says of it."""
-LINEAR_FAMILIES = ("pattern_linear", "dense_linear", "few_token_linear")
 
 
 @dataclass(frozen=True)
