@@ -7,6 +7,8 @@ import time
 import pytest
 
 from rt3_tvm import device
+from rt3_tvm.checkpoint import Checkpoint
+from rt3_tvm.cli.main import main
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.hardware import energy, governors
 from rt3_tvm.hardware.governors import ByCharge, Fixed, Trace, governor
@@ -237,3 +239,142 @@ def test_bad_governors():
         governor("rt3", (1e9,), (1e9,))
     with pytest.raises(Rt3Error, match=r"--shares 0\.5,0\.6"):
         governor("rt3", (2e9, 1e9), (2e9, 1e9), (0.5, 0.6))
+
+
+SIMULATE = ("--device", "odroid-xu3", "--freqs", "1.4GHz,1GHz,0.8GHz")
+
+
+def simulated(capsys, path, *arguments):
+    assert main(["simulate", str(path), "--json", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_simulate_by_hand(saved_checkpoint, capsys):
+    """RT3's model and c f V^2 by hand for the dense model at the top clock; the shares of RT3 for its levels."""
+    found = simulated(capsys, saved_checkpoint, *SIMULATE, "--battery", "100J")
+    weights = sum(m.size for n, m in Checkpoint.load(saved_checkpoint).weights.items() if n in MATRICES)
+    adds = weights - sum(Checkpoint.load(saved_checkpoint).weights[n].shape[0] for n in MATRICES)
+    seconds = (weights * 0.014370e-7 + adds * 0.014575e-7) * 3 / 1.4
+    watts = 90e-12 * 1.4e9 * 1.275**2
+    dense = found["rows"][0]
+    assert dense["latency_ms"] == pytest.approx([1e3 * seconds]) and dense["runs"] == pytest.approx(
+        100 / watts / seconds, abs=1
+    )
+    rt3 = found["rows"][3]
+    power = [90e-12 * 1.4e9 * 1.275**2, 90e-12 * 1e9 * 1.1**2, 90e-12 * 0.8e9 * 1.1**2]
+    runs = [
+        100 * share / w / (ms / 1e3) for share, w, ms in zip((0.5, 0.3, 0.2), power, rt3["latency_ms"], strict=True)
+    ]
+    # The inference that runs while the clock changes keeps its denser level: it costs up to two of the next.
+    assert rt3["served_by_level"] == pytest.approx(runs, abs=4) and rt3["ratio"] > 1
+    assert rt3["density"] == pytest.approx([0.5, 0.25, 0.1], abs=0.02)
+
+
+MATRICES = [
+    f"encoder.layer.{i}.{n}.weight"
+    for i in (0, 1)
+    for n in (
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    )
+] + ["pooler.dense.weight"]
+
+
+def test_every_figure_says_where_it_comes_from(saved_checkpoint, tiny_bundle, capsys, tmp_path):
+    sources = simulated(capsys, saved_checkpoint, *SIMULATE)["sources"]
+    assert sources["latency"].startswith("modelled") and sources["power"].startswith("modelled")
+    assert sources["accuracy"] == "unknown" and sources["runs, hours, missed"].startswith("modelled")
+    power = power_file(tmp_path, [(1.4e9, 300.0), (1e9, 150.0), (8e8, 100.0)], "LITTLE")
+    found = simulated(
+        capsys, tiny_bundle, "--device", "odroid-xu3", "--power", str(power), "--accuracy", "0.9,0.8,0.7,0.6"
+    )
+    assert found["sources"]["power"].startswith("measured: power.json")
+    assert "no figure for 1.3GHz, 1.2GHz" in found["sources"]["power"]
+    assert found["rows"][0]["accuracy"] == 0.9 and 0.6 < found["rows"][3]["accuracy"] < 0.8
+    served = found["rows"][3]["served_by_level"]
+    mean = sum(n * a for n, a in zip(served, (0.8, 0.7, 0.6), strict=True)) / sum(served)
+    assert found["rows"][3]["accuracy"] == pytest.approx(mean)
+
+
+def test_levels_by_deadline(saved_checkpoint, capsys):
+    """With a deadline and no frequencies named, every clock takes the densest level that is in time."""
+    loose = simulated(capsys, saved_checkpoint, "--device", "odroid-xu3", "--deadline", "1000")["rows"][3]
+    assert loose["missed"] == 0 and loose["density"] == pytest.approx([0.5] * 3, abs=0.02)
+    tight = simulated(capsys, saved_checkpoint, "--device", "odroid-xu3", "--deadline", "0.1")["rows"][3]
+    assert tight["density"][0] > tight["density"][1]
+
+
+def test_published_power(saved_checkpoint, capsys):
+    found = simulated(capsys, saved_checkpoint, *SIMULATE, "--power", "published")
+    assert "as published, 100 uW" in found["sources"]["power"]
+    assert main(["simulate", str(saved_checkpoint), "--device", "rk3399", "--power", "published"]) == 2
+    assert "nothing was published for 'rk3399'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "rpi9"], "unknown device 'rpi9'"),
+        ([], "no device: pass --device NAME"),
+        (
+            ["--device", "rk3399"],
+            "is for another device than 'rk3399', pass --freqs: cluster 'little' does not have 1.4GHz",
+        ),
+        (
+            ["--device", "odroid-xu3", "--freqs", "1.4GHz,1GHz,0.85GHz"],
+            "--freqs: cluster 'LITTLE' does not have 850MHz",
+        ),
+        (["--device", "odroid-xu3", "--freqs", "1.4GHz"], "--freqs names 1 frequencies"),
+        (["--device", "odroid-xu3", "--governor", "turbo"], "unknown governor 'turbo': choose from conservative"),
+        (["--device", "odroid-xu3", "--shares", "50,50"], "2 shares for 3 frequencies"),
+        (["--device", "odroid-xu3", "--accuracy", "0.9"], "--accuracy names 1: give the dense model's"),
+        (["--device", "odroid-xu3", "--latency", "nowhere.json"], "--latency nowhere.json: "),
+        (["--device", "odroid-xu3", "--power", "nowhere.json"], "--power nowhere.json: "),
+        (["--device", "odroid-xu3", "--trace", "nowhere.csv"], "--trace nowhere.csv: "),
+        (["--device", "odroid-xu3", "--cores", "9"], "--cores 9: cluster 'LITTLE' of odroid-xu3 has 4"),
+        (["--device", "odroid-xu3", "--rate", "-1"], "rate -1 must be at least 0"),
+        (["--device", "odroid-xu3", "--hours", "0"], "--hours 0 must be above 0"),
+        (["--device", "odroid-xu3", "--deadline", "nan"], "deadline nan must be at least 0"),
+    ],
+)
+def test_bad_simulations_are_one_line(tiny_bundle, arguments, message, capsys):
+    assert main(["simulate", str(tiny_bundle), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_a_checkpoint_of_another_device_is_one_line(tmp_path, capsys):
+    path = tmp_path / "m.ckpt"
+    assert main(["prune", "random-tiny", "-o", str(path), "--freqs", "1.4GHz,1GHz,0.8GHz"]) == 0
+    assert Checkpoint.load(path).levels[1].frequency_hz == 1e9
+    capsys.readouterr()
+    for command in (["simulate", str(path)], ["compile", str(path), "-o", str(tmp_path / "m.so")]):
+        assert main([*command, "--device", "rk3399"]) == 2
+        said = capsys.readouterr().err
+        assert "another device than 'rk3399'" in said and "does not have 1.4GHz" in said and said.count("\n") == 1
+    assert simulated(capsys, path, "--device", "odroid-xu3")["frequencies_hz"] == [1.4e9, 1e9, 8e8]
+    for missing in (tmp_path / "nothing", tmp_path / "nothing.so"):
+        assert main(["simulate", str(missing), "--device", "odroid-xu3"]) == 2
+        assert "no such checkpoint or bundle" in capsys.readouterr().err
+
+
+def test_the_backbone_is_compared_where_there_is_one(saved_checkpoint, tiny_bundle, capsys):
+    names = [row["name"] for row in simulated(capsys, saved_checkpoint, *SIMULATE)["rows"]]
+    assert names == ["dense, 1.4GHz only", "dense + DVFS", "backbone + DVFS", "RT3's levels + DVFS"]
+    rows = simulated(capsys, saved_checkpoint, *SIMULATE)["rows"]
+    assert rows[2]["density"] == pytest.approx([0.75] * 3, abs=0.02)
+    names = [row["name"] for row in simulated(capsys, tiny_bundle, *SIMULATE)["rows"]]
+    assert names[2] == "level 0 alone (no backbone) + DVFS"
+
+
+def test_simulate_for_people(saved_checkpoint, tmp_path, capsys):
+    trace = tmp_path / "day.csv"
+    trace.write_text("0,1.4GHz\n3600,800MHz\n7200,1GHz\n")
+    command = ["simulate", str(saved_checkpoint), *SIMULATE, "--trace", str(trace), "--rate", "10", "--hours", "24"]
+    assert main([*command, "--deadline", "1", "--battery", "3000mAhx3.7V"]) == 0
+    out = capsys.readouterr().out
+    assert "latency: modelled" in out and "24.00" in out and "battery: given: 39960 J; trace" in out

@@ -1,5 +1,6 @@
 """The report: one page that a real browser opens, on a phone's width too, in colours that everybody tells apart."""
 
+import html
 import re
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ def test_everything_is_in_the_page(page):
         "something is elsewhere"
     )
     assert "<script" not in text and "default-src 'none'" in text
+    text = html.unescape(text)
     for words in ("modelled: 90 uW", "modelled: RT3's constants", "given (--accuracy)", "Measured on this machine"):
         assert words in text
 
