@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rt3_tvm.checkpoint import Checkpoint
     from rt3_tvm.codegen import CompileOptions
     from rt3_tvm.codegen import compile_checkpoint as compile
+    from rt3_tvm.hardware.comparison import SimulateOptions
+    from rt3_tvm.hardware.comparison import compare as simulate
     from rt3_tvm.prune import PruneOptions
     from rt3_tvm.prune import prune_one_shot as prune
     from rt3_tvm.runtime import load
@@ -21,11 +23,13 @@ _PUBLIC = {
     "Checkpoint": ("rt3_tvm.checkpoint", "Checkpoint"),
     "CompileOptions": ("rt3_tvm.codegen", "CompileOptions"),
     "PruneOptions": ("rt3_tvm.prune", "PruneOptions"),
+    "SimulateOptions": ("rt3_tvm.hardware.comparison", "SimulateOptions"),
     "compile": ("rt3_tvm.codegen", "compile_checkpoint"),
     "load": ("rt3_tvm.runtime", "load"),
     "prune": ("rt3_tvm.prune", "prune_one_shot"),
+    "simulate": ("rt3_tvm.hardware.comparison", "compare"),
 }
-__all__ = ["Checkpoint", "CompileOptions", "PruneOptions", "compile", "load", "prune"]
+__all__ = ["Checkpoint", "CompileOptions", "PruneOptions", "SimulateOptions", "compile", "load", "prune", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

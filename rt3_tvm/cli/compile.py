@@ -84,7 +84,7 @@ def _by_latency(args: argparse.Namespace) -> tuple[float, ...]:
     """Return the lowest frequency at which each level meets the deadline."""
     from rt3_tvm import device
     from rt3_tvm.errors import Rt3Error
-    from rt3_tvm.hardware.latency import latency_model, lowest_frequencies
+    from rt3_tvm.hardware.latency import latency_model, lowest_frequencies, source_for
     from rt3_tvm.hardware.loads import read_facts
 
     if args.deadline <= 0:
@@ -96,5 +96,5 @@ def _by_latency(args: argparse.Namespace) -> tuple[float, ...]:
     levels = [level.loads for level in read_facts(args.checkpoint).levels]
     model = latency_model(args.latency, max(args.seq_len))
     found = lowest_frequencies(model, levels, [opp.hz for opp in cluster.opps], args.deadline / 1e3)
-    print(f"frequencies by latency: {', '.join(map(device.frequency_name, found))}; {model.source}")
+    print(f"frequencies by latency: {', '.join(map(device.frequency_name, found))}; {source_for(model, cluster.core)}")
     return found

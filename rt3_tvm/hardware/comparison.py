@@ -11,7 +11,7 @@ from rt3_tvm.device import Device, frequency_name
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.hardware.energy import Power, measured_power, modelled_power, published_power
 from rt3_tvm.hardware.governors import SHARES, Governor, governor, read_trace
-from rt3_tvm.hardware.latency import LatencyModel, TableLatency, latency_model
+from rt3_tvm.hardware.latency import LatencyModel, TableLatency, latency_model, source_for
 from rt3_tvm.hardware.loads import LevelFacts, ModelFacts, read_facts
 from rt3_tvm.hardware.simulation import Outcome, Plan, simulate
 
@@ -291,10 +291,8 @@ def _sources(
     policy = f"trace {options.trace}" if options.trace else f"governor {options.governor}"
     load = f"{options.rate:g} inferences/s" if options.rate else "back to back"
     left_out = f"; no figure for {', '.join(map(frequency_name, power.left_out))}: left out" if power.left_out else ""
-    foreign = isinstance(model, TableLatency) and model.core != device.cluster.core
-    warning = f"; this is a {device.cluster.core}: how the levels compare may hold, the ms do not" if foreign else ""
     return {
-        "latency": model.source + warning,
+        "latency": source_for(model, device.cluster.core),
         "power": power.source + left_out,
         "battery": f"given: {options.battery_j:g} J; {policy}, {load}",
         "runs, hours, missed": "modelled: simulated from the latency and the power above",

@@ -239,6 +239,13 @@ def latency_model(name: str, tokens: int) -> LatencyModel:
     return Rt3Latency(tokens) if name == "rt3" else TableLatency.load(Path(name))
 
 
+def source_for(model: LatencyModel, core: str) -> str:
+    """Return where the figures come from, and a warning where they are another core's than ``core``."""
+    if isinstance(model, TableLatency) and model.core != core:
+        return f"{model.source}; this is a {core}: how the levels compare may hold, the ms do not"
+    return model.source
+
+
 def lowest_frequencies(
     model: LatencyModel, levels: Sequence[Loads], opps: Sequence[float], deadline: float
 ) -> tuple[float, ...]:
