@@ -87,7 +87,7 @@ class Checkpoint:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything a compiled model depends on."""
-        patterns, matrices = _flatten(self.levels)
+        patterns, matrices = flatten_levels(self.levels)
         tensors = {n: self._stamps.get(n) or _stamp(np.ascontiguousarray(v)) for n, v in self.weights.items()}
         facts = [self.description, matrices, tensors, {n: _stamp(v) for n, v in patterns.items()}]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -129,7 +129,7 @@ class Checkpoint:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _write(self, folder: Path) -> None:
-        patterns, matrices = _flatten(self.levels)
+        patterns, matrices = flatten_levels(self.levels)
         weights = {n: np.ascontiguousarray(v) for n, v in self.weights.items()}
         save_file(weights, folder / _WEIGHTS)
         save_file(patterns, folder / _PATTERNS)
@@ -181,7 +181,7 @@ class Checkpoint:
         try:
             weights = _read_tensors(folder / _WEIGHTS, table["tensors"][_WEIGHTS])
             patterns = _read_tensors(folder / _PATTERNS, table["tensors"][_PATTERNS])
-            levels = _unflatten(table, patterns)
+            levels = unflatten_levels(table, patterns)
             checkpoint = cls(
                 table["model"],
                 weights,
@@ -235,7 +235,7 @@ def _report(path: Path, what: str, names: Iterable[str]) -> None:
         raise Rt3Error(f"'{path}': tensor '{name}' {what}")
 
 
-def _flatten(levels: tuple[Level, ...]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def flatten_levels(levels: tuple[Level, ...]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the tensors of all patterns, and a table of their shapes."""
     tensors: dict[str, np.ndarray] = {}
     table: dict[str, Any] = {}
@@ -258,7 +258,7 @@ def _flatten(levels: tuple[Level, ...]) -> tuple[dict[str, np.ndarray], dict[str
     return tensors, table
 
 
-def _unflatten(table: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[Level, ...]:
+def unflatten_levels(table: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[Level, ...]:
     levels = []
     for i, row in enumerate(table["levels"]):
         matrices = {}

@@ -99,6 +99,9 @@ DEMO_MODELS: dict[str, Callable[[], torch.nn.Module]] = {
         max_position_embeddings=1024,
     ),
     "random-lm": _random_lm(),
+    # Smaller, to train on a CPU: on WikiText-2, and on the text that comes with Python.
+    "random-lm-small": _random_lm(vocab_size=10000, hidden_size=200, max_position_embeddings=64),
+    "random-lm-tiny": _random_lm(vocab_size=2000, hidden_size=64, intermediate_size=128, max_position_embeddings=64),
     "random-vit": _random("ViTConfig"),
     "random-tiny": _random(
         "BertConfig",
@@ -153,7 +156,30 @@ def _model_class(architecture: str) -> Any:
     """Return the class with the head that a user runs: classifiers keep theirs, everything else is the bare encoder."""
     import transformers
 
-    return getattr(transformers, architecture) if architecture.endswith("Classification") else transformers.AutoModel
+    return getattr(transformers, architecture) if architecture.endswith(CLASSIFIER) else transformers.AutoModel
+
+
+CLASSIFIER = "Classification"
+"""What the names of transformers' classes end in that have a head to classify with."""
+
+
+def is_classifier(model: torch.nn.Module) -> bool:
+    """Return whether a model has a head to classify with."""
+    return type(model).__name__.endswith(CLASSIFIER)
+
+
+def load_classifier(path: Path, classes: int, seed: int = 0) -> torch.nn.Module:
+    """Return the encoder of a local directory with a new head for sequence classification, in evaluation mode."""
+    import transformers
+
+    torch.manual_seed(seed)
+    try:
+        with quiet():
+            return transformers.AutoModelForSequenceClassification.from_pretrained(
+                path, local_files_only=True, use_safetensors=True, dtype=torch.float32, num_labels=classes
+            ).eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise Rt3Error(f"'{path}' takes no head to classify with: {str(error).splitlines()[0]}") from error
 
 
 def load(name: str) -> torch.nn.Module:

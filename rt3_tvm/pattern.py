@@ -6,6 +6,7 @@ Patterns are cut in those coordinates. Source of the method: RT3, DAC 2021, arXi
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
+SCORED_BLOCKS = 4096
+"""Blocks whose scores are in memory at once, one for each pattern."""
 REFINEMENTS = 6
 """Rounds of assign-and-recut when a set is cut: as in k-means, the first ones move most."""
 
@@ -95,6 +98,12 @@ class Backbone:
         """Part of the matrix that is kept."""
         return self.columns.shape[1] / self.shape[1]
 
+    def mask(self) -> Bools:
+        """Return which weights are kept, (rows, cols)."""
+        kept = np.zeros((len(self.columns), self.shape[1]), dtype=np.bool_)
+        np.put_along_axis(kept, self.columns.astype(np.int64), True, axis=1)
+        return np.repeat(kept, self.block_rows, axis=0)[: self.shape[0]]
+
 
 @dataclass(frozen=True, eq=False)
 class SparseMatrix:
@@ -155,7 +164,9 @@ def _blocks(backbone: Backbone, shape: PatternShape) -> tuple[int, int]:
     return ceil(backbone.shape[0] / shape.rows), ceil(backbone.columns.shape[1] / shape.cols)
 
 
-def cut_backbone(weight: Floats, sparsity: float, block_rows: int, transposed: bool = False) -> Backbone:
+def cut_backbone(
+    weight: Floats, sparsity: float, block_rows: int, transposed: bool = False, rng: np.random.Generator | None = None
+) -> Backbone:
     """Return the backbone: in every block row the columns of the largest norm.
 
     Parameters
@@ -168,25 +179,36 @@ def cut_backbone(weight: Floats, sparsity: float, block_rows: int, transposed: b
         Rows of a block; the last block row may have fewer.
     transposed
         Whether the model stores the transpose of ``weight``.
+    rng
+        Takes columns at random instead, to compare with.
     """
     rows, cols = weight.shape
     kept = max(1, round(cols * (1.0 - sparsity)))
     starts = np.arange(0, rows, block_rows)
     energy = np.add.reduceat(np.square(weight, dtype=np.float64), starts, axis=0)  # (block rows, cols)
+    energy = energy if rng is None else rng.random(energy.shape)
     order = np.argsort(-energy, axis=1, kind="stable")[:, :kept]
     return Backbone((rows, cols), block_rows, np.sort(order, axis=1).astype(np.int32), transposed)
 
 
-def _block_energy(weight: Floats, backbone: Backbone, shape: PatternShape) -> npt.NDArray[np.float64]:
-    """Return the energy of each group and compacted column, (block rows, block cols, groups, cols), padded with zeros."""
+def block_importance(
+    weight: Floats, backbone: Backbone, shape: PatternShape, power: int = 2
+) -> npt.NDArray[np.float64]:
+    """Return the sum of |w|^power over each group and compacted column, padded with zeros.
+
+    Returns
+    -------
+    importance
+        (block rows, block cols, groups, cols) of pattern blocks.
+    """
     rows, _ = weight.shape
     pad_rows, pad_cols = _blocks(backbone, shape)
-    energy = np.square(weight, dtype=np.float64).reshape(rows // shape.group, shape.group, -1).sum(1)
+    sums = np.power(np.abs(weight, dtype=np.float64), power).reshape(rows // shape.group, shape.group, -1).sum(1)
     row_of_group = np.arange(rows // shape.group) * shape.group // backbone.block_rows
-    energy = np.take_along_axis(energy, backbone.columns[row_of_group].astype(np.int64), axis=1)
+    sums = np.take_along_axis(sums, backbone.columns[row_of_group].astype(np.int64), axis=1)
     groups = shape.rows // shape.group
     padded = np.zeros((pad_rows * groups, pad_cols * shape.cols))
-    padded[: energy.shape[0], : energy.shape[1]] = energy
+    padded[: sums.shape[0], : sums.shape[1]] = sums
     return padded.reshape(pad_rows, groups, pad_cols, shape.cols).transpose(0, 2, 1, 3)
 
 
@@ -202,24 +224,67 @@ def assign(energy: npt.NDArray[np.float64], columns: Ints) -> Ints:
     """
     patterns = np.zeros((columns.shape[0], *energy.shape[2:]))
     np.put_along_axis(patterns, columns.astype(np.int64), 1.0, axis=2)
-    score = energy.reshape(-1, energy.shape[2] * energy.shape[3]) @ patterns.reshape(len(columns), -1).T
-    return score.argmax(axis=1).astype(np.int32).reshape(energy.shape[:2])
+    patterns = patterns.reshape(len(columns), -1)
+    blocks = energy.reshape(-1, patterns.shape[1])
+    chosen = [(blocks[i : i + SCORED_BLOCKS] @ patterns.T).argmax(axis=1) for i in range(0, len(blocks), SCORED_BLOCKS)]
+    return np.concatenate(chosen).astype(np.int32).reshape(energy.shape[:2])
 
 
-def _kept_columns(width: int, cols: int, density: float) -> int:
+def _kept_columns(width: int, cols: int, density: float, at_most: bool) -> int:
     """Return the kept columns of a block that bring a row closest to ``density``; the last block may be narrower."""
     blocks, last = divmod(width, cols)
     wanted = density * width
-    return min(range(1, cols + 1), key=lambda kept: (abs(blocks * kept + min(kept, last) - wanted), kept))
+
+    def kept_of(kept: int) -> int:
+        return blocks * kept + min(kept, last)
+
+    fitting = [k for k in range(1, cols + 1) if not at_most or kept_of(k) <= wanted + 1e-6 * width] or [1]
+    return min(fitting, key=lambda kept: (abs(kept_of(kept) - wanted), kept))
 
 
-def cut_patterns(
-    weight: Floats, backbone: Backbone, shape: PatternShape, density: float, count: int, seed: int = 0
-) -> SparseMatrix:
-    """Cut a pattern set from a matrix by magnitude and assign it.
+@dataclass(frozen=True)
+class PatternRecipe:
+    """How a pattern set is cut from a matrix.
 
-    Starts from the best patterns of sampled blocks; then assigns every block and recuts each pattern from the summed
-    energy of its blocks, as in k-means.
+    Parameters
+    ----------
+    shape, count
+        Shape of the patterns, and K: how many; a matrix with fewer blocks has one for each.
+    start
+        Where the patterns come from: ``blocks``, the best pattern of K sampled blocks; ``maps``, the most important of RT3's
+        importance maps, each the sum of |w| over a few sampled blocks; ``random``, any positions.
+    refinements
+        Rounds in which every block takes its best pattern and each pattern is cut anew from the energy of its blocks, as in
+        k-means.
+    at_most
+        Whether rounding to whole columns of a block may never exceed the density that was asked for.
+    """
+
+    shape: PatternShape
+    count: int
+    start: Literal["blocks", "maps", "random"] = "blocks"
+    refinements: int = REFINEMENTS
+    at_most: bool = False
+    seed: int = 0
+
+
+def most_kept(backbone: Backbone, recipe: PatternRecipe, density: float) -> float:
+    """Return the part of a matrix that a recipe keeps at a density within the backbone, before anything is cut.
+
+    Patterns that several blocks share may put positions on the padding of the last block; then it is less.
+    """
+    width, cols = backbone.columns.shape[1], recipe.shape.cols
+    kept = _kept_columns(width, cols, density, recipe.at_most)
+    blocks, last = divmod(width, cols)
+    return (blocks * kept + min(kept, last)) / backbone.shape[1]
+
+
+MAP_BLOCKS, LEAST_MAPS = 10, 16
+"""RT3's: blocks that an importance map sums, and maps from which the most important are taken."""
+
+
+def cut_patterns(weight: Floats, backbone: Backbone, recipe: PatternRecipe, density: float) -> SparseMatrix:
+    """Cut a pattern set from a matrix and assign it: each block takes the pattern that keeps most of its energy.
 
     Parameters
     ----------
@@ -227,19 +292,38 @@ def cut_patterns(
         (rows, cols).
     density
         Part of the backbone's columns that each group keeps, in (0, 1].
-    count
-        K, patterns in the set; fewer when the matrix has fewer blocks.
     """
-    kept = _kept_columns(backbone.columns.shape[1], shape.cols, density)
-    energy = _block_energy(weight, backbone, shape)
+    shape = recipe.shape
+    kept = _kept_columns(backbone.columns.shape[1], shape.cols, density, recipe.at_most)
+    energy = block_importance(weight, backbone, shape)
     blocks = energy.reshape(-1, *energy.shape[2:])  # (blocks, groups, cols)
-    rng = np.random.default_rng(seed)
-    sampled = rng.choice(len(blocks), size=min(count, len(blocks)), replace=False)
-    columns = _largest(blocks[sampled], kept)
-    for _ in range(REFINEMENTS if kept < shape.cols else 0):
+    rng = np.random.default_rng(recipe.seed)
+    if recipe.count >= len(blocks) and recipe.start != "random":  # each block has its own best pattern
+        columns = _largest(blocks, kept)
+        assignment = np.arange(len(blocks), dtype=np.int32).reshape(energy.shape[:2])
+        return SparseMatrix(backbone, PatternSet(shape, columns), assignment)
+    count = min(recipe.count, len(blocks))
+    if recipe.start == "random":
+        columns = _largest(rng.random((count, *blocks.shape[1:])), kept)
+    elif recipe.start == "maps":
+        magnitude = block_importance(weight, backbone, shape, power=1).reshape(blocks.shape)
+        columns = _map_patterns(magnitude, kept, count, rng)
+    else:
+        columns = _largest(blocks[rng.choice(len(blocks), size=count, replace=False)], kept)
+    for _ in range(recipe.refinements if kept < shape.cols else 0):
         flat = assign(energy, columns).reshape(-1)
         sums = np.zeros((len(columns), *blocks.shape[1:]))
         np.add.at(sums, flat, blocks)
         used = np.bincount(flat, minlength=len(columns)) > 0
         columns[used] = _largest(sums[used], kept)
     return SparseMatrix(backbone, PatternSet(shape, columns), assign(energy, columns))
+
+
+def _map_patterns(magnitude: npt.NDArray[np.float64], kept: int, count: int, rng: np.random.Generator) -> Ints:
+    """Return the patterns of the ``count`` most important of RT3's maps; ``magnitude`` (blocks, groups, cols) sums |w|."""
+    maps = max(LEAST_MAPS, 2 * count)
+    sampled = rng.integers(len(magnitude), size=(maps, min(MAP_BLOCKS, len(magnitude))))
+    sums = magnitude[sampled].sum(1)  # (maps, groups, cols)
+    columns = _largest(sums, kept)
+    importance = np.take_along_axis(sums, columns.astype(np.int64), axis=2).sum((1, 2))
+    return columns[np.argsort(-importance, kind="stable")[:count]]

@@ -24,6 +24,8 @@ ORDER = [
     "runtime",
     "codegen",
     "hardware",
+    "tasks",
+    "search",
     "report",
     "cli",
 ]

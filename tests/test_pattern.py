@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.pattern import PatternShape, assign, cut_backbone, cut_patterns
+from rt3_tvm.pattern import PatternRecipe, PatternShape, assign, cut_backbone, cut_patterns
 
 
 def weights(rows, cols, seed=0):
@@ -24,7 +24,7 @@ def test_backbone_keeps_the_largest_columns_of_each_block_row():
 
 def test_assignment_is_the_smallest_residual():
     w = weights(6, 8)
-    matrix = cut_patterns(w, cut_backbone(w, 0.0, 6), PatternShape(2, 4, 1), 0.5, 3)
+    matrix = cut_patterns(w, cut_backbone(w, 0.0, 6), PatternRecipe(PatternShape(2, 4, 1), 3), 0.5)
     for i, j in itertools.product(range(3), range(2)):
         block = w[2 * i : 2 * i + 2, 4 * j : 4 * j + 4]
         residuals = []
@@ -38,7 +38,7 @@ def test_assignment_is_the_smallest_residual():
 
 def test_one_pattern_per_block_keeps_the_largest_weights():
     w = weights(4, 8)
-    matrix = cut_patterns(w, cut_backbone(w, 0.0, 4), PatternShape(2, 4, 1), 0.5, 4)
+    matrix = cut_patterns(w, cut_backbone(w, 0.0, 4), PatternRecipe(PatternShape(2, 4, 1), 4), 0.5)
     for row, col in itertools.product(range(4), range(0, 8, 4)):
         block = np.abs(w[row, col : col + 4])
         assert set(np.flatnonzero(matrix.mask()[row, col : col + 4])) == set(np.argsort(block)[-2:])
@@ -49,7 +49,7 @@ def test_one_pattern_per_block_keeps_the_largest_weights():
 def test_mask_is_grouped_balanced_and_inside_the_backbone(group, block_sparsity):
     w = weights(20, 50)
     backbone = cut_backbone(w, block_sparsity, 8)
-    matrix = cut_patterns(w, backbone, PatternShape(8, 10, group), 0.4, 5)
+    matrix = cut_patterns(w, backbone, PatternRecipe(PatternShape(8, 10, group), 5), 0.4)
     mask = matrix.mask()
     assert mask.shape == w.shape
     grouped = mask.reshape(-1, group, 50)
@@ -63,14 +63,14 @@ def test_mask_is_grouped_balanced_and_inside_the_backbone(group, block_sparsity)
 @pytest.mark.parametrize("density", [0.5, 0.25, 0.1])
 def test_density_is_met_although_blocks_do_not_fit(cols, width, density):
     w = weights(16, cols)
-    matrix = cut_patterns(w, cut_backbone(w, 0.0, 16), PatternShape(4, width, 4), density, 8)
+    matrix = cut_patterns(w, cut_backbone(w, 0.0, 16), PatternRecipe(PatternShape(4, width, 4), 8), density)
     assert abs(matrix.density - density) <= 0.5 * -(-cols // width) / cols + 1e-9
 
 
 def test_more_patterns_keep_more_energy():
     w = weights(64, 128)
     kept = [
-        float((w[cut_patterns(w, cut_backbone(w, 0.0, 64), PatternShape(4, 16, 4), 0.5, k).mask()] ** 2).sum())
+        float((w[cut_patterns(w, cut_backbone(w, 0.0, 64), PatternRecipe(PatternShape(4, 16, 4), k), 0.5).mask()] ** 2).sum())
         for k in (1, 8, 64)
     ]
     assert kept[0] < kept[1] < kept[2]
@@ -79,7 +79,7 @@ def test_more_patterns_keep_more_energy():
 def test_refined_patterns_beat_sampled_ones():
     w = weights(64, 128)
     shape = PatternShape(4, 16, 4)
-    refined = cut_patterns(w, cut_backbone(w, 0.0, 64), shape, 0.5, 8)
+    refined = cut_patterns(w, cut_backbone(w, 0.0, 64), PatternRecipe(shape, 8), 0.5)
     energy = np.square(w).reshape(16, 4, 8, 16).sum(1).transpose(0, 1, 2)[:, :, None, :].astype(np.float64)
     rng = np.random.default_rng(0)
     sampled = np.sort(

@@ -12,7 +12,7 @@ from typing import NoReturn
 from rt3_tvm import __version__
 from rt3_tvm.errors import JobError, Rt3Error, choices
 
-COMMANDS = ("prune", "compile", "run", "bench", "inspect", "devices", "sdk", "simulate", "report")
+COMMANDS = ("prune", "search", "compile", "run", "bench", "inspect", "devices", "sdk", "simulate", "report")
 
 
 class Parser(argparse.ArgumentParser):

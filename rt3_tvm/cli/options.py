@@ -51,7 +51,7 @@ def block_shape(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def add_device_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+def add_device_options(parser: argparse._ActionsContainer, default: str | None = None) -> None:
     """Add the options that choose a device; ``chosen_device`` reads them."""
     shown = f"; default {default}" if default else ""
     parser.add_argument("--device", default=default, metavar="NAME", help=f"see rt3 devices{shown}")

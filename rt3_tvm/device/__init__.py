@@ -2,7 +2,7 @@
 
 from rt3_tvm.device.frequencies import frequency_name, parse_frequencies, parse_frequency
 from rt3_tvm.device.toml import load, names, parse, tag_table
-from rt3_tvm.device.types import HOST_LABELS_HZ, Cluster, Device, OperatingPoint, PublishedLevels
+from rt3_tvm.device.types import HOST_LABELS_HZ, Cluster, Device, OperatingPoint, PublishedLevels, spread
 
 __all__ = [
     "HOST_LABELS_HZ",
@@ -16,5 +16,6 @@ __all__ = [
     "parse",
     "parse_frequencies",
     "parse_frequency",
+    "spread",
     "tag_table",
 ]

@@ -1,5 +1,6 @@
 """What a device is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,8 +114,13 @@ class Device:
         hz = [o.hz for o in self.cluster.opps]
         if not hz:
             hz = list(HOST_LABELS_HZ)
-        if levels == 1:
-            return (hz[0],)
-        if levels > len(hz):
-            raise Rt3Error(f"{levels} levels but device '{self.name}' has {len(hz)} operating points: pass --freqs")
-        return tuple(hz[round(i * (len(hz) - 1) / (levels - 1))] for i in range(levels))
+        return spread(hz, levels, self.name)
+
+
+def spread(hz: Sequence[float], levels: int, name: str) -> tuple[float, ...]:
+    """Return the first of descending frequencies, the last, and evenly spaced ones between; ``name`` of the device."""
+    if levels == 1:
+        return (hz[0],)
+    if levels > len(hz):
+        raise Rt3Error(f"{levels} levels but device '{name}' has {len(hz)} operating points: pass --freqs")
+    return tuple(hz[round(i * (len(hz) - 1) / (levels - 1))] for i in range(levels))

@@ -9,7 +9,7 @@ import numpy as np
 
 from rt3_tvm.hardware.linear_kernel import LinearCase, LinearKernel, aligned
 from rt3_tvm.hardware.rivals import installed_rivals
-from rt3_tvm.pattern import PatternShape, SparseMatrix, cut_backbone, cut_patterns
+from rt3_tvm.pattern import PatternRecipe, PatternShape, SparseMatrix, cut_backbone, cut_patterns
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking
 from rt3_tvm.timing import Timing, time_interleaved
 
@@ -63,7 +63,7 @@ def sparse_weight(weight: np.ndarray, case: LinearCase) -> SparseMatrix:
     """Return patterns of one block row per group that reach the sparsity as closely as whole columns can."""
     backbone = cut_backbone(weight, 0.0, case.rows)
     shape = PatternShape(case.group, case.cols, case.group)
-    return cut_patterns(weight, backbone, shape, 1.0 - case.sparsity, PATTERNS)
+    return cut_patterns(weight, backbone, PatternRecipe(shape, PATTERNS), 1.0 - case.sparsity)
 
 
 def bench_linear(case: LinearCase, rounds: int = ROUNDS, rivals: list[str] | None = None) -> LinearResult:

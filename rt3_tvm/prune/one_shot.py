@@ -11,7 +11,7 @@ from rt3_tvm import model as models
 from rt3_tvm.checkpoint import TOKENIZER_FILES, Checkpoint, Level, check_finite
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer, find_embeddings, find_linears
-from rt3_tvm.pattern import Backbone, PatternShape, cut_backbone, cut_patterns
+from rt3_tvm.pattern import Backbone, PatternRecipe, PatternShape, cut_backbone, cut_patterns
 
 SMALLEST = 32
 """Matrices with fewer rows or columns than this stay dense: heads, whose every weight counts and costs nothing."""
@@ -88,7 +88,7 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
     backbones: dict[str, Backbone] = {}
     tables = find_embeddings(model) if options.embeddings else []
     for layer in [*find_linears(model), *tables]:
-        reason = _why_dense(layer, options)
+        reason = why_dense(layer, options.exclude)
         if reason:
             skipped[layer.name] = reason
         else:
@@ -99,27 +99,31 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
         raise Rt3Error(f"no linear layer is left to prune: {reasons}")
     frequencies = options.frequencies or (0.0,) * len(options.sparsity)
     levels = tuple(
-        replace(_cut_level(weights, backbones, s, options), frequency_hz=hz)
+        replace(cut_level(weights, backbones, s, options), frequency_hz=hz)
         for s, hz in zip(options.sparsity, frequencies, strict=True)
     )
-    files = tuple(source / n for n in TOKENIZER_FILES if (source / n).is_file()) if source else ()
-    return Checkpoint(models.describe(model), weights, levels, skipped, files)
+    return Checkpoint(models.describe(model), weights, levels, skipped, tokenizer_files(source))
 
 
-def _why_dense(layer: LinearLayer, options: PruneOptions) -> str:
-    if any(fnmatch(layer.name, glob) for glob in options.exclude):
+def tokenizer_files(source: Path | None) -> tuple[Path, ...]:
+    """Return the files of a model's directory that belong to its tokenizer."""
+    return tuple(source / n for n in TOKENIZER_FILES if (source / n).is_file()) if source else ()
+
+
+def why_dense(layer: LinearLayer, exclude: tuple[str, ...]) -> str:
+    """Return why a linear layer stays dense; an empty text where it does not."""
+    if any(fnmatch(layer.name, glob) for glob in exclude):
         return "excluded"
     if min(layer.shape) < SMALLEST:
         return f"{layer.shape[0]}x{layer.shape[1]} is smaller than {SMALLEST}x{SMALLEST}"
     return ""
 
 
-def _cut_level(weights: dict, backbones: dict[str, Backbone], sparsity: float, options: PruneOptions) -> Level:
+def cut_level(weights: dict, backbones: dict[str, Backbone], sparsity: float, options: PruneOptions) -> Level:
+    """Return a level cut from weights by magnitude, within the backbones."""
     matrices = {}
     for name, backbone in backbones.items():
         within = min(1.0, (1.0 - sparsity) / backbone.density)
-        shape = options.shape.fitted(backbone.shape[0])
-        matrices[name] = cut_patterns(
-            backbone.oriented(weights[name]), backbone, shape, within, options.patterns, options.seed
-        )
+        recipe = PatternRecipe(options.shape.fitted(backbone.shape[0]), options.patterns, seed=options.seed)
+        matrices[name] = cut_patterns(backbone.oriented(weights[name]), backbone, recipe, within)
     return Level(sparsity, matrices)

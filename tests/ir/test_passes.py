@@ -12,7 +12,7 @@ from tvm.script import relax as R
 from rt3_tvm import model as models
 from rt3_tvm.export import find_linears
 from rt3_tvm.frontend import import_model
-from rt3_tvm.pattern import PatternShape, cut_backbone, cut_patterns
+from rt3_tvm.pattern import PatternRecipe, PatternShape, cut_backbone, cut_patterns
 from rt3_tvm.transform.annotate_sparsity import AnnotateSparsity
 from rt3_tvm.transform.composites import COMPOSITES
 from rt3_tvm.transform.context import VariantContext
@@ -149,7 +149,7 @@ class TwoLinears:
 def two_linears_context(density=0.5, group=4):
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((96, 64)).astype(np.float32)
-    matrix = cut_patterns(weight, cut_backbone(weight, 0.0, 32), PatternShape(4, 16, group), density, 8)
+    matrix = cut_patterns(weight, cut_backbone(weight, 0.0, 32), PatternRecipe(PatternShape(4, 16, group), 8), density)
     return VariantContext(0, 2, 7, CPU, {"w0": "first", "b0": "bias", "w1": "second"}, {"first": matrix})
 
 

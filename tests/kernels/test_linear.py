@@ -22,7 +22,7 @@ from rt3_tvm.schedules.linear_decisions import (
 from rt3_tvm.schedules.packing import offset_dtype, pack_linear
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
 
-from rt3_tvm.pattern import PatternShape, cut_backbone, cut_patterns
+from rt3_tvm.pattern import PatternRecipe, PatternShape, cut_backbone, cut_patterns
 from tests.kernels.harness import CPU, from_tiles, run_kernel, to_tiles
 
 CPUS = [CpuShape(4, 16, 32768), CpuShape(4, 32, 65536), CpuShape(8, 16, 32768), CpuShape(16, 32, 49152)]
@@ -52,7 +52,7 @@ def sparse(rows, cols, group, sparsity, block_sparsity=0.0, pattern=(None, None)
     weight = (rng.standard_normal((rows, cols)) / np.sqrt(cols)).astype(np.float32)
     shape = PatternShape(pattern[0] or group, pattern[1] or 32, group)
     backbone = cut_backbone(weight, block_sparsity, shape.rows)
-    matrix = cut_patterns(weight, backbone, shape, (1 - sparsity) / backbone.density, 8)
+    matrix = cut_patterns(weight, backbone, PatternRecipe(shape, 8), (1 - sparsity) / backbone.density)
     return weight * matrix.mask(), *matrix.group_columns()
 
 
