@@ -98,6 +98,7 @@ def _add_training(p: argparse.ArgumentParser) -> None:
         help="dense, block pruning, backbone, joint; default 1,1,1,2",
     )
     g.add_argument("--rate", type=float, metavar="R", help="learning rate; default the task's")
+    g.add_argument("--pruned-rate", type=float, metavar="R", help="of what follows dense training; default --rate")
     g.add_argument("--lasso", type=float, default=1e-4, metavar="L", help="strength of the group lasso; default 1e-4")
     g.add_argument(
         "--distillation", type=float, default=0.5, metavar="D", help="share of the dense model's outputs; default 0.5"
@@ -198,6 +199,7 @@ def search_options(args: argparse.Namespace) -> "SearchOptions":
         group_rows=args.group_rows,
         epochs=args.epochs,
         rate=args.rate,
+        pruned_rate=args.pruned_rate,
         lasso=args.lasso,
         distillation=args.distillation,
         unlabelled=tuple(args.unlabelled),

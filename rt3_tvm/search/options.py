@@ -92,6 +92,8 @@ class SearchOptions:
         Whether rows that may be permuted for free are put beside rows like them before anything is cut.
     epochs
         Of dense training, block pruning, training under the backbone's mask, and joint training.
+    rate, pruned_rate
+        Learning rates of dense training and of what follows; None: the task's, and the first.
     search, children, episode_batch, child_steps
         SEARCHES; children to propose, proposed at once, batches that each is trained for (0: an epoch).
     gradual
@@ -127,6 +129,7 @@ class SearchOptions:
     group_rows: bool = False
     epochs: tuple[int, ...] = (1, 1, 1, 2)
     rate: float | None = None
+    pruned_rate: float | None = None
     lasso: float = 1e-4
     distillation: float = 0.5
     unlabelled: tuple[Path, ...] = ()
@@ -196,8 +199,9 @@ class SearchOptions:
             raise Rt3Error("--epochs takes four numbers: dense, block pruning, backbone, joint")
         if not 0.0 <= self.distillation <= 1.0:
             raise Rt3Error(f"--distillation {self.distillation:g} is outside [0, 1]")
-        if self.rate is not None and not 0.0 < self.rate < 10.0:
-            raise Rt3Error(f"--rate {self.rate:g} is outside (0, 10)")
+        for option, rate in (("--rate", self.rate), ("--pruned-rate", self.pruned_rate)):
+            if rate is not None and not 0.0 < rate < 10.0:
+                raise Rt3Error(f"{option} {rate:g} is outside (0, 10)")
         if self.unlabelled and not self.distillation:
             raise Rt3Error("--unlabelled needs --distillation above 0: such text has nothing else to learn from")
         if self.lasso < 0 or self.children < 1 or self.episode_batch < 1 or self.child_steps < 0:

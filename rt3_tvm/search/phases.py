@@ -52,8 +52,9 @@ class Trained:
         """Return how phases train; without a teacher the model's dropout is on."""
         o = self.options
         share = o.distillation if teacher else 0.0
+        rate = o.rate or TASKS[o.task].rate
         return TrainOptions(
-            o.rate or TASKS[o.task].rate,
+            (o.pruned_rate or rate) if teacher else rate,
             distillation=share,
             masked_gradients=o.masked_gradients,
             dropout=share == 0.0,

@@ -13,6 +13,8 @@ from rt3_tvm.tasks.base import Batch, Forward, Prediction, digest_of, read_lines
 from rt3_tvm.tasks.sentences import batches_by_length, distil_hidden, hidden_states, load_tokenizer, padded
 
 BATCH, LONGEST = 32, 64
+LONGEST_UNLABELLED = 32
+"""Tokens of an unlabelled sentence: those of the task are shorter still."""
 FILES = {"train": "sts-train.csv", "valid": "sts-dev.csv", "test": "sts-test.csv"}
 SCORE, FIRST, SECOND = 4, 5, 6
 """Columns of STS-B's files: tab-separated, not quoted."""
@@ -52,7 +54,7 @@ class SimilarityData:
 
     def unlabelled(self, sentences: list[str], size: int, generator: torch.Generator) -> Iterator[Batch]:
         """Return batches of ``tokens`` of single sentences."""
-        ids = self._encode(sentences)
+        ids = [i[:LONGEST_UNLABELLED] for i in self._encode(sentences)]
         for part in batches_by_length([len(i) for i in ids], size, generator):
             yield {"tokens": padded(self.tokenizer, {"input_ids": [ids[i] for i in part]})}
 
