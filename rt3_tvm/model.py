@@ -100,7 +100,7 @@ DEMO_MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     ),
     "random-lm": _random_lm(),
     # Smaller, to train on a CPU: on WikiText-2, and on the text that comes with Python.
-    "random-lm-small": _random_lm(vocab_size=10000, hidden_size=200, max_position_embeddings=64),
+    "random-lm-small": _random_lm(vocab_size=5000, hidden_size=200, max_position_embeddings=64),
     "random-lm-tiny": _random_lm(vocab_size=2000, hidden_size=64, intermediate_size=128, max_position_embeddings=64),
     "random-vit": _random("ViTConfig"),
     "random-tiny": _random(

@@ -97,6 +97,7 @@ def _add_training(p: argparse.ArgumentParser) -> None:
         metavar="E,E,E,E",
         help="dense, block pruning, backbone, joint; default 1,1,1,2",
     )
+    g.add_argument("--epoch-steps", type=int, default=0, metavar="N", help="batches of an epoch; default 0: all")
     g.add_argument("--rate", type=float, metavar="R", help="learning rate; default the task's")
     g.add_argument("--pruned-rate", type=float, metavar="R", help="of what follows dense training; default --rate")
     g.add_argument("--lasso", type=float, default=1e-4, metavar="L", help="strength of the group lasso; default 1e-4")
@@ -198,6 +199,7 @@ def search_options(args: argparse.Namespace) -> "SearchOptions":
         embeddings=args.embeddings,
         group_rows=args.group_rows,
         epochs=args.epochs,
+        epoch_steps=args.epoch_steps,
         rate=args.rate,
         pruned_rate=args.pruned_rate,
         lasso=args.lasso,

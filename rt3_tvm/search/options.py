@@ -92,6 +92,8 @@ class SearchOptions:
         Whether rows that may be permuted for free are put beside rows like them before anything is cut.
     epochs
         Of dense training, block pruning, training under the backbone's mask, and joint training.
+    epoch_steps
+        Batches with labels after which an epoch ends, drawn anew each time; 0: all.
     rate, pruned_rate
         Learning rates of dense training and of what follows; None: the task's, and the first.
     search, children, episode_batch, child_steps
@@ -128,6 +130,7 @@ class SearchOptions:
     embeddings: bool = False
     group_rows: bool = False
     epochs: tuple[int, ...] = (1, 1, 1, 2)
+    epoch_steps: int = 0
     rate: float | None = None
     pruned_rate: float | None = None
     lasso: float = 1e-4
@@ -204,8 +207,8 @@ class SearchOptions:
                 raise Rt3Error(f"{option} {rate:g} is outside (0, 10)")
         if self.unlabelled and not self.distillation:
             raise Rt3Error("--unlabelled needs --distillation above 0: such text has nothing else to learn from")
-        if self.lasso < 0 or self.children < 1 or self.episode_batch < 1 or self.child_steps < 0:
-            raise Rt3Error("--lasso and --child-steps must be at least 0, --children and --episode-batch at least 1")
+        if self.lasso < 0 or self.children < 1 or self.episode_batch < 1 or min(self.child_steps, self.epoch_steps) < 0:
+            raise Rt3Error("--lasso, --child-steps and --epoch-steps must be at least 0, --children and --episode-batch at least 1")
         if min(self.threads, self.tokens, self.cores, self.unlabelled_batches) < 1:
             raise Rt3Error("--threads, --seq-len, --cores and --unlabelled-batches must be at least 1")
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,11 @@ class Trained:
             precision=o.precision,
         )
 
+    @property
+    def batches(self) -> int:
+        """Batches with labels of an epoch."""
+        return sum(1 for _ in islice(self.data.batches("train"), self.options.epoch_steps or None))
+
     def validate(self, masks: Masks, split: str = "valid") -> dict[str, float]:
         """Return the figures of the model under masks."""
         with evaluating(self.model):
@@ -92,7 +98,7 @@ class Phase:
 
     def __post_init__(self) -> None:
         t = self.trained
-        batches = sum(1 for _ in t.data.batches("train"))
+        batches = t.batches
         seed = seed_of(t.options.seed, self.name)
         teacher = t.teacher if self.teacher else None
         options = t.training(teacher is not None)
@@ -128,7 +134,7 @@ class Phase:
         t = self.trained
         with t.progress.task(f"{self.name} {number + 1}/{self.epochs}", self.batches) as tick:
             try:
-                loss = self.trainer.epoch(number, levels, penalty, tick=tick)
+                loss = self.trainer.epoch(number, levels, penalty, self.batches, tick)
             except JobError as error:
                 t.store.save(f"{self.name}.kept", put(t.model.state_dict(), "model/"), self.facts)
                 kept = t.store.path(f"{self.name}.kept")
