@@ -28,7 +28,7 @@ format: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo,bench,cross,report,search,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo,bench,cross,report,search,ray,dev]'
 	touch $@
 
 clean:

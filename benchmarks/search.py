@@ -1,9 +1,11 @@
 """What the search is worth: ``python benchmarks/search.py [CASE ...] --work DIR``; prints Markdown tables.
 
-Cases: rl (the controller against random search; --searches adds evolution), parts (BP+PP against rBP+PP and BP+rPP), shared (one weight for all
-levels against each alone; gradients masked or whole), lm (RT3's language model on WikiText-2 against dense training for as long),
-sts (MiniLM on STS-B), cost (what V, K and the shape of a block cost there). Every run is one ``rt3 search`` that goes on in DIR where
-it was stopped. lm needs --data DIR/wikitext-2, sts and cost DIR/stsb.
+Cases: rl (the controller against random search; --searches adds evolution), parts (BP+PP against rBP+PP and BP+rPP), shared (one
+weight for all levels against each alone; gradients masked or whole), lm (RT3's language model, smaller, on a part of WikiText-2,
+against dense training for as long), sts (MiniLM on STS-B), cost (what V, K and the shape of a block cost there).
+
+Every run is one ``rt3 search`` that goes on in DIR where it was stopped. lm, sts and cost need --data: a folder with wikitext-2
+and stsb.
 """
 
 import argparse
@@ -71,10 +73,14 @@ def rl(args: argparse.Namespace) -> Iterator[Row]:
             for n in marks:
                 best[n].append(max(rewards[:n]))
             last = statistics.fmean(rewards[-20:])
-            yield {"search": how, "seed": seed} | {f"best of {n}": best[n][-1] for n in marks} | {"mean of last 20": last}
-        yield {"search": how, "seed": "mean"} | {f"best of {n}": statistics.fmean(best[n]) for n in marks} | {
-            "mean of last 20": ""
-        }
+            yield (
+                {"search": how, "seed": seed} | {f"best of {n}": best[n][-1] for n in marks} | {"mean of last 20": last}
+            )
+        yield (
+            {"search": how, "seed": "mean"}
+            | {f"best of {n}": statistics.fmean(best[n]) for n in marks}
+            | {"mean of last 20": ""}
+        )
 
 
 def _rewards(journal: Path) -> list[float]:
@@ -114,9 +120,11 @@ def _by_level(name: str, found: list[Row]) -> Row:
     levels = [_accuracies(f) for f in found]
     rows = {f"level {i}": _spread([x[i] for x in levels]) for i in range(len(levels[0]))}
     densities = " / ".join(f"{row['density']:.3f}" for row in found[0]["levels"])
-    return {"what": name, "dense": _spread([f["dense"]["test"]["accuracy"] for f in found])} | rows | {
-        "densities": densities
-    }
+    return (
+        {"what": name, "dense": _spread([f["dense"]["test"]["accuracy"] for f in found])}
+        | rows
+        | {"densities": densities}
+    )
 
 
 def lm(args: argparse.Namespace) -> Iterator[Row]:

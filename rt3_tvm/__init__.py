@@ -17,19 +17,33 @@ if TYPE_CHECKING:
     from rt3_tvm.prune import PruneOptions
     from rt3_tvm.prune import prune_one_shot as prune
     from rt3_tvm.runtime import load
+    from rt3_tvm.search import SearchOptions, search
 
 __version__ = "0.1.0"
 _PUBLIC = {
     "Checkpoint": ("rt3_tvm.checkpoint", "Checkpoint"),
     "CompileOptions": ("rt3_tvm.codegen", "CompileOptions"),
     "PruneOptions": ("rt3_tvm.prune", "PruneOptions"),
+    "SearchOptions": ("rt3_tvm.search", "SearchOptions"),
     "SimulateOptions": ("rt3_tvm.hardware.comparison", "SimulateOptions"),
     "compile": ("rt3_tvm.codegen", "compile_checkpoint"),
     "load": ("rt3_tvm.runtime", "load"),
     "prune": ("rt3_tvm.prune", "prune_one_shot"),
+    "search": ("rt3_tvm.search", "search"),
     "simulate": ("rt3_tvm.hardware.comparison", "compare"),
 }
-__all__ = ["Checkpoint", "CompileOptions", "PruneOptions", "SimulateOptions", "compile", "load", "prune", "simulate"]
+__all__ = [
+    "Checkpoint",
+    "CompileOptions",
+    "PruneOptions",
+    "SearchOptions",
+    "SimulateOptions",
+    "compile",
+    "load",
+    "prune",
+    "search",
+    "simulate",
+]
 
 
 def __getattr__(name: str) -> Any:

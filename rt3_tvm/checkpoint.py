@@ -259,6 +259,7 @@ def flatten_levels(levels: tuple[Level, ...]) -> tuple[dict[str, np.ndarray], di
 
 
 def unflatten_levels(table: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[Level, ...]:
+    """Return the levels of such tensors; ``table`` has ``matrices``, and ``levels`` with sparsity, frequency and accuracy."""
     levels = []
     for i, row in enumerate(table["levels"]):
         matrices = {}

@@ -70,7 +70,11 @@ def test_density_is_met_although_blocks_do_not_fit(cols, width, density):
 def test_more_patterns_keep_more_energy():
     w = weights(64, 128)
     kept = [
-        float((w[cut_patterns(w, cut_backbone(w, 0.0, 64), PatternRecipe(PatternShape(4, 16, 4), k), 0.5).mask()] ** 2).sum())
+        float(
+            (
+                w[cut_patterns(w, cut_backbone(w, 0.0, 64), PatternRecipe(PatternShape(4, 16, 4), k), 0.5).mask()] ** 2
+            ).sum()
+        )
         for k in (1, 8, 64)
     ]
     assert kept[0] < kept[1] < kept[2]

@@ -29,10 +29,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser(
         "search", help="train a model to a backbone, search pattern sets for each frequency, train all levels jointly"
     )
-    p.add_argument("model", nargs="?", help="as rt3 prune takes it; task lm: random-lm, random-lm-small, random-lm-tiny")
+    p.add_argument(
+        "model", nargs="?", help="as rt3 prune takes it; task lm: random-lm, random-lm-small, random-lm-tiny"
+    )
     p.add_argument("-o", "--output", type=Path, required=True, metavar="CKPT", help="directory of the checkpoint")
     p.add_argument("--task", metavar="NAME", help="lm, sts, rte, or text (files of text and label)")
-    p.add_argument("--data", type=Path, metavar="DIR", help="the task's files; lm without it: the text of Python's help")
+    p.add_argument(
+        "--data", type=Path, metavar="DIR", help="the task's files; lm without it: the text of Python's help"
+    )
     for add in (_add_levels, _add_pruning, _add_training, _add_search, _add_reward, _add_running):
         add(p)
     p.set_defaults(drive=drive)
@@ -74,9 +78,13 @@ def _add_pruning(p: argparse.ArgumentParser) -> None:
         "--pattern", default="maps", metavar="HOW", help="maps (RT3's), magnitude, random; default maps, refined"
     )
     g.add_argument("--pattern-shape", type=block_shape, default="1x32", metavar="RxC", help="default 1x32")
-    g.add_argument("--group", type=numbers(int, "groups V"), default="1", metavar="V,V", help="V to choose from; default 1")
+    g.add_argument(
+        "--group", type=numbers(int, "groups V"), default="1", metavar="V,V", help="V to choose from; default 1"
+    )
     g.add_argument("--patterns", type=int, default=256, metavar="K", help="patterns in a set; default 256")
-    g.add_argument("--candidates", type=int, default=4, metavar="N", help="sets of each group to choose from; default 4")
+    g.add_argument(
+        "--candidates", type=int, default=4, metavar="N", help="sets of each group to choose from; default 4"
+    )
     g.add_argument(
         "--grid",
         type=numbers(float, "sparsities"),
@@ -117,7 +125,9 @@ def _add_training(p: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--level-weights", type=numbers(float, "weights"), default="0.5,0.3,0.2", metavar="W,W,W", help="0.5,0.3,0.2"
     )
-    g.add_argument("--precision", default="float32", metavar="P", help="of training: float32, bfloat16; default float32")
+    g.add_argument(
+        "--precision", default="float32", metavar="P", help="of training: float32, bfloat16; default float32"
+    )
     g.add_argument("--alone", action="store_true", help="train each level alone too, to compare with")
 
 
@@ -241,7 +251,9 @@ def drive(args: argparse.Namespace) -> None:
         _draw(args)
         return
     if args.model is None or args.task is None:
-        raise Rt3Error("give a model and --task NAME: lm, sts, rte or text; or --report alone to draw an earlier search")
+        raise Rt3Error(
+            "give a model and --task NAME: lm, sts, rte or text; or --report alone to draw an earlier search"
+        )
     if args.workers not in ("in-process", "ray"):
         raise Rt3Error(f"--workers {args.workers}: choose from in-process, ray")
     from rt3_tvm.search import Bars, search

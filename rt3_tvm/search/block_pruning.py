@@ -1,7 +1,7 @@
 """Level 1: columns of block rows are removed, with training; what remains is the backbone.
 
-Reweighted group lasso draws whole columns towards zero before they are cut. Source of the method: arXiv 2009.08065 (block-structured
-pruning), arXiv 0711.1612 (reweighting).
+Reweighted group lasso draws whole columns towards zero before they are cut. Source of the method: arXiv 2009.08065
+(block-structured pruning), arXiv 0711.1612 (reweighting).
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,9 +55,7 @@ class GroupLasso:
         return torch.sqrt(padded.reshape(-1, self.block_rows, weight.shape[1]).square().sum(1) + 1e-12)
 
 
-def ratios_of(
-    layers: Sequence[LinearLayer], ratio: float, by_glob: Sequence[tuple[str, float]]
-) -> dict[str, float]:
+def ratios_of(layers: Sequence[LinearLayer], ratio: float, by_glob: Sequence[tuple[str, float]]) -> dict[str, float]:
     """Return the ratio of each matrix: the last glob that matches its name, else the common one.
 
     Raises
@@ -69,7 +67,9 @@ def ratios_of(
     for glob, own in by_glob:
         names = [n for n in ratios if fnmatch(n, glob)]
         if not names:
-            raise Rt3Error(f"--block-sparsity-of {glob}={own:g}: no matrix has such a name: {', '.join(sorted(ratios))}")
+            raise Rt3Error(
+                f"--block-sparsity-of {glob}={own:g}: no matrix has such a name: {', '.join(sorted(ratios))}"
+            )
         ratios |= dict.fromkeys(names, own)
     return ratios
 

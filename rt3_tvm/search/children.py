@@ -1,7 +1,6 @@
 """Children of a search: cut, trained for a while from the backbone, scored on the validation split."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +56,3 @@ class ChildTrainer:
             accuracy = [self.data.evaluate(MaskedModel(self.model, m), "valid")["accuracy"] for m in masks]
         density = [level.density for level in levels]
         return {"accuracy": accuracy, "density": density, "seconds": time.perf_counter() - begin}
-
-
-Progress = Callable[[int], None]
-"""Called with the number of children that are done."""

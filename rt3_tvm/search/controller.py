@@ -50,7 +50,8 @@ class Policy(nn.Module):
         state = (torch.zeros(1, hidden), torch.zeros(1, hidden))
         log_probabilities: list[torch.Tensor] = []
         entropies: list[torch.Tensor] = []
-        before, step = self.first, 0
+        before: torch.Tensor = self.first
+        step = 0
 
         def choose(head: nn.Module, allowed: Sequence[int], taken: int | None) -> int:
             nonlocal state, before, step

@@ -208,7 +208,9 @@ class SearchOptions:
         if self.unlabelled and not self.distillation:
             raise Rt3Error("--unlabelled needs --distillation above 0: such text has nothing else to learn from")
         if self.lasso < 0 or self.children < 1 or self.episode_batch < 1 or min(self.child_steps, self.epoch_steps) < 0:
-            raise Rt3Error("--lasso, --child-steps and --epoch-steps must be at least 0, --children and --episode-batch at least 1")
+            raise Rt3Error(
+                "--lasso, --child-steps and --epoch-steps must be at least 0, --children and --episode-batch at least 1"
+            )
         if min(self.threads, self.tokens, self.cores, self.unlabelled_batches) < 1:
             raise Rt3Error("--threads, --seq-len, --cores and --unlabelled-batches must be at least 1")
 

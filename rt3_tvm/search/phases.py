@@ -1,4 +1,4 @@
-"""The phases of training: dense, block pruning, the backbone, all levels jointly or one alone. Each goes on where it was killed."""
+"""The phases of training: dense, block pruning, the backbone, levels jointly or alone. Each goes on where it was killed."""
 
 import copy
 import math
@@ -229,8 +229,7 @@ def prune_blocks(t: Trained, layers: Sequence[LinearLayer], ratios: dict[str, fl
         phase.end({name: torch.from_numpy(b.columns) for name, b in backbones.items()})
         return backbones
     return {
-        layer.name: Backbone(layer.shape, o.block_rows, found[layer.name].numpy(), layer.transposed)
-        for layer in layers
+        layer.name: Backbone(layer.shape, o.block_rows, found[layer.name].numpy(), layer.transposed) for layer in layers
     }
 
 

@@ -1,7 +1,7 @@
 """What a search says while it runs: bars on a terminal, lines everywhere."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -11,13 +11,8 @@ class Progress(Protocol):
     def say(self, line: str) -> None:
         """Show a line that stays."""
 
-    def task(self, name: str, steps: int) -> "_Task":
+    def task(self, name: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
         """Return a context whose value is called after each of its steps."""
-
-
-class _Task(Protocol):
-    def __enter__(self) -> Callable[[], None]: ...
-    def __exit__(self, *_: object) -> None: ...
 
 
 class Silent:
@@ -27,7 +22,7 @@ class Silent:
         """Do nothing."""
 
     @contextmanager
-    def task(self, _name: str, _steps: int) -> Iterator[Callable[[], None]]:
+    def task(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
         """Do nothing."""
         yield lambda: None
 

@@ -1,7 +1,7 @@
 """Rows beside rows like them, before anything is cut: groups of V rows and block rows then lose less.
 
-Only rows that may be permuted for free: those of a linear layer whose outputs pass through element-wise operators into one other linear
-layer alone, whose columns take the same order (the two of a feed-forward part). The model's function stays the same.
+Only rows that may be permuted for free: those of a linear layer whose outputs pass through element-wise operators into one other
+linear layer alone, whose columns take the same order (the two of a feed-forward part). The model's function stays the same.
 """
 
 from dataclasses import dataclass

@@ -31,7 +31,9 @@ class Store:
         temporary = self.folder / f".{name}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            whole = {k: v.detach().clone().contiguous() for k, v in tensors.items()}  # safetensors refuses shared memory
+            whole = {
+                k: v.detach().clone().contiguous() for k, v in tensors.items()
+            }  # safetensors refuses shared memory
             save_file(whole, temporary, {"facts": json.dumps(facts)})
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())

@@ -1,7 +1,7 @@
 """Ways to propose children: at random, by evolution; the third, RT3's controller, has a file of its own.
 
-Each proposes some children, is told their rewards, and proposes the next. What it proposes follows from its seed and the rewards, so
-that a journal replays it.
+Each proposes some children, is told their rewards, and proposes the next. What it proposes follows from its seed and the rewards,
+so that a journal replays it.
 """
 
 import random
@@ -47,7 +47,7 @@ POPULATION, SAMPLE = 20, 5
 
 
 class Evolution:
-    """Regularised evolution (Real et al., AAAI 2019, arXiv 1802.01548): the oldest child dies, the best of a sample has a mutant."""
+    """Regularised evolution (Real et al., arXiv 1802.01548): the oldest child dies, the best of a sample has a mutant."""
 
     def __init__(self, space: Space, seed: int) -> None:
         self.space, self.rng = space, random.Random(seed)

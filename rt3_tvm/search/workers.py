@@ -1,5 +1,6 @@
 """Who trains the children: this process, or Ray's workers on this machine or on many."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -49,18 +50,18 @@ class RayWorkers:
             import ray
         except ImportError:
             raise Rt3Error("--workers ray needs Ray: pip install 'rt3-tvm[ray]'") from None
-        self.ray = ray
+        self.ray: Any = ray
         try:
             if address is None:
                 ray.init(
                     include_dashboard=False,
                     _node_ip_address="127.0.0.1",
                     log_to_driver=False,
-                    logging_level="error",
+                    logging_level=logging.ERROR,
                     configure_logging=False,
                 )
             else:
-                ray.init(address=address, log_to_driver=False, logging_level="error")
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise JobError(f"--workers ray: {str(error).splitlines()[0]}") from error
         cores = int(ray.cluster_resources().get("CPU", 0))
@@ -75,7 +76,8 @@ class RayWorkers:
         from ray.util import ActorPool
 
         try:
-            return list(ActorPool(self.pool).map(lambda worker, child: worker.train.remote(child), children))
+            pool: Any = ActorPool(self.pool)
+            return list(pool.map(lambda worker, child: worker.train.remote(child), list(children)))
         except self.ray.exceptions.RayError as error:
             raise JobError(f"--workers ray: {str(error).strip().splitlines()[-1]}") from error
 

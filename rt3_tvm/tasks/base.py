@@ -58,7 +58,8 @@ def read_lines(path: Path) -> list[str]:
     except OSError as error:
         raise Rt3Error(f"'{path}' cannot be read: {error.strerror}: pass the folder of the data as --data") from error
     try:
-        return text.decode("utf-8").split("\n") if not text.endswith(b"\n") else text.decode("utf-8").split("\n")[:-1]
+        lines = text.decode("utf-8").split("\n")  # not splitlines: texts have other characters that it would break at
+        return lines[:-1] if lines[-1] == "" else lines
     except UnicodeDecodeError as error:
         line = text[: error.start].count(b"\n") + 1
         raise Rt3Error(f"{path}:{line}: not UTF-8") from error
