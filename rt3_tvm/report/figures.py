@@ -65,7 +65,8 @@ def to_svg(figure: Any) -> str:
     return svg[svg.index("<svg") :]
 
 
-def _axes(height: float = HEIGHT) -> tuple[Any, Any]:
+def new_axes(height: float = HEIGHT) -> tuple[Any, Any]:
+    """Return a figure and its axes."""
     return pyplot().subplots(figsize=(WIDTH, height))
 
 
@@ -110,7 +111,7 @@ def _cumulative(row: Configuration) -> tuple[list[float], np.ndarray]:
 
 def batteries(found: Comparison) -> str:
     """Return the charge left over time, and the inferences that it was good for, of the four configurations."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     for i, row in enumerate(found.rows):
         segments = row.outcome.segments
         keep = _thin(len(segments))
@@ -127,7 +128,7 @@ def batteries(found: Comparison) -> str:
 
 def accuracy_latency(found: Comparison) -> str:
     """Return accuracy against latency by level at its frequency, the deadline drawn; density where no accuracy is known."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     rt3, dense = found.rows[-1], found.rows[1]
     known = [level.accuracy for level in found.model.levels]
     has_accuracy = all(a is not None for a in known)
@@ -156,7 +157,7 @@ def kernels(rows: Sequence[OpRow]) -> str:
     if rest:
         names.append(f"{len(rest)} others")
         ms.append(sum(r.ms for r in rest))
-    figure, axes = _axes(0.6 + 0.28 * len(ms))
+    figure, axes = new_axes(0.6 + 0.28 * len(ms))
     colours = [PALETTE[0] if "linear" in n else PALETTE[5] for n in names]
     bars = axes.barh(
         range(len(ms)), ms, color=colours, hatch=["" if "linear" in n else "//" for n in names], edgecolor="white"
@@ -201,7 +202,7 @@ def roofline(rows: Sequence[OpRow], peak: float, stream: float) -> str:
     """Return GFLOP/s of the linear layers' kernels over FLOPs per byte, under this machine's limits."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure, axes = _axes()
+    figure, axes = new_axes()
     linear = [r for r in rows if r.family in LINEAR_FAMILIES]
     intensity = np.array([1e3 * r.gflop / r.mbytes for r in linear])
     x = np.geomspace(max(0.05, float(intensity.min()) / 2), float(intensity.max()) * 2, 100)

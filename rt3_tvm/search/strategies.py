@@ -65,18 +65,15 @@ class Evolution:
         self.living.extend(zip(rewards, children, strict=True))
 
     def _mutant(self, parent: Choice) -> Choice:
-        """Change the ladder, or some sets; sets that a new ladder does not allow are drawn anew."""
-        ladder = parent.sparsity
-        if self.rng.random() < 0.5:
-            near = [x for x in self.space.ladders if sum(a != b for a, b in zip(x, ladder, strict=True)) == 1]
-            ladder = self.rng.choice(near or self.space.ladders)
+        """Change one sparsity or one set; sets that a new ladder does not allow are drawn anew."""
+        ladder, changed = parent.sparsity, (-1, -1)
+        near = [x for x in self.space.ladders if sum(a != b for a, b in zip(x, ladder, strict=True)) == 1]
+        if near and self.rng.random() < 0.5:
+            ladder = self.rng.choice(near)
+        else:
+            changed = self.rng.randrange(self.space.levels), self.rng.randrange(len(self.space.layers))
         sets = []
-        for old, allowed in zip(parent.sets, self.space.options(ladder), strict=True):
-            changed = self.rng.randrange(len(allowed))
-            sets.append(
-                tuple(
-                    self.rng.choice(o) if m == changed or r not in o else r
-                    for m, (r, o) in enumerate(zip(old, allowed, strict=True))
-                )
-            )
+        for level, (old, allowed) in enumerate(zip(parent.sets, self.space.options(ladder), strict=True)):
+            pairs = enumerate(zip(old, allowed, strict=True))
+            sets.append(tuple(self.rng.choice(o) if (level, m) == changed or r not in o else r for m, (r, o) in pairs))
         return Choice(ladder, tuple(sets))

