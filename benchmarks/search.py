@@ -27,7 +27,7 @@ TINY = ("random-lm-tiny", "--task", "lm", *DEVICE, "--seq-len", 35, "--embedding
 TINY_SPARSITY = ("--sparsity", "0.64,0.74,0.80", "--block-sparsity", 0.3, "--search", "none")
 RL = (
     *("--epochs", "4,1,1,0", "--deadline", 24, "--block-sparsity", 0.3, "--group", "1,4", "--candidates", 2),
-    *("--grid", "0.4,0.45,0.5,0.55,0.6,0.65,0.7,0.75,0.8,0.85", "--child-steps", 30, "--pruned-rate", 2e-3),
+    *("--grid", "0.4,0.45,0.5,0.55,0.6,0.65,0.7,0.75,0.8,0.85", "--child-steps", 15, "--pruned-rate", 2e-3),
 )
 MINILM = ("minilm", "--task", "sts", *DEVICE, "--seq-len", 128, "--exclude", "pooler*", "--precision", "bfloat16")
 MINILM_LEVELS = ("--sparsity", "0.64,0.74,0.80", "--block-sparsity", 0.125, "--block-rows", 128, "--search", "none")
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with wikitext-2 and stsb")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--children", type=int, default=60)
+    parser.add_argument("--children", type=int, default=80)
     parser.add_argument("--searches", type=lambda t: t.split(","), default=["rl", "random"], help="of rl")
     parser.add_argument("--lm", default="random-lm-small")
     parser.add_argument("--lm-part", type=float, default=0.25, help="of WikiText-2's training and validation text")

@@ -174,7 +174,7 @@ def test_unknown_tasks_and_models_that_do_not_fit(tmp_path):
         load_task("lm", None, "random-tiny")
     with pytest.raises(Rt3Error, match="needs a model with a tokenizer"):
         load_task("sts", sts_folder(tmp_path), "random-tiny")
-    with pytest.raises(Rt3Error, match="random-tiny|is no classifier"):
+    with pytest.raises(Rt3Error, match="is no classifier of as many"):
         load_task("rte", rte_folder(tmp_path), "random-tiny")
 
 

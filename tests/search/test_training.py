@@ -1,6 +1,7 @@
 """Training under masks, against plain PyTorch written out by hand."""
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_the_learning_rate_rises_then_falls_to_zero(tiny):
     assert max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) in (9, 10)
     assert rates[-1] == pytest.approx(1 / 90)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
 def test_a_loss_that_diverges_stops_with_the_weights_before(tiny):
