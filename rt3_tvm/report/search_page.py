@@ -1,4 +1,4 @@
-"""``rt3 search --report``: the rewards of a search, accuracy against latency of its children, and the patterns that were chosen."""
+"""``rt3 search --report``: the rewards of a search, accuracy against latency of its children, the patterns that were chosen."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,8 +3,8 @@
     dense training -> block pruning -> training of the backbone -> search space, shrunk by the deadline
         -> children, proposed and scored -> joint training of the best -> checkpoint
 
-Everything between is in a folder beside the checkpoint: a journal, and the state of each phase. The test split is read once, at the
-end.
+Everything between is in a folder beside the checkpoint: a journal, and the state of each phase. The test split is read once, at
+the end.
 """
 
 import shutil

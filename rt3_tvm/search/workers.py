@@ -1,7 +1,9 @@
 """Who trains the children: this process, or Ray's workers on this machine or on many."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +14,10 @@ from rt3_tvm.search.space import Choice
 
 MakeTrainer = Callable[[], ChildTrainer]
 """Makes a trainer from files, on whichever machine it is called."""
+
+
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0 before Ray is imported, it listens on loopback alone, on Linux too; its option for an address of the node does not."""
 
 
 class Workers(Protocol):
@@ -46,6 +52,8 @@ class RayWorkers:
     """
 
     def __init__(self, make: MakeTrainer, threads: int, address: str | None) -> None:
+        if address is None:
+            os.environ[LOOPBACK_VARIABLE] = "0"
         try:
             import ray
         except ImportError:
@@ -53,17 +61,16 @@ class RayWorkers:
         self.ray: Any = ray
         try:
             if address is None:
-                ray.init(
-                    include_dashboard=False,
-                    _node_ip_address="127.0.0.1",
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    configure_logging=False,
-                )
+                ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise JobError(f"--workers ray: {str(error).splitlines()[0]}") from error
+        if address is None and not ip_address(ray.util.get_node_ip_address()).is_loopback:
+            self.close()
+            raise JobError(
+                f"--workers ray: Ray was imported before {LOOPBACK_VARIABLE}=0 was set and would listen beyond loopback"
+            )
         cores = int(ray.cluster_resources().get("CPU", 0))
         if cores < threads:
             self.close()

@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -22,6 +24,7 @@ from rt3_tvm.search import episodes as episodes_module
 from rt3_tvm.search.children import ChildTrainer
 from rt3_tvm.search.journal import Journal
 from rt3_tvm.search.training import PRECISIONS, Trainer
+from rt3_tvm.search.workers import RayWorkers
 from rt3_tvm.tasks import load_task
 from rt3_tvm.tasks.language_model import LanguageModelData
 
@@ -262,18 +265,29 @@ def test_killed_at_any_moment_it_comes_to_the_same(found, tmp_path):
     assert not list(folder_of(output).glob("*.partial*"))
 
 
+def listeners():
+    """Return address and port of every socket that listens on this machine."""
+    return [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+
+
 @pytest.mark.slow
-def test_ray_comes_to_the_same(found, tmp_path):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'rt3-tvm[ray]'")
+def test_ray_comes_to_the_same(found, tmp_path, monkeypatch):
+    if find_spec("ray") is None:  # importing it here would be too early: see LOOPBACK_VARIABLE
+        pytest.skip("Ray is not installed: pip install 'rt3-tvm[ray]'")
     path, result = found
+    before, listening = set(listeners()), set()
+    train = RayWorkers.train
+    monkeypatch.setattr(RayWorkers, "train", lambda *a: listening.update(set(listeners()) - before) or train(*a))
     other = search(MODEL, OPTIONS, tmp_path / "ray.ckpt", workers="ray")
+    assert listening
+    assert {ip.removeprefix("::ffff:") for ip, _ in listening} <= {"127.0.0.1", "::1"}, "it listens beyond loopback"
     assert other.checkpoint.digest == result.checkpoint.digest
     journals = [Journal.read(folder_of(p) / "journal.jsonl") for p in (path, tmp_path / "ray.ckpt")]
     assert without_times(journals[0]) == without_times(journals[1])
 
 
 def test_the_command_is_the_function(found, tmp_path, capsys):
-    path, result = found
+    _, result = found
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'rt3-tvm[report]'")
     output = tmp_path / "cli.ckpt"
     assert main([*COMMAND, "-o", str(output), "--report"]) == 0
