@@ -9,8 +9,6 @@ rivals), architectures (a dense and a sparse level of each), density (latency ov
 import argparse
 import json
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +20,8 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 from rt3_tvm.codegen.link import runtime_directory
 from rt3_tvm.hardware.bench_linear import bench_linear
@@ -258,18 +258,6 @@ CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
 }
 
 
-def machine() -> str:
-    """Return CPU and commit, for the head of a table."""
-    try:
-        cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        cpu = None
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
-    )
-    return f"{cpu[1] if cpu else platform.machine()}, commit {commit.stdout.strip() or 'unknown'}, one thread but for `threads`"
-
-
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -286,7 +274,7 @@ def main() -> None:
     for name in args.cases or CASES:
         head: list[str] = []
         if not args.json:
-            print(f"\n## {name} ({machine()})\n", flush=True)
+            print(f"\n## {name} ({machine()}, one thread but for `threads`)\n", flush=True)
         for row in CASES[name](args):
             if args.json:
                 print(json.dumps({"case": name} | row), flush=True)

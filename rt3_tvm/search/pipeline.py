@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rt3_tvm import device as devices
@@ -23,7 +24,7 @@ from rt3_tvm.errors import Rt3Error
 from rt3_tvm.hardware.latency import MatrixLoad, smallest_sparsity
 from rt3_tvm.pattern import Backbone
 from rt3_tvm.prune.one_shot import SMALLEST, tokenizer_files
-from rt3_tvm.search.block_pruning import ratios_of
+from rt3_tvm.search.block_pruning import cut_backbones, ratios_of
 from rt3_tvm.search.episodes import Episodes
 from rt3_tvm.search.journal import Journal
 from rt3_tvm.search.options import SearchOptions
@@ -91,17 +92,18 @@ def search(
     torch.set_num_threads(options.threads)
     said: Progress = progress or Silent()
     setting = load_setting(model_name, options, data)
+    ratios = _ratios(setting)
+    _space(setting, _planned(setting, ratios))  # what cannot be in time is said before anything is trained
+    sentences = tuple(s for path in options.unlabelled for s in read_sentences(path))
     folder = folder_of(output)
     if restart:
         shutil.rmtree(folder, ignore_errors=True)
     journal = Journal.open(folder / JOURNAL, configuration(setting))
     store = Store(folder)
-    sentences = tuple(s for path in options.unlabelled for s in read_sentences(path))
     trained = Trained(setting.model, setting.data, options, store, said, sentences)
     train_dense(trained)
     if options.group_rows:
         group_rows(setting.model, {layer.name for layer in setting.layers})
-    ratios = _ratios(setting)
     backbones = prune_blocks(trained, setting.layers, ratios)
     train_backbone(trained, backbones)
     space = _space(setting, backbones)
@@ -132,6 +134,13 @@ def _ratios(setting: Setting) -> dict[str, float]:
     else:
         ratio = (o.sparsity or (0.0,))[0]
     return ratios_of(setting.layers, ratio, o.block_sparsity_of)
+
+
+def _planned(setting: Setting, ratios: dict[str, float]) -> dict[str, Backbone]:
+    """Return backbones of the right sizes, before it is known which columns they keep."""
+    zero = np.float32(0.0)
+    weights = {n.name: np.broadcast_to(zero, n.shape[:: -1 if n.transposed else 1]) for n in setting.layers}
+    return cut_backbones(setting.layers, weights, ratios, setting.options.block_rows)
 
 
 def _space(setting: Setting, backbones: dict[str, Backbone]) -> Space:

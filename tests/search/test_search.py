@@ -353,6 +353,7 @@ def test_bad_input_is_one_line(tmp_path, arguments, code, message, capsys, monke
     assert found == code
     assert len(said) == 1 and message in said[0], said
     assert not output.exists()
+    assert folder_of(output).exists() == (code == 1)  # bad input is seen before anything is begun
 
 
 def test_what_is_there_is_not_overwritten(tmp_path, capsys):
