@@ -184,9 +184,7 @@ COSTS = (  # V, shape, K
     (1, "1x112", EVERY_BLOCK),
     (2, "2x112", EVERY_BLOCK),
     (4, "4x112", EVERY_BLOCK),
-    (1, "1x16", 16),
     (1, "1x16", 256),
-    (1, "1x16", 1024),
     (1, "4x32", 256),
     (1, "100x100", 4),
 )
@@ -230,7 +228,7 @@ def main() -> None:
     parser.add_argument("--lm-part", type=float, default=0.25, help="of WikiText-2's training and validation text")
     parser.add_argument("--lm-epochs", default="6,1,1,6")
     parser.add_argument("--lm-distillation", type=float, default=0.5)
-    parser.add_argument("--cost-steps", type=int, default=60)
+    parser.add_argument("--cost-steps", type=int, default=40)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     for name in args.cases or CASES:
