@@ -107,7 +107,7 @@ def _fronts(scored: Rows, levels: int, deadline_ms: float, metric: str) -> str:
     """Return each child's accuracy against its latency, level by level, with the front of each level."""
     figure, axes = figures.new_axes()
     for level in range(levels):
-        points = sorted((row["latency_ms"][level], -row["accuracy"][level]) for row in scored)  # the best of a latency first
+        points = sorted((row["latency_ms"][level], -row["accuracy"][level]) for row in scored)  # best first
         x, y = np.array(points).T * [[1], [-1]]
         colour, marker = figures.PALETTE[level % 7], figures.MARKERS[level % 7]
         axes.plot(x, y, marker, color=colour, markersize=3, alpha=0.6, label=f"level {level}")
