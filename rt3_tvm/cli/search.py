@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rt3_tvm.cli.options import add_device_options, block_shape, checked, chosen_device, console, numbers
-from rt3_tvm.errors import Rt3Error
+from rt3_tvm.errors import Rt3Error, choices
 
 if TYPE_CHECKING:
     from rt3_tvm.search import Found, SearchOptions
@@ -254,9 +254,11 @@ def drive(args: argparse.Namespace) -> None:
         raise Rt3Error(
             "give a model and --task NAME: lm, sts, rte or text; or --report alone to draw an earlier search"
         )
-    if args.workers not in ("in-process", "ray"):
-        raise Rt3Error(f"--workers {args.workers}: choose from in-process, ray")
     from rt3_tvm.search import Bars, search
+    from rt3_tvm.search.options import WORKERS
+
+    if args.workers not in WORKERS:
+        raise Rt3Error(f"--workers {args.workers}: choose from {choices(WORKERS)}")
 
     options = search_options(args)
     if args.report is not None:

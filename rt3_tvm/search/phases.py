@@ -82,6 +82,11 @@ class Trained:
         self.model.load_state_dict(weights)
 
 
+def partial_name(phase: str) -> str:
+    """Return the name of a phase's state while it runs."""
+    return f"{phase}.partial"
+
+
 @dataclass
 class Phase:
     """One phase, whose state is on disk after every epoch.
@@ -109,7 +114,7 @@ class Phase:
     @property
     def partial(self) -> str:
         """Name of its state while it runs."""
-        return f"{self.name}.partial"
+        return partial_name(self.name)
 
     def _resume(self) -> int:
         """Take the state of a phase that was killed, and return its next epoch."""
@@ -166,6 +171,7 @@ def ended(trained: Trained, name: str) -> Tensors | None:
     found = trained.store.load(name)
     if found is None:
         return None
+    trained.store.remove(partial_name(name))  # it may have been killed just before that
     tensors, facts = found
     trained.load(take(tensors, "model/"))
     trained.figures[name] = facts

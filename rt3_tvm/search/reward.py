@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from rt3_tvm.hardware.energy import PowerState, runs_per_charge
-from rt3_tvm.search.options import RewardOptions
+from rt3_tvm.search.options import RT3_ACCURACY_DENSE, RT3_ACCURACY_MIN, RewardOptions
 
-ACCURACY_MIN_OF_DENSE = 0.85 / 0.9745
+ACCURACY_MIN_OF_DENSE = RT3_ACCURACY_MIN / RT3_ACCURACY_DENSE
 """RT3's A_min over its A_orig."""
 
 
