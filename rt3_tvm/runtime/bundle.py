@@ -3,7 +3,7 @@
 import _ctypes
 import ctypes
 import json
-import os
+import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,18 +86,18 @@ def load(path: str | Path) -> "Bundle":
     return Bundle(Path(path))
 
 
-def _open_library(path: Path) -> tuple[ctypes.CDLL, int]:
-    """Load a library under a name of its own, and return it with the file that keeps the name taken.
+def _open_library(path: Path) -> ctypes.CDLL:
+    """Load a library under a name that no other load ever has.
 
-    The loader knows a library by its path: a bundle that was compiled again while the old one is open would be the old one.
-    Under the name of an open file descriptor it is looked up by its inode.
+    The loader takes a name that it knows for the library it had under it, whatever the file is now; under a new name it goes by
+    the file itself (its inode).
     """
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    alias = Path(f"/proc/self/fd/{file}")
     try:
-        return ctypes.CDLL(str(alias if alias.exists() else path.resolve()), mode=ctypes.RTLD_LOCAL), file
+        with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
+            name = Path(folder) / path.name
+            name.symlink_to(path.resolve())
+            return ctypes.CDLL(str(name), mode=ctypes.RTLD_LOCAL)
     except OSError as error:
-        os.close(file)
         raise Rt3Error(f"'{path}' cannot be loaded: {error}") from error
 
 
@@ -119,7 +119,7 @@ class Bundle:
         self._handle: ctypes.c_void_p | None = None
         read_metadata(path, for_this_machine=True)
         self.path = path
-        self._library, self._file = _open_library(path)
+        self._library = _open_library(path)
         self._declare()
         handle = ctypes.c_void_p()
         self._check(self._library.rt3_open(ctypes.byref(handle)))
@@ -320,7 +320,6 @@ class Bundle:
             self._library.rt3_close(self._handle)
             self._handle = None
             _ctypes.dlclose(self._library._handle)
-            os.close(self._file)
 
     def __enter__(self) -> Self:
         return self

@@ -166,6 +166,17 @@ def test_a_bundle_compiled_again_under_the_same_name_is_the_new_one(tiny_checkpo
             assert again.max_length == 40
 
 
+def test_a_bundle_is_never_another_that_is_still_loaded(tiny_bundle, tiny_checkpoint, tmp_path):
+    from rt3_tvm import CompileOptions, compile
+
+    other = tmp_path / "other.so"
+    compile(tiny_checkpoint, other, CompileOptions(lengths=(24,)))
+    with load(tiny_bundle) as first:
+        load(tiny_bundle).close()  # the library stays, under one more name
+        with load(other) as m:
+            assert (m.max_length, first.max_length) == (24, max(TINY_LENGTHS))
+
+
 def test_threads_share_one_python_handle(bundle, rng):
     ids = rng.integers(0, 500, (1, 8))
     expected = []
