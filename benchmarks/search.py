@@ -178,28 +178,32 @@ def sts(args: argparse.Namespace) -> Iterator[Row]:
         yield {"what": name, "density": density, "valid": valid, "test": test, "test less dense": gap, "s": seconds}
 
 
-COSTS = (  # V, shape, K
+COSTS = (  # V, shape, K; the shapes divide what block pruning leaves of MiniLM's matrices, so that the densities are equal
     (1, "1x112", EVERY_BLOCK),
     (2, "2x112", EVERY_BLOCK),
     (4, "4x112", EVERY_BLOCK),
-    (1, "1x16", 256),
-    (1, "4x32", 256),
-    (1, "100x100", 4),
+    (1, "1x112", 1024),
+    (1, "1x112", 64),
+    (1, "1x112", 4),
+    (1, "1x336", EVERY_BLOCK),
+    (1, "1x28", EVERY_BLOCK),
+    (1, "96x112", 4),
 )
 
 
 def cost(args: argparse.Namespace) -> Iterator[Row]:
-    """Yield what groups, shapes and numbers of patterns cost on STS-B, all trained equally long, from the dense model at once."""
+    """Yield what groups, shapes and numbers of patterns cost on STS-B: all trained equally long from one fine-tuned model."""
     for group, shape, count in COSTS:
         options = (*MINILM, "--data", args.data / "stsb", *MINILM_LEVELS, *MINILM_TRAINING, "--pattern", "magnitude")
         options = (*options, "--group", group, "--pattern-shape", shape, "--patterns", count)
-        length = ("--block", "one-shot", "--epochs", "0,0,0,1", "--epoch-steps", args.cost_steps)
+        length = ("--block", "one-shot", "--epochs", args.cost_epochs)
         figures = run(args, f"cost-{group}-{shape}-{count}", *options, *length)
         k = "one a block" if count == EVERY_BLOCK else count
         row: Row = {"V": group, "block": shape, "K": k}
         for i, level in enumerate(figures["levels"]):
-            row |= {f"density {i}": level["density"], f"valid {i}": level["valid"]["accuracy"]}
-        yield row
+            row |= {f"density {i}": level["density"]}
+            row |= {f"valid {i}": level["valid"]["accuracy"], f"test {i}": level["test"]["accuracy"]}
+        yield row | {"dense": figures["dense"]["test"]["accuracy"]}
 
 
 CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
@@ -226,7 +230,7 @@ def main() -> None:
     parser.add_argument("--lm-part", type=float, default=0.25, help="of WikiText-2's training and validation text")
     parser.add_argument("--lm-epochs", default="6,1,1,6")
     parser.add_argument("--lm-distillation", type=float, default=0.5)
-    parser.add_argument("--cost-steps", type=int, default=40)
+    parser.add_argument("--cost-epochs", default="1,0,0,2")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     for name in args.cases or CASES:

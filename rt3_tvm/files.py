@@ -1,10 +1,16 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and folders that one process writes at a time."""
 
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from rt3_tvm.errors import JobError
+from rt3_tvm.errors import JobError, Rt3Error
+
+LOCK = ".lock"
+"""File of a folder that the process which writes there holds; the system lets go of it when the process ends, however that is."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -21,3 +27,25 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise JobError(f"cannot write '{path}': {error.strerror or error}") from error
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a folder where there is none, and hold it against other processes.
+
+    Raises
+    ------
+    Rt3Error
+        Another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("ab")
+    except OSError as error:
+        raise JobError(f"cannot write '{folder}': {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Rt3Error(f"'{folder}' is in use by another process: wait for it, or choose another -o") from error
+        yield

@@ -164,7 +164,14 @@ def _add_running(p: argparse.ArgumentParser) -> None:
     g.add_argument("--ray-address", metavar="ADDR", help="of a Ray cluster; default one of this machine's own")
     g.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default all cores")
     g.add_argument("--seed", type=int, default=0)
-    g.add_argument("--restart", action="store_true", help="throw away what an earlier search to CKPT left")
+    g.add_argument(
+        "--restart",
+        nargs="?",
+        const="dense",
+        metavar="PHASE",
+        help="do a phase of an earlier search to CKPT and those after it again, perhaps with other options: dense (all), "
+        "blocks, backbone, search, joint; default dense",
+    )
     g.add_argument(
         "--report",
         type=Path,

@@ -59,9 +59,7 @@ class Episodes:
             if self.workers is not None:
                 self.workers.close()
         if self.best is None:
-            raise JobError(
-                f"none of {o.children} children met the deadline: propose more (--children), or allow more time"
-            )
+            raise JobError(self._why_none())
         self.trained.progress.say(f"best of {o.children} children: reward {self.best[0]:.4f}")
         return self.best[1]
 
@@ -77,6 +75,14 @@ class Episodes:
         for key, scores in zip(unknown, self.workers.train(list(unknown.values())), strict=True):
             self.journal.add({"kind": "child", "child": key, "seed": self.setting.options.seed} | scores)
             self.known[key] = self.journal.records[-1]
+
+    def _why_none(self) -> str:
+        """Return why no child is the best."""
+        count = self.setting.options.children
+        failed = [r for r in self.known.values() if "failed" in r]
+        if failed:
+            return f"none of {count} children could be trained; the last: {failed[-1]['failed']}: lower --pruned-rate"
+        return f"none of {count} children met the deadline: propose more (--children), or allow more time"
 
     def _misses(self, child: Choice) -> bool:
         deadline = self.space.deadline_s

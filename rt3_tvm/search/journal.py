@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.files import write_text
+from rt3_tvm.search.options import PHASES, matters_from
 
 VERSION = 1
 Record = dict[str, Any]
@@ -38,17 +40,46 @@ class Journal:
             journal = cls(path, wanted)
             journal._write(wanted)
             return journal
-        journal = cls.read(path)
+        journal, size = cls._parse(path)
         if journal.config != wanted:
+            said, first = _differences(journal.config, wanted)
             raise Rt3Error(
-                f"'{path}' is the journal of another configuration: {_differences(journal.config, wanted)}: "
-                "give the same options to go on with it, another -o, or --restart to begin anew"
+                f"'{path}' is the journal of another configuration: {said}: give the same options to go on with it, "
+                f"another -o, or --restart {first} to do {_and_after(first)} again"
             )
+        os.truncate(path, size)
         return journal
 
     @classmethod
+    def restarted(cls, path: Path, config: dict[str, Any], phase: str) -> "Journal":
+        """Return a journal without what a phase and those after it wrote, of a configuration that may differ from there on.
+
+        It is not on disk before ``rewrite``.
+
+        Raises
+        ------
+        Rt3Error
+            No journal whose phases could be kept, or an option differs that mattered before.
+        """
+        new = json.loads(json.dumps({"rt3_search": VERSION} | config))
+        if phase == PHASES[0]:
+            return cls(path, new)
+        old = cls.read(path)
+        if old.config != new:
+            said, first = _differences(old.config, new)
+            if PHASES.index(first) < PHASES.index(phase):
+                raise Rt3Error(f"--restart {phase}: {said}: that takes --restart {first}, {_and_after(first)} again")
+        kept = [r for r in old.records if phase == "joint" and r.get("kind") in ("child", "episode")]
+        return cls(path, new, kept)
+
+    @classmethod
     def read(cls, path: Path) -> "Journal":
-        """Read a journal; what was cut off at its end is cut from the file too."""
+        """Read a journal, also while a search writes it: the file stays as it is."""
+        return cls._parse(path)[0]
+
+    @classmethod
+    def _parse(cls, path: Path) -> "tuple[Journal, int]":
+        """Return a journal, and the bytes of its whole lines."""
         try:
             text = path.read_bytes()
         except OSError as error:
@@ -65,9 +96,11 @@ class Journal:
             records.append(record)
         if not records or records[0].get("rt3_search") != VERSION:
             raise Rt3Error(f"{path}:1: no journal of rt3 search, version {VERSION}")
-        if len(whole) < len(text):
-            os.truncate(path, len(whole))
-        return cls(path, records[0], records[1:])
+        return cls(path, records[0], records[1:]), len(whole)
+
+    def rewrite(self) -> None:
+        """Write all of it over what is there."""
+        write_text(self.path, "".join(json.dumps(r) + "\n" for r in (self.config, *self.records)))
 
     def add(self, record: Record) -> None:
         """Append a record; it is on disk when this returns."""
@@ -88,6 +121,12 @@ class Journal:
             raise JobError(f"cannot write '{self.path}': {error.strerror or error}") from error
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
+    """Return what differs, and the first phase that it matters in."""
     names = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    return ", ".join(f"{n} was {json.dumps(old.get(n))}, is {json.dumps(new.get(n))}" for n in names)
+    said = ", ".join(f"{n} was {json.dumps(old.get(n))}, is {json.dumps(new.get(n))}" for n in names)
+    return said, min((matters_from(n, old, new) for n in names), key=PHASES.index)
+
+
+def _and_after(phase: str) -> str:
+    return "all" if phase == PHASES[0] else f"phase {phase}" + ("" if phase == PHASES[-1] else " and those after it")

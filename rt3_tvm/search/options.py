@@ -21,6 +21,18 @@ PATTERN_METHODS = ("maps", "magnitude", "random")
 SEARCHES = ("rl", "random", "evolution", "none")
 WORKERS = ("in-process", "ray")
 
+PHASES = ("dense", "blocks", "backbone", "search", "joint")
+"""What a search does, in order."""
+_TIMING = "device cluster frequencies frequencies_hz deadline_s latency tokens groups sparsity".split()
+_MATTERS_FROM = {
+    "blocks": "block block_sparsity block_sparsity_of block_rows exclude embeddings group_rows lasso pruned_rate distillation "
+    "unlabelled unlabelled_batches files masked_gradients".split(),
+    "search": "power cores pattern shape patterns candidates grid search children episode_batch child_steps reward controller "
+    "level_weights".split(),
+    "joint": ["gradual", "alone"],
+}
+"""The first phase that an option matters in; the options that are not here matter in all."""
+
 
 @dataclass(frozen=True)
 class RewardOptions:
@@ -224,6 +236,16 @@ class SearchOptions:
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON: what a journal is of."""
         return asdict(self) | {"unlabelled": [str(p) for p in self.unlabelled]}
+
+
+def matters_from(option: str, old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Return the first phase whose result an option changes that two configurations do not share."""
+    if option == "epochs":
+        before, after = ((*c[option][:3], 0, c[option][3]) for c in (old, new))  # the search has no epochs of its own
+        return next(p for p, a, b in zip(PHASES, before, after, strict=True) if a != b)
+    if option in _TIMING:  # the ratio of block pruning follows from them, unless it is given
+        return "blocks" if None in (old.get("block_sparsity"), new.get("block_sparsity")) else "search"
+    return next((phase for phase, options in _MATTERS_FROM.items() if option in options), PHASES[0])
 
 
 def _listed(values: Any) -> str:

@@ -141,9 +141,11 @@ class Phase:
             try:
                 loss = self.trainer.epoch(number, levels, penalty, self.batches, tick)
             except JobError as error:
-                t.store.save(f"{self.name}.kept", put(t.model.state_dict(), "model/"), self.facts)
-                kept = t.store.path(f"{self.name}.kept")
-                raise JobError(f"{self.name}: {error}; the weights before that epoch are in '{kept}'") from error
+                rate, again = ("--rate", "dense") if self.name == "dense" else ("--pruned-rate", "blocks")
+                raise JobError(
+                    f"{self.name}: {error}: lower {rate} (now {self.trainer.options.rate:g}) and give --restart {again}; "
+                    f"all before that epoch is kept in '{t.store.folder}'"
+                ) from error
             accuracy = score() if score else math.nan
         self.facts["loss"].append(loss)
         self.facts["accuracy"].append(accuracy if score else None)

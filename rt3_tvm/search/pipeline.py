@@ -7,7 +7,6 @@ Everything between is in a folder beside the checkpoint: a journal, and the stat
 the end.
 """
 
-import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -20,14 +19,15 @@ import torch
 from rt3_tvm import device as devices
 from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint, Level
-from rt3_tvm.errors import Rt3Error
+from rt3_tvm.errors import Rt3Error, choices
+from rt3_tvm.files import held
 from rt3_tvm.hardware.latency import MatrixLoad, smallest_sparsity
 from rt3_tvm.pattern import Backbone
 from rt3_tvm.prune.one_shot import SMALLEST, tokenizer_files
 from rt3_tvm.search.block_pruning import cut_backbones, ratios_of
-from rt3_tvm.search.episodes import Episodes
+from rt3_tvm.search.episodes import Episodes, OpenWorkers
 from rt3_tvm.search.journal import Journal
-from rt3_tvm.search.options import SearchOptions
+from rt3_tvm.search.options import PHASES, SearchOptions
 from rt3_tvm.search.phases import Trained, prune_blocks, train_backbone, train_dense, train_levels
 from rt3_tvm.search.progress import Progress, Silent
 from rt3_tvm.search.reward import runs_of
@@ -63,7 +63,7 @@ def search(
     progress: Progress | None = None,
     workers: str = "in-process",
     ray_address: str | None = None,
-    restart: bool = False,
+    restart: str | None = None,
 ) -> Found:
     """Search and train, write the checkpoint, and return it. What was done before, by the same configuration, is not done again.
 
@@ -78,40 +78,65 @@ def search(
     workers, ray_address
         Who trains the children: a row of WORKERS, and for Ray the cluster's address. The result does not depend on it.
     restart
-        Whether to throw away what an earlier search left.
+        The phase of an earlier search that is done again, and those after it: a row of PHASES. What came before is kept, if the
+        options that mattered there are the same.
 
     Raises
     ------
     Rt3Error
-        Options that do not fit together, no sparsity that meets the deadline, or a journal of another configuration.
+        Options that do not fit together, no sparsity that meets the deadline, a journal of another configuration,
+        or another process that searches into the same folder.
     JobError
         The loss diverged, or a file could not be written.
     """
     if output.exists() and not (output / "checkpoint.json").is_file():
         raise Rt3Error(f"'{output}' exists and is not a checkpoint: choose another -o")
+    folder = folder_of(output)
+    _check_restart(restart, folder)
     torch.set_num_threads(options.threads)
     said: Progress = progress or Silent()
     setting = load_setting(model_name, options, data)
     ratios = _ratios(setting)
     _space(setting, _planned(setting, ratios))  # what cannot be in time is said before anything is trained
     sentences = tuple(s for path in options.unlabelled for s in read_sentences(path))
-    folder = folder_of(output)
-    if restart:
-        shutil.rmtree(folder, ignore_errors=True)
-    journal = Journal.open(folder / JOURNAL, configuration(setting))
-    store = Store(folder)
-    trained = Trained(setting.model, setting.data, options, store, said, sentences)
+    with held(folder):
+        store = Store(folder)
+        config = configuration(setting)
+        if restart is None:
+            journal = Journal.open(folder / JOURNAL, config)
+        else:
+            journal = Journal.restarted(folder / JOURNAL, config, restart)
+            store.keep(PHASES[: PHASES.index(restart)])  # before the journal: killed in between, nothing stale is taken
+            journal.rewrite()
+        trained = Trained(setting.model, setting.data, options, store, said, sentences)
+        opened = partial(open_workers, workers, address=ray_address)
+        found = _run_phases(setting, trained, ratios, journal, opened)
+        found.checkpoint.save(output)
+        return found
+
+
+def _check_restart(phase: str | None, folder: Path) -> None:
+    if phase not in (None, *PHASES):
+        raise Rt3Error(f"--restart {phase}: choose from {choices(PHASES)}")
+    if phase not in (None, PHASES[0]) and not (folder / JOURNAL).is_file():
+        raise Rt3Error(f"--restart {phase}: '{folder}' has no earlier search: leave it out")
+
+
+def _run_phases(
+    setting: Setting, trained: Trained, ratios: dict[str, float], journal: Journal, opened: OpenWorkers
+) -> Found:
+    """Run every phase, from dense training to the levels."""
+    options = setting.options
     train_dense(trained)
     if options.group_rows:
         group_rows(setting.model, {layer.name for layer in setting.layers})
     backbones = prune_blocks(trained, setting.layers, ratios)
     train_backbone(trained, backbones)
     space = _space(setting, backbones)
-    facts = _say_space(space, setting, said)
+    facts = _say_space(space, setting, trained.progress)
     if options.search == "none":
         choice = Choice(tuple(range(space.levels)), ((0,) * len(space.layers),) * space.levels)
     else:
-        opened = partial(open_workers, workers, address=ray_address)
         choice = Episodes(trained, space, setting, journal, opened).run()
     start = {n: v.clone() for n, v in setting.model.state_dict().items()}
     levels = train_levels(trained, "joint", partial(space.cut, choice), options.level_weights)
@@ -119,7 +144,6 @@ def search(
     if options.alone:
         _train_alone(trained, start, space, choice, found.figures)
     found.checkpoint.facts["figures"] = found.figures
-    found.checkpoint.save(output)
     return found
 
 
@@ -225,18 +249,17 @@ def _finish(
     """Return the checkpoint with the accuracies of every level; the test split is read here, once."""
     o = setting.options
     assert trained.teacher is not None
-    known = journal.of("tested")
-    if known:
-        tests = known[-1]["figures"]
-    else:
-        dense = setting.data.evaluate(trained.teacher, "test")
-        tests = [dense, *(trained.validate(masks_of(level.matrices), "test") for level in levels)]
-        journal.add({"kind": "tested", "figures": tests})
+    if not journal.of("ended"):
+        masks = [masks_of(level.matrices) for level in levels]
+        valid = [trained.validate(m) for m in masks]
+        tests = [setting.data.evaluate(trained.teacher, "test"), *(trained.validate(m, "test") for m in masks)]
+        journal.add({"kind": "ended", "valid": valid, "test": tests})
+    ended = journal.of("ended")[-1]
+    tests = ended["test"]
     rows = []
     done = []
     seconds = space.latencies(choice)
-    for level, tested, took in zip(levels, tests[1:], seconds, strict=True):
-        valid = trained.validate(masks_of(level.matrices))
+    for level, valid, tested, took in zip(levels, ended["valid"], tests[1:], seconds, strict=True):
         rows.append({"density": level.density, "valid": valid, "test": tested, "latency_ms": 1e3 * took})
         done.append(replace(level, accuracy=tested["accuracy"]))
     figures = {

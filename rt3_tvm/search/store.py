@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,12 @@ class Store:
                 return tensors, json.loads(file.metadata()["facts"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise Rt3Error(f"'{path}' is damaged ({error}): begin anew with --restart") from error
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Remove every state but those of these phases, ended or not."""
+        for path in self.folder.glob("*.safetensors"):
+            if path.name.split(".")[0] not in names:
+                path.unlink()
 
     def remove(self, name: str) -> None:
         """Remove a state."""

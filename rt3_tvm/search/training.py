@@ -182,7 +182,7 @@ class Trainer:
                 loss += 0.0 * self._step(extra, levels, penalty, labelled=False)  # its loss counts if it is not finite
             if not math.isfinite(loss):
                 self.model.load_state_dict(before)
-                raise JobError(f"the loss diverged after {i} batches of epoch {number + 1}: lower --rate")
+                raise JobError(f"the loss diverged after {i} batches of epoch {number + 1}")
             total += loss
             self.done += 1
             tick()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from rt3_tvm import CompileOptions, compile, load, search
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.cli.main import main
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.files import held
 from rt3_tvm.pattern import PatternShape
 from rt3_tvm.search import ControllerOptions, RewardOptions, SearchOptions, folder_of
 from rt3_tvm.search import episodes as episodes_module
@@ -129,10 +131,18 @@ def test_the_dispatcher_gets_what_was_found(found, tmp_path):
             assert np.abs(m(input_ids=ids)["logits"] - expected).max() < 2e-4
 
 
+def test_one_folder_has_one_search(found):
+    path, result = found
+    with held(folder_of(path)), pytest.raises(Rt3Error, match=r"lm\.ckpt\.search' is in use by another process: wait"):
+        search(MODEL, OPTIONS, path, restart="dense")
+    assert search(MODEL, OPTIONS, path).checkpoint.digest == result.checkpoint.digest
+
+
 def test_an_ended_search_is_not_done_again(found, monkeypatch):
     path, result = found
     before = (folder_of(path) / "journal.jsonl").read_bytes()
     monkeypatch.setattr(Trainer, "epoch", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(LanguageModelData, "evaluate", lambda *_: pytest.fail("evaluated again"))
     again = search(MODEL, OPTIONS, path)
     assert again.checkpoint.digest == result.checkpoint.digest
     assert (folder_of(path) / "journal.jsonl").read_bytes() == before
@@ -160,6 +170,28 @@ def test_children_that_are_late_are_not_trained(tmp_path, monkeypatch):
     assert all(e["accuracy"] is None and e["reward"] < 0 for e in episodes)
 
 
+def test_a_phase_is_done_again_with_what_came_before(found, tmp_path):
+    path, _ = found
+    again = tmp_path / "again.ckpt"
+    shutil.copytree(folder_of(path), folder_of(again))
+    before = Journal.read(folder_of(again) / "journal.jsonl")
+    kept = {p.name: p.stat().st_mtime_ns for p in folder_of(again).glob("*.safetensors") if p.stem != "joint"}
+    longer = replace(OPTIONS, epochs=(*OPTIONS.epochs[:3], OPTIONS.epochs[3] + 1))
+    with pytest.raises(Rt3Error, match=r"epochs was \[.*--restart joint to do phase joint again"):
+        search(MODEL, longer, again)
+    result = search(MODEL, longer, again, restart="joint")
+    assert len(result.figures["phases"]["joint"]["loss"]) == OPTIONS.epochs[3] + 1
+    assert {p.name: p.stat().st_mtime_ns for p in folder_of(again).glob("*.safetensors") if p.stem != "joint"} == kept
+    after = Journal.read(folder_of(again) / "journal.jsonl")
+    assert after.of("child") == before.of("child") and after.of("episode") == before.of("episode")
+    assert after.config["epochs"] == list(longer.epochs)
+    fewer = replace(longer, children=3)
+    with pytest.raises(Rt3Error, match=r"--restart joint: children was 6, is 3: that takes --restart search"):
+        search(MODEL, fewer, again, restart="joint")
+    assert search(MODEL, fewer, again, restart="search").figures["children"]["episodes"] == 3
+    assert kept == {p.name: p.stat().st_mtime_ns for p in folder_of(again).glob("*.safetensors") if p.stem != "joint"}
+
+
 def test_another_configuration_is_refused_and_restart_begins_anew(found):
     path, result = found
     with pytest.raises(Rt3Error, match=r"another configuration: seed was 0, is 1: .*--restart"):
@@ -167,7 +199,7 @@ def test_another_configuration_is_refused_and_restart_begins_anew(found):
     other = path.with_name("other.ckpt")
     options = replace(OPTIONS, search="none", epochs=(0, 0, 0, 0))
     first = search(MODEL, options, other)
-    again = search(MODEL, replace(options, seed=1), other, restart=True)
+    again = search(MODEL, replace(options, seed=1), other, restart="dense")
     assert first.checkpoint.digest != result.checkpoint.digest
     assert json.loads((folder_of(other) / "journal.jsonl").read_text().splitlines()[0])["seed"] == 1
     assert len(again.checkpoint.levels) == 3
@@ -333,7 +365,9 @@ BAD = [
     (["--workers", "threads"], 2, "--workers threads: choose from in-process, ray"),
     (["--unlabelled", "nowhere.txt"], 2, "nowhere.txt' cannot be read"),
     (["--rate", "1e30"], 2, "--rate 1e+30 is outside"),
-    (["--rate", "9", "--epoch-steps", "40"], 1, "lower --rate"),
+    (["--rate", "9", "--epoch-steps", "40"], 1, "lower --rate (now 9) and give --restart dense"),
+    (["--restart", "jiont"], 2, "--restart jiont: choose from backbone, blocks, dense, joint, search"),
+    (["--restart", "joint"], 2, "bad.ckpt.search' has no earlier search: leave it out"),
 ]  # fmt: skip
 
 
@@ -369,15 +403,24 @@ def test_what_is_there_is_not_overwritten(tmp_path, capsys):
 
 def test_a_diverging_loss_keeps_the_last_good_state(tmp_path, monkeypatch):
     loss, calls = LanguageModelData.loss, iter(range(1000))
-    monkeypatch.setattr(LanguageModelData, "loss", lambda *a: loss(*a) * (float("inf") if next(calls) > 20 else 1.0))
+    monkeypatch.setattr(LanguageModelData, "loss", lambda *a: loss(*a) * (float("inf") if next(calls) > 100 else 1.0))
+    options, path = replace(OPTIONS, search="none", epochs=(1, 0, 0, 4), pruned_rate=1.0), tmp_path / "a.ckpt"
     with pytest.raises(
-        JobError, match=r"dense: the loss diverged .*the weights before that epoch are in '(.*)'"
-    ) as error:
-        search(MODEL, replace(OPTIONS, epochs=(5, 0, 0, 0)), tmp_path / "a.ckpt")
+        JobError, match=r"joint: the loss diverged .*: lower --pruned-rate \(now 1\) and give --restart blocks"
+    ):
+        search(MODEL, options, path)
     from safetensors.torch import load_file
 
-    kept = load_file(re.search(r"in '(.*)'", str(error.value))[1])
+    kept = load_file(folder_of(path) / "joint.partial.safetensors")
     assert all(torch.isfinite(v).all() for v in kept.values() if v.is_floating_point())
+    monkeypatch.setattr(LanguageModelData, "loss", loss)
+    dense = (folder_of(path) / "dense.safetensors").stat().st_mtime_ns
+    with pytest.raises(Rt3Error, match=r"pruned_rate was 1.0, is 0.001: .*or --restart blocks to do phase blocks and"):
+        search(MODEL, replace(options, pruned_rate=1e-3), path)
+    with pytest.raises(Rt3Error, match=r"--restart joint: pruned_rate was .*: that takes --restart blocks, "):
+        search(MODEL, replace(options, pruned_rate=1e-3), path, restart="joint")
+    assert search(MODEL, replace(options, pruned_rate=1e-3), path, restart="blocks").checkpoint.levels
+    assert (folder_of(path) / "dense.safetensors").stat().st_mtime_ns == dense
 
 
 @pytest.mark.slow
