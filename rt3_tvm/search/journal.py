@@ -47,7 +47,8 @@ class Journal:
                 f"'{path}' is the journal of another configuration: {said}: give the same options to go on with it, "
                 f"another -o, or --restart {first} to do {_and_after(first)} again"
             )
-        os.truncate(path, size)
+        if size < path.stat().st_size:
+            os.truncate(path, size)
         return journal
 
     @classmethod
