@@ -2,10 +2,10 @@
 
 Cases: rl (the controller against random search; --searches adds evolution), parts (BP+PP against rBP+PP and BP+rPP), shared (one
 weight for all levels against each alone; gradients masked or whole), lm (RT3's language model, smaller, on a part of WikiText-2,
-against dense training for as long), sts (MiniLM on STS-B), cost (what V, K and the shape of a block cost there).
+against dense training for as long), sts and rte (MiniLM on STS-B and on RTE), cost (what V, K and the shape of a block cost on STS-B).
 
-Every run is one ``rt3 search`` that goes on in DIR where it was stopped. lm, sts and cost need --data: a folder with wikitext-2
-and stsb.
+Every run is one ``rt3 search`` that goes on in DIR where it was stopped. lm, sts, rte and cost need --data: a folder with
+wikitext-2, stsb and rte.
 """
 
 import argparse
@@ -28,11 +28,9 @@ RL = (
     *("--epochs", "4,1,1,0", "--deadline", 24, "--block-sparsity", 0.3, "--group", "1,4", "--candidates", 2),
     *("--grid", "0.4,0.45,0.5,0.55,0.6,0.65,0.7,0.75,0.8,0.85", "--child-steps", 15, "--pruned-rate", 2e-3),
 )
-MINILM = ("minilm", "--task", "sts", *DEVICE, "--seq-len", 128, "--exclude", "pooler*", "--precision", "bfloat16")
+MINILM = ("minilm", *DEVICE, "--seq-len", 128, "--exclude", "pooler*", "--precision", "bfloat16")
 MINILM_LEVELS = ("--sparsity", "0.64,0.74,0.80", "--block-sparsity", 0.125, "--block-rows", 128, "--search", "none")
 MINILM_TRAINING = ("--pruned-rate", 4e-4, "--distillation", 0.9, "--level-weights", "0.3,0.3,0.4")
-EVERY_BLOCK = 1_000_000
-"""More patterns than any matrix has blocks: each block has its own."""
 
 
 def run(args: argparse.Namespace, name: str, *options: object) -> Row:
@@ -129,7 +127,7 @@ def lm(args: argparse.Namespace) -> Iterator[Row]:
     base = (args.lm, "--task", "lm", "--data", _part(args), *DEVICE, "--seq-len", 35, "--embeddings")
     base = (*base, "--precision", "bfloat16")
     levels = ("--sparsity", "0.64,0.74,0.80", "--block-sparsity", 0.25, "--pattern", "magnitude", "--search", "none")
-    levels = (*levels, "--pattern-shape", "1x50", "--patterns", EVERY_BLOCK, "--distillation", args.lm_distillation)
+    levels = (*levels, "--pattern-shape", "1x50", "--patterns", "each", "--distillation", args.lm_distillation)
     ours = run(args, "lm-levels", *base, *levels, "--epochs", args.lm_epochs)
     spent = _seconds(ours)
     per_epoch = ours["phases"]["dense"]["seconds"] / len(ours["phases"]["dense"]["loss"])
@@ -163,10 +161,19 @@ def _part(args: argparse.Namespace) -> Path:
 
 def sts(args: argparse.Namespace) -> Iterator[Row]:
     """Yield MiniLM on STS-B: the dense fine-tuned model, and three levels from one shared weight."""
-    patterns = ("--pattern", "magnitude", "--pattern-shape", "1x112", "--patterns", EVERY_BLOCK)
-    text = ("--unlabelled", args.data / "wikitext-2" / "train.txt", "--epochs", "3,1,1,7")
-    options = (*MINILM, "--data", args.data / "stsb", *MINILM_LEVELS, *MINILM_TRAINING, *patterns, *text)
-    figures = run(args, "sts", *options)
+    yield from _minilm(args, "sts", "stsb", "3,1,1,7")
+
+
+def rte(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield MiniLM on RTE, the same way."""
+    yield from _minilm(args, "rte", "rte", args.rte_epochs)
+
+
+def _minilm(args: argparse.Namespace, task: str, folder: str, epochs: str) -> Iterator[Row]:
+    patterns = ("--pattern", "magnitude", "--pattern-shape", "1x112", "--patterns", "each")
+    text = ("--unlabelled", args.data / "wikitext-2" / "train.txt", "--epochs", epochs)
+    options = (*MINILM, "--task", task, "--data", args.data / folder, *MINILM_LEVELS, *MINILM_TRAINING)
+    figures = run(args, task, *options, *patterns, *text)
     dense = figures["dense"]
     seconds = _seconds(figures)
     for name, density, row in [
@@ -179,14 +186,14 @@ def sts(args: argparse.Namespace) -> Iterator[Row]:
 
 
 COSTS = (  # V, shape, K; the shapes divide what block pruning leaves of MiniLM's matrices, so that the densities are equal
-    (1, "1x112", EVERY_BLOCK),
-    (2, "2x112", EVERY_BLOCK),
-    (4, "4x112", EVERY_BLOCK),
+    (1, "1x112", "each"),
+    (2, "2x112", "each"),
+    (4, "4x112", "each"),
     (1, "1x112", 1024),
     (1, "1x112", 64),
     (1, "1x112", 4),
-    (1, "1x336", EVERY_BLOCK),
-    (1, "1x28", EVERY_BLOCK),
+    (1, "1x336", "each"),
+    (1, "1x28", "each"),
     (1, "96x112", 4),
 )
 
@@ -194,12 +201,12 @@ COSTS = (  # V, shape, K; the shapes divide what block pruning leaves of MiniLM'
 def cost(args: argparse.Namespace) -> Iterator[Row]:
     """Yield what groups, shapes and numbers of patterns cost on STS-B: all trained equally long from one fine-tuned model."""
     for group, shape, count in COSTS:
-        options = (*MINILM, "--data", args.data / "stsb", *MINILM_LEVELS, *MINILM_TRAINING, "--pattern", "magnitude")
+        options = (*MINILM, "--task", "sts", "--data", args.data / "stsb", *MINILM_LEVELS, *MINILM_TRAINING)
+        options = (*options, "--pattern", "magnitude")
         options = (*options, "--group", group, "--pattern-shape", shape, "--patterns", count)
         length = ("--block", "one-shot", "--epochs", args.cost_epochs)
         figures = run(args, f"cost-{group}-{shape}-{count}", *options, *length)
-        k = "one a block" if count == EVERY_BLOCK else count
-        row: Row = {"V": group, "block": shape, "K": k}
+        row: Row = {"V": group, "block": shape, "K": count}
         for i, level in enumerate(figures["levels"]):
             row |= {f"density {i}": level["density"]}
             row |= {f"valid {i}": level["valid"]["accuracy"], f"test {i}": level["test"]["accuracy"]}
@@ -212,6 +219,7 @@ CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "shared": shared,
     "lm": lm,
     "sts": sts,
+    "rte": rte,
     "cost": cost,
 }
 
@@ -221,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], help=", ".join(CASES))
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and journals")
-    parser.add_argument("--data", type=Path, help="folder with wikitext-2 and stsb")
+    parser.add_argument("--data", type=Path, help="folder with wikitext-2, stsb and rte")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--children", type=int, default=80)
@@ -230,12 +238,13 @@ def main() -> None:
     parser.add_argument("--lm-part", type=float, default=0.25, help="of WikiText-2's training and validation text")
     parser.add_argument("--lm-epochs", default="6,1,1,6")
     parser.add_argument("--lm-distillation", type=float, default=0.5)
+    parser.add_argument("--rte-epochs", default="5,1,1,4")
     parser.add_argument("--cost-epochs", default="1,0,0,2")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     for name in args.cases or CASES:
-        if name in ("lm", "sts", "cost") and args.data is None:
-            parser.error(f"case {name} needs --data: a folder with wikitext-2 and stsb")
+        if name in ("lm", "sts", "rte", "cost") and args.data is None:
+            parser.error(f"case {name} needs --data: a folder with wikitext-2, stsb and rte")
         print(f"\n## {name} ({machine()}, threads: {args.threads})\n", flush=True)
         head: list[str] = []
         for row in CASES[name](args):

@@ -242,6 +242,10 @@ def _kept_columns(width: int, cols: int, density: float, at_most: bool) -> int:
     return min(fitting, key=lambda kept: (abs(kept_of(kept) - wanted), kept))
 
 
+EACH_BLOCK = 2**31 - 1
+"""As many patterns as blocks: more than any matrix has."""
+
+
 @dataclass(frozen=True)
 class PatternRecipe:
     """How a pattern set is cut from a matrix.

@@ -51,6 +51,19 @@ def block_shape(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+@checked
+def pattern_count(text: str) -> int:
+    """Return K, or EACH_BLOCK for 'each'."""
+    from rt3_tvm.pattern import EACH_BLOCK
+
+    if text == "each":
+        return EACH_BLOCK
+    try:
+        return int(text)
+    except ValueError:
+        raise Rt3Error(f"'{text}': give a number of patterns, or each: one for each block") from None
+
+
 def add_device_options(parser: argparse._ActionsContainer, default: str | None = None) -> None:
     """Add the options that choose a device; ``chosen_device`` reads them."""
     shown = f"; default {default}" if default else ""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rt3_tvm.cli.options import add_device_options, block_shape, checked, chosen_device, console, numbers
+from rt3_tvm.cli.options import add_device_options, block_shape, checked, chosen_device, console, numbers, pattern_count
 from rt3_tvm.errors import Rt3Error, choices
 
 if TYPE_CHECKING:
@@ -81,7 +81,13 @@ def _add_pruning(p: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--group", type=numbers(int, "groups V"), default="1", metavar="V,V", help="V to choose from; default 1"
     )
-    g.add_argument("--patterns", type=int, default=256, metavar="K", help="patterns in a set; default 256")
+    g.add_argument(
+        "--patterns",
+        type=pattern_count,
+        default=256,
+        metavar="K|each",
+        help="patterns in a set; each: one for each block; default 256",
+    )
     g.add_argument(
         "--candidates", type=int, default=4, metavar="N", help="sets of each group to choose from; default 4"
     )
@@ -106,8 +112,8 @@ def _add_training(p: argparse.ArgumentParser) -> None:
         help="dense, block pruning, backbone, joint; default 1,1,1,2",
     )
     g.add_argument("--epoch-steps", type=int, default=0, metavar="N", help="batches of an epoch; default 0: all")
-    g.add_argument("--rate", type=float, metavar="R", help="learning rate; default the task's")
-    g.add_argument("--pruned-rate", type=float, metavar="R", help="of what follows dense training; default --rate")
+    g.add_argument("--rate", type=float, metavar="R", help="of dense training; default the task's")
+    g.add_argument("--pruned-rate", type=float, metavar="R", help="of what follows dense training; default the task's")
     g.add_argument("--lasso", type=float, default=1e-4, metavar="L", help="strength of the group lasso; default 1e-4")
     g.add_argument(
         "--distillation", type=float, default=0.5, metavar="D", help="share of the dense model's outputs; default 0.5"

@@ -107,7 +107,7 @@ class SearchOptions:
     epoch_steps
         Batches with labels after which an epoch ends, drawn anew each time; 0: all.
     rate, pruned_rate
-        Learning rates of dense training and of what follows; None: the task's, and the first.
+        Learning rates of dense training and of what follows; None: the task's.
     search, children, episode_batch, child_steps
         SEARCHES; children to propose, proposed at once, batches that each is trained for (0: an epoch).
     gradual

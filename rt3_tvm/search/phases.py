@@ -53,9 +53,9 @@ class Trained:
         """Return how phases train; without a teacher the model's dropout is on."""
         o = self.options
         share = o.distillation if teacher else 0.0
-        rate = o.rate or TASKS[o.task].rate
+        task = TASKS[o.task]
         return TrainOptions(
-            (o.pruned_rate or rate) if teacher else rate,
+            (o.pruned_rate or task.pruned_rate) if teacher else (o.rate or task.rate),
             distillation=share,
             masked_gradients=o.masked_gradients,
             dropout=share == 0.0,

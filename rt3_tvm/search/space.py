@@ -14,7 +14,16 @@ from rt3_tvm.device import frequency_name
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer
 from rt3_tvm.hardware.latency import LatencyModel, MatrixLoad
-from rt3_tvm.pattern import Backbone, Floats, PatternRecipe, PatternShape, SparseMatrix, cut_patterns, most_kept
+from rt3_tvm.pattern import (
+    EACH_BLOCK,
+    Backbone,
+    Floats,
+    PatternRecipe,
+    PatternShape,
+    SparseMatrix,
+    cut_patterns,
+    most_kept,
+)
 from rt3_tvm.search.options import SearchOptions
 from rt3_tvm.search.training import seed_of
 
@@ -199,7 +208,8 @@ def recipes_of(layers: Sequence[LinearLayer], options: SearchOptions) -> tuple[t
         shapes = dict.fromkeys(_shape(options.shape, v).fitted(layer.shape[0]) for v in options.groups)
         if not searched:
             shapes = dict.fromkeys(list(shapes)[:1])
-        candidates = range(options.candidates if searched else 1)
+        alike = options.patterns == EACH_BLOCK and options.pattern != "random"  # each block's best pattern is one
+        candidates = range(options.candidates if searched and not alike else 1)
         found.append(tuple(_recipe(options, layer, s, c) for s, c in product(shapes, candidates)))
     return tuple(found)
 

@@ -145,6 +145,7 @@ def test_config_sets_defaults(tmp_path, capsys):
         (["prune", "random-tiny", "-o", "x", "--sparsity", "0.5,1.0"], "outside [0, 1)"),
         (["prune", "random-tiny", "-o", "x", "--sparsity", "half"], "one sparsity per level"),
         (["prune", "random-tiny", "-o", "x", "--pattern-shape", "4by32"], "rows x columns"),
+        (["prune", "random-tiny", "-o", "x", "--patterns", "all"], "'all': give a number of patterns, or each"),
         (["prune", "random-tiny", "-o", "x", "--pattern-shape", "4x32", "--group", "3"], "choose one of 1, 2, 4"),
         (["prune", "random-tiny"], "required: -o/--output"),
         (["compile", "nothing", "-o", "x.so"], "is not a checkpoint"),
@@ -219,6 +220,13 @@ def test_a_missing_compiler_of_the_host_is_said(capsys, saved_checkpoint, tmp_pa
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     assert "no C compiler found" in fails(capsys, 2, "compile", saved_checkpoint, "-o", tmp_path / "x.so")
+
+
+def test_prune_with_a_pattern_for_each_block(tmp_path):
+    assert main(["prune", "random-tiny", "-o", str(tmp_path / "t.ckpt"), "--patterns", "each"]) == 0
+    for level in Checkpoint.load(tmp_path / "t.ckpt").levels:
+        for name, matrix in level.matrices.items():
+            assert sorted(matrix.assignment.ravel()) == list(range(len(matrix.patterns.columns))), name
 
 
 @pytest.mark.parametrize("embeddings", [False, True])

@@ -20,7 +20,7 @@ from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.cli.main import main
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.files import held
-from rt3_tvm.pattern import PatternShape
+from rt3_tvm.pattern import EACH_BLOCK, PatternShape
 from rt3_tvm.search import ControllerOptions, RewardOptions, SearchOptions, folder_of
 from rt3_tvm.search import episodes as episodes_module
 from rt3_tvm.search.children import ChildTrainer
@@ -441,7 +441,7 @@ def test_similarity_with_unlabelled_text(tmp_path):
         block_rows=128,
         pattern="magnitude",
         shape=PatternShape(1, 112, 1),
-        patterns=1_000_000,
+        patterns=EACH_BLOCK,
         exclude=("pooler*",),
         search="none",
         epochs=(1, 1, 1, 1),

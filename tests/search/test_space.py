@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from itertools import combinations, product
 
 import pytest
@@ -12,12 +13,12 @@ from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer
 from rt3_tvm.hardware.energy import PowerState
 from rt3_tvm.hardware.latency import MatrixLoad, Rt3Latency, TableLatency, TableRow
-from rt3_tvm.pattern import PatternRecipe, PatternShape, cut_backbone
+from rt3_tvm.pattern import EACH_BLOCK, PatternRecipe, PatternShape, cut_backbone
 from rt3_tvm.search.controller import Controller, Policy
 from rt3_tvm.search.journal import Journal
 from rt3_tvm.search.options import ControllerOptions, RewardOptions, SearchOptions
 from rt3_tvm.search.reward import Reward
-from rt3_tvm.search.space import Choice, Space
+from rt3_tvm.search.space import Choice, Space, recipes_of
 from rt3_tvm.search.store import Store
 from rt3_tvm.search.strategies import POPULATION, Evolution, RandomSearch
 
@@ -226,6 +227,12 @@ def test_proposals_are_always_in_what_the_deadline_left():
                 assert child.sparsity in space.ladders
                 for sets, allowed in zip(child.sets, space.options(child.sparsity), strict=True):
                     assert all(r in o for r, o in zip(sets, allowed, strict=True))
+
+
+def test_one_pattern_a_block_leaves_one_set_to_choose():
+    layers = [LinearLayer("a", (64, 64))]
+    options = SearchOptions("lm", "odroid-xu3", deadline_s=1.0, patterns=EACH_BLOCK, groups=(1, 4), candidates=3)
+    assert [len(recipes_of(layers, replace(options, pattern=p))[0]) for p in ("maps", "random")] == [2, 6]
 
 
 def test_the_journal_drops_a_line_that_was_cut_off(tmp_path):
