@@ -2,7 +2,8 @@
 
 Cases: rl (the controller against random search; --searches adds evolution), parts (BP+PP against rBP+PP and BP+rPP), shared (one
 weight for all levels against each alone; gradients masked or whole), lm (RT3's language model, smaller, on a part of WikiText-2,
-against dense training for as long), sts and rte (MiniLM on STS-B and on RTE), cost (what V, K and the shape of a block cost on STS-B).
+against dense training for as long), sts and rte (MiniLM on STS-B and on RTE), cost (what V, K and the shape of a block cost on
+STS-B).
 
 Every run is one ``rt3 search`` that goes on in DIR where it was stopped. lm, sts, rte and cost need --data: a folder with
 wikitext-2, stsb and rte.
