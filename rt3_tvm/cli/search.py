@@ -267,7 +267,7 @@ def drive(args: argparse.Namespace) -> None:
         raise Rt3Error(
             "give a model and --task NAME: lm, sts, rte or text; or --report alone to draw an earlier search"
         )
-    from rt3_tvm.search import Bars, search
+    from rt3_tvm.search import Bars, folder_of, search
     from rt3_tvm.search.options import WORKERS
 
     if args.workers not in WORKERS:
@@ -278,9 +278,16 @@ def drive(args: argparse.Namespace) -> None:
         from rt3_tvm.report.figures import pyplot
 
         pyplot()  # its absence is said before hours of work
-    found = search(
-        args.model, options, args.output, args.data, Bars(), args.workers, args.ray_address, restart=args.restart
-    )
+    bars = Bars()
+    try:
+        found = search(
+            args.model, options, args.output, args.data, bars, args.workers, args.ray_address, restart=args.restart
+        )
+    except KeyboardInterrupt:
+        if folder_of(args.output).is_dir():
+            again = " without --restart" if args.restart else ""
+            bars.say(f"stopped: the same command{again} goes on with what is in '{folder_of(args.output)}'")
+        raise
     if args.report is not None:
         _draw(args)
     if args.json:

@@ -390,6 +390,18 @@ def test_bad_input_is_one_line(tmp_path, arguments, code, message, capsys, monke
     assert folder_of(output).exists() == (code == 1)  # bad input is seen before anything is begun
 
 
+def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LanguageModelData, "loss", interrupted)
+    output = tmp_path / "a.ckpt"
+    assert main([*COMMAND, "-o", str(output)]) == 130
+    assert f"the same command goes on with what is in '{folder_of(output)}'" in capsys.readouterr().err
+    with held(folder_of(output)):  # nobody holds it any more
+        assert not output.exists()
+
+
 def test_what_is_there_is_not_overwritten(tmp_path, capsys):
     output = tmp_path / "thesis"
     output.mkdir()
