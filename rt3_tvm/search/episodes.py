@@ -10,7 +10,7 @@ from rt3_tvm.search.children import ChildTrainer
 from rt3_tvm.search.controller import Controller
 from rt3_tvm.search.journal import Journal
 from rt3_tvm.search.options import SearchOptions
-from rt3_tvm.search.phases import Trained
+from rt3_tvm.search.phase import Trained
 from rt3_tvm.search.progress import Silent
 from rt3_tvm.search.reward import ACCURACY_MIN_OF_DENSE, Reward, runs_of
 from rt3_tvm.search.setting import Setting

@@ -1,183 +1,22 @@
-"""The phases of training: dense, block pruning, the backbone, levels jointly or alone. Each goes on where it was killed."""
+"""The phases of training: dense, block pruning, the backbone, levels jointly or alone."""
 
 import copy
-import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
 from rt3_tvm.checkpoint import Level, flatten_levels, unflatten_levels
-from rt3_tvm.errors import JobError
 from rt3_tvm.export import LinearLayer
 from rt3_tvm.pattern import Backbone
 from rt3_tvm.search.block_pruning import GroupLasso, cut_backbones
-from rt3_tvm.search.options import SearchOptions
-from rt3_tvm.search.progress import Progress
-from rt3_tvm.search.store import Facts, Store, Tensors, put, take
-from rt3_tvm.search.training import (
-    MaskedModel,
-    Masks,
-    Penalty,
-    Trainer,
-    TrainOptions,
-    evaluating,
-    masks_of,
-    seed_of,
-)
-from rt3_tvm.tasks import TASKS
-from rt3_tvm.tasks.base import Dataset
+from rt3_tvm.search.phase import Phase, Trained, ended
+from rt3_tvm.search.store import Facts, Tensors, put, take
+from rt3_tvm.search.training import Masks, masks_of, seed_of
 
 Cut = Callable[[dict[str, Any], float], tuple[Level, ...]]
 """Cuts the levels from weights, a part of the way from the backbone to their sparsity."""
-
-
-@dataclass
-class Trained:
-    """A model in training, and what it is trained on."""
-
-    model: torch.nn.Module
-    data: Dataset
-    options: SearchOptions
-    store: Store
-    progress: Progress
-    sentences: tuple[str, ...] = ()
-    teacher: torch.nn.Module | None = None
-    figures: dict[str, Facts] = field(default_factory=dict)
-
-    def training(self, teacher: bool = True) -> TrainOptions:
-        """Return how phases train; without a teacher the model's dropout is on."""
-        o = self.options
-        share = o.distillation if teacher else 0.0
-        task = TASKS[o.task]
-        return TrainOptions(
-            (o.pruned_rate or task.pruned_rate) if teacher else (o.rate or task.rate),
-            distillation=share,
-            masked_gradients=o.masked_gradients,
-            dropout=share == 0.0,
-            unlabelled=o.unlabelled_batches,
-            precision=o.precision,
-        )
-
-    @property
-    def batches(self) -> int:
-        """Batches with labels of an epoch."""
-        return sum(1 for _ in islice(self.data.batches("train"), self.options.epoch_steps or None))
-
-    def validate(self, masks: Masks, split: str = "valid") -> dict[str, float]:
-        """Return the figures of the model under masks."""
-        with evaluating(self.model):
-            return self.data.evaluate(MaskedModel(self.model, masks), split)
-
-    def weights(self) -> dict[str, Any]:
-        """Return the weights as NumPy arrays, copied."""
-        return {name: value.detach().numpy().copy() for name, value in self.model.state_dict().items()}
-
-    def load(self, weights: Tensors) -> None:
-        """Take weights."""
-        self.model.load_state_dict(weights)
-
-
-def partial_name(phase: str) -> str:
-    """Return the name of a phase's state while it runs."""
-    return f"{phase}.partial"
-
-
-@dataclass
-class Phase:
-    """One phase, whose state is on disk after every epoch.
-
-    ``facts``: figures so far; ``extra``: what it needs besides weights and optimizer.
-    """
-
-    trained: Trained
-    name: str
-    epochs: int
-    teacher: bool = True
-    facts: Facts = field(default_factory=lambda: {"loss": [], "accuracy": [], "seconds": 0.0})
-    extra: Tensors = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        t = self.trained
-        batches = t.batches
-        seed = seed_of(t.options.seed, self.name)
-        teacher = t.teacher if self.teacher else None
-        options = t.training(teacher is not None)
-        self.batches = batches
-        self.trainer = Trainer(t.model, t.data, options, self.epochs * batches, seed, teacher, t.sentences)
-        self.first = self._resume()
-
-    @property
-    def partial(self) -> str:
-        """Name of its state while it runs."""
-        return partial_name(self.name)
-
-    def _resume(self) -> int:
-        """Take the state of a phase that was killed, and return its next epoch."""
-        found = self.trained.store.load(self.partial)
-        if found is None:
-            return 0
-        tensors, self.facts = found
-        self.trained.load(take(tensors, "model/"))
-        self.trainer.restore(take(tensors, "optimizer/"))
-        self.extra = take(tensors, "extra/")
-        return len(self.facts["loss"])
-
-    def epoch(
-        self,
-        number: int,
-        levels: Sequence[tuple[float, Masks]],
-        penalty: Penalty | None = None,
-        score: Callable[[], float] | None = None,
-    ) -> float:
-        """Train an epoch, score it, and return the score; ``end_epoch`` keeps it."""
-        begin = time.perf_counter()
-        t = self.trained
-        with t.progress.task(f"{self.name} {number + 1}/{self.epochs}", self.batches) as tick:
-            try:
-                loss = self.trainer.epoch(number, levels, penalty, self.batches, tick)
-            except JobError as error:
-                rate, again = ("--rate", "dense") if self.name == "dense" else ("--pruned-rate", "blocks")
-                raise JobError(
-                    f"{self.name}: {error}: lower {rate} (now {self.trainer.options.rate:g}) and give --restart {again}; "
-                    f"all before that epoch is kept in '{t.store.folder}'"
-                ) from error
-            accuracy = score() if score else math.nan
-        self.facts["loss"].append(loss)
-        self.facts["accuracy"].append(accuracy if score else None)
-        self.facts["seconds"] += time.perf_counter() - begin
-        said = f", {TASKS[t.options.task].metric} {accuracy:.4f}" if score else ""
-        t.progress.say(f"{self.name} {number + 1}/{self.epochs}: loss {loss:.4f}{said}")
-        return accuracy
-
-    def end_epoch(self) -> None:
-        """Write the state, so that a killed search goes on from here."""
-        t = self.trained
-        tensors = put(t.model.state_dict(), "model/") | put(self.trainer.state(), "optimizer/")
-        t.store.save(self.partial, tensors | put(self.extra, "extra/"), self.facts)
-
-    def end(self, extra: Tensors | None = None) -> None:
-        """Write what the phase came to, and remove its state."""
-        t = self.trained
-        t.store.save(self.name, put(t.model.state_dict(), "model/") | put(extra or {}, "extra/"), self.facts)
-        t.store.remove(self.partial)
-        t.figures[self.name] = self.facts
-
-
-def ended(trained: Trained, name: str) -> Tensors | None:
-    """Take the weights of a phase that ended before, and return what else it left; None where it has not ended."""
-    found = trained.store.load(name)
-    if found is None:
-        return None
-    trained.store.remove(partial_name(name))  # it may have been killed just before that
-    tensors, facts = found
-    trained.load(take(tensors, "model/"))
-    trained.figures[name] = facts
-    return take(tensors, "extra/")
 
 
 def train_dense(t: Trained) -> None:
@@ -186,26 +25,12 @@ def train_dense(t: Trained) -> None:
         phase = Phase(t, "dense", t.options.epochs[0], teacher=False)
         for number in range(phase.first, phase.epochs):
             accuracy = phase.epoch(number, [(1.0, {})], score=lambda: t.validate({})["accuracy"])
-            _keep_best(phase, accuracy)
+            phase.keep_best(accuracy)
             phase.end_epoch()
-        _take_best(phase)
+        phase.take_best()
         phase.facts["valid"] = t.validate({})
         phase.end()
     t.teacher = copy.deepcopy(t.model).eval().requires_grad_(False)
-
-
-def _keep_best(phase: Phase, accuracy: float) -> None:
-    """Keep the weights where no epoch before validated better."""
-    if accuracy > phase.facts.get("best", -math.inf):
-        phase.facts["best"] = accuracy
-        others = {k: v for k, v in phase.extra.items() if not k.startswith("best/")}
-        phase.extra = others | put({n: v.clone() for n, v in phase.trained.model.state_dict().items()}, "best/")
-
-
-def _take_best(phase: Phase) -> None:
-    best = take(phase.extra, "best/")
-    if best:
-        phase.trained.load(best)
 
 
 def whole(backbones: dict[str, Backbone]) -> Masks:
@@ -291,11 +116,11 @@ def train_levels(t: Trained, name: str, cut: Cut, weights: Sequence[float]) -> t
 
         accuracy = phase.epoch(number, list(zip(weights, masks, strict=True)), score=score)
         if number + 1 >= ramp:
-            _keep_best(phase, accuracy)
+            phase.keep_best(accuracy)
         tensors, phase.facts["levels"] = _tables_of(levels)
         phase.extra = put(take(phase.extra, "best/"), "best/") | put(tensors, "levels/")
         phase.end_epoch()
-    _take_best(phase)
+    phase.take_best()
     tensors, phase.facts["levels"] = _tables_of(levels)
     phase.end(tensors)
     return levels

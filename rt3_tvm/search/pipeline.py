@@ -28,7 +28,8 @@ from rt3_tvm.search.block_pruning import cut_backbones, ratios_of
 from rt3_tvm.search.episodes import Episodes, OpenWorkers
 from rt3_tvm.search.journal import Journal
 from rt3_tvm.search.options import PHASES, SearchOptions
-from rt3_tvm.search.phases import Trained, prune_blocks, train_backbone, train_dense, train_levels
+from rt3_tvm.search.phase import Trained
+from rt3_tvm.search.phases import prune_blocks, train_backbone, train_dense, train_levels
 from rt3_tvm.search.progress import Progress, Silent
 from rt3_tvm.search.reward import runs_of
 from rt3_tvm.search.row_grouping import group_rows
