@@ -28,7 +28,7 @@ class Task:
     rate
         The usual learning rate of AdamW.
     pruned_rate
-        That of everything after dense training: what was cut is made up for by larger steps.
+        That of everything after dense training: what was cut is made up for by larger steps (docs/results/search.md).
     load
         Returns the data for a folder, a model and the model's own folder.
     classes
@@ -48,8 +48,8 @@ TASKS = {
         "next word; without --data the text of Python's help", "next-token accuracy", 1e-3, 1e-3, load_language_model
     ),
     "sts": Task("similarity of two sentences, STS-B", "Spearman's correlation", 5e-5, 4e-4, load_similarity),
-    "rte": Task("entailment, GLUE's RTE", "accuracy", 5e-5, 5e-5, load_rte, rte_classes),
-    "text": Task("class of a text, files of text and label", "accuracy", 5e-5, 5e-5, load_text, text_classes),
+    "rte": Task("entailment, GLUE's RTE", "accuracy", 5e-5, 4e-4, load_rte, rte_classes),
+    "text": Task("class of a text, files of text and label", "accuracy", 5e-5, 4e-4, load_text, text_classes),
 }
 
 
