@@ -203,8 +203,7 @@ def cost(args: argparse.Namespace) -> Iterator[Row]:
     """Yield what groups, shapes and numbers of patterns cost on STS-B: all trained equally long from one fine-tuned model."""
     for group, shape, count in COSTS:
         options = (*MINILM, "--task", "sts", "--data", args.data / "stsb", *MINILM_LEVELS, *MINILM_TRAINING)
-        options = (*options, "--pattern", "magnitude")
-        options = (*options, "--group", group, "--pattern-shape", shape, "--patterns", count)
+        options = (*options, "--pattern", "magnitude", "--group", group, "--pattern-shape", shape, "--patterns", count)
         length = ("--block", "one-shot", "--epochs", args.cost_epochs)
         figures = run(args, f"cost-{group}-{shape}-{count}", *options, *length)
         row: Row = {"V": group, "block": shape, "K": count}

@@ -37,6 +37,8 @@ def held(folder: Path) -> Iterator[None]:
     ------
     Rt3Error
         Another process holds it.
+    JobError
+        It cannot be written, or its file system has no locks.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,4 +50,6 @@ def held(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Rt3Error(f"'{folder}' is in use by another process: wait for it, or choose another -o") from error
+        except OSError as error:  # a file system without locks
+            raise JobError(f"cannot lock '{folder}': {error.strerror or error}") from error
         yield

@@ -52,7 +52,7 @@ def block_shape(text: str) -> tuple[int, int]:
 
 
 @checked
-def pattern_count(text: str) -> int:
+def _pattern_count(text: str) -> int:
     """Return K, or EACH_BLOCK for 'each'."""
     from rt3_tvm.pattern import EACH_BLOCK
 
@@ -62,6 +62,17 @@ def pattern_count(text: str) -> int:
         return int(text)
     except ValueError:
         raise Rt3Error(f"'{text}': give a number of patterns, or each: one for each block") from None
+
+
+def add_patterns_option(parser: argparse._ActionsContainer) -> None:
+    """Add the option of how many patterns a set has."""
+    parser.add_argument(
+        "--patterns",
+        type=_pattern_count,
+        default=256,
+        metavar="K|each",
+        help="patterns in a set; each: one for each block; default 256",
+    )
 
 
 def add_device_options(parser: argparse._ActionsContainer, default: str | None = None) -> None:

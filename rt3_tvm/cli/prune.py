@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from rt3_tvm.cli.options import block_shape, numbers, pattern_count
+from rt3_tvm.cli.options import add_patterns_option, block_shape, numbers
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -39,13 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     p.add_argument("--pattern-shape", type=block_shape, default="4x32", metavar="RxC", help="default 4x32")
     p.add_argument("--group", type=int, default=4, metavar="V", help="rows that keep the same columns; default 4")
-    p.add_argument(
-        "--patterns",
-        type=pattern_count,
-        default=256,
-        metavar="K|each",
-        help="patterns in a set; each: one for each block; default 256",
-    )
+    add_patterns_option(p)
     p.add_argument("--embeddings", action="store_true", help="prune the tables that tokens look up too")
     p.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="weights that stay dense; repeatable")
     p.add_argument(

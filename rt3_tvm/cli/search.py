@@ -7,7 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rt3_tvm.cli.options import add_device_options, block_shape, checked, chosen_device, console, numbers, pattern_count
+from rt3_tvm.cli.options import (
+    add_device_options,
+    add_patterns_option,
+    block_shape,
+    checked,
+    chosen_device,
+    console,
+    numbers,
+)
 from rt3_tvm.errors import Rt3Error, choices
 
 if TYPE_CHECKING:
@@ -81,13 +89,7 @@ def _add_pruning(p: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--group", type=numbers(int, "groups V"), default="1", metavar="V,V", help="V to choose from; default 1"
     )
-    g.add_argument(
-        "--patterns",
-        type=pattern_count,
-        default=256,
-        metavar="K|each",
-        help="patterns in a set; each: one for each block; default 256",
-    )
+    add_patterns_option(g)
     g.add_argument(
         "--candidates", type=int, default=4, metavar="N", help="sets of each group to choose from; default 4"
     )

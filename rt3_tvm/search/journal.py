@@ -1,6 +1,7 @@
-"""The journal of a search: one JSON object a line, only ever appended to, so that a search killed at any moment goes on.
+"""The journal of a search: one JSON object a line, appended to, so that a search killed at any moment goes on.
 
-The first line is the configuration; another one is refused. A last line that was cut off is dropped.
+The first line is the configuration; another one is refused. A last line that was cut off is dropped. Only a restart writes it
+anew.
 """
 
 import json
@@ -34,7 +35,7 @@ class Journal:
         Rt3Error
             It is of another configuration: it says what differs; or a line is damaged: it names the line.
         """
-        wanted = json.loads(json.dumps({"rt3_search": VERSION} | config))
+        wanted = _first_line(config)
         if not path.is_file() or not path.stat().st_size:
             path.parent.mkdir(parents=True, exist_ok=True)
             journal = cls(path, wanted)
@@ -62,7 +63,7 @@ class Journal:
         Rt3Error
             No journal whose phases could be kept, or an option differs that mattered before.
         """
-        new = json.loads(json.dumps({"rt3_search": VERSION} | config))
+        new = _first_line(config)
         if phase == PHASES[0]:
             return cls(path, new)
         old = cls.read(path)
@@ -120,6 +121,11 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise JobError(f"cannot write '{self.path}': {error.strerror or error}") from error
+
+
+def _first_line(config: dict[str, Any]) -> Record:
+    """Return a configuration as it is read back."""
+    return json.loads(json.dumps({"rt3_search": VERSION} | config))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:

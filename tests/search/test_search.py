@@ -170,18 +170,23 @@ def test_children_that_are_late_are_not_trained(tmp_path, monkeypatch):
     assert all(e["accuracy"] is None and e["reward"] < 0 for e in episodes)
 
 
+def before_joint(path):
+    """Return when the state of each phase before joint training was written."""
+    return {p.name: p.stat().st_mtime_ns for p in folder_of(path).glob("*.safetensors") if p.stem != "joint"}
+
+
 def test_a_phase_is_done_again_with_what_came_before(found, tmp_path):
     path, _ = found
     again = tmp_path / "again.ckpt"
     shutil.copytree(folder_of(path), folder_of(again))
     before = Journal.read(folder_of(again) / "journal.jsonl")
-    kept = {p.name: p.stat().st_mtime_ns for p in folder_of(again).glob("*.safetensors") if p.stem != "joint"}
+    kept = before_joint(again)
     longer = replace(OPTIONS, epochs=(*OPTIONS.epochs[:3], OPTIONS.epochs[3] + 1))
     with pytest.raises(Rt3Error, match=r"epochs was \[.*--restart joint to do phase joint again"):
         search(MODEL, longer, again)
     result = search(MODEL, longer, again, restart="joint")
     assert len(result.figures["phases"]["joint"]["loss"]) == OPTIONS.epochs[3] + 1
-    assert {p.name: p.stat().st_mtime_ns for p in folder_of(again).glob("*.safetensors") if p.stem != "joint"} == kept
+    assert before_joint(again) == kept
     after = Journal.read(folder_of(again) / "journal.jsonl")
     assert after.of("child") == before.of("child") and after.of("episode") == before.of("episode")
     assert after.config["epochs"] == list(longer.epochs)
@@ -189,7 +194,7 @@ def test_a_phase_is_done_again_with_what_came_before(found, tmp_path):
     with pytest.raises(Rt3Error, match=r"--restart joint: children was 6, is 3: that takes --restart search"):
         search(MODEL, fewer, again, restart="joint")
     assert search(MODEL, fewer, again, restart="search").figures["children"]["episodes"] == 3
-    assert kept == {p.name: p.stat().st_mtime_ns for p in folder_of(again).glob("*.safetensors") if p.stem != "joint"}
+    assert kept == before_joint(again)
 
 
 def test_another_configuration_is_refused_and_restart_begins_anew(found):
@@ -390,6 +395,14 @@ def test_bad_input_is_one_line(tmp_path, arguments, code, message, capsys, monke
     assert folder_of(output).exists() == (code == 1)  # bad input is seen before anything is begun
 
 
+def test_children_that_all_diverge_are_said_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(ChildTrainer, "__call__", lambda *_: {"failed": "the loss diverged", "seconds": 0.1})
+    with pytest.raises(
+        JobError, match=r"none of 6 children could be trained; the last: the loss diverged: lower --pru"
+    ):
+        search(MODEL, OPTIONS, tmp_path / "a.ckpt")
+
+
 def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -435,6 +448,19 @@ def test_a_diverging_loss_keeps_the_last_good_state(tmp_path, monkeypatch):
     assert (folder_of(path) / "dense.safetensors").stat().st_mtime_ns == dense
 
 
+ENCODER = SearchOptions(
+    task="sts",
+    device="odroid-xu3",
+    power="published",
+    sparsity=(0.3, 0.4, 0.5),
+    block_sparsity=0.1,
+    block_rows=128,
+    search="none",
+    epochs=(1, 0, 0, 1),
+    threads=2,
+)
+
+
 @pytest.mark.slow
 def test_similarity_with_unlabelled_text(tmp_path):
     """MiniLM on a handful of pairs: every part of the path that the full experiment takes."""
@@ -444,23 +470,18 @@ def test_similarity_with_unlabelled_text(tmp_path):
     folder = sts_folder(tmp_path)
     text = tmp_path / "text.txt"
     text.write_text("A cat sleeps on the sofa . Two dogs play in the snow .\n")
-    options = SearchOptions(
-        task="sts",
-        device="odroid-xu3",
-        power="published",
+    options = replace(
+        ENCODER,
         sparsity=(0.64, 0.74, 0.8),
         block_sparsity=0.125,
-        block_rows=128,
         pattern="magnitude",
         shape=PatternShape(1, 112, 1),
         patterns=EACH_BLOCK,
         exclude=("pooler*",),
-        search="none",
         epochs=(1, 1, 1, 1),
         distillation=0.9,
         unlabelled=(text,),
         precision="bfloat16",
-        threads=2,
     )
     result = search("minilm", options, tmp_path / "a.ckpt", folder)
     densities = [row["density"] for row in result.figures["levels"]]
@@ -477,18 +498,7 @@ def test_classifiers_are_searched_too(tmp_path, task):
     from tests.search.test_tasks import rte_folder, text_folder
 
     folder = {"rte": rte_folder, "text": text_folder}[task](tmp_path)
-    options = SearchOptions(
-        task=task,
-        device="odroid-xu3",
-        power="published",
-        sparsity=(0.3, 0.4, 0.5),
-        block_sparsity=0.1,
-        block_rows=128,
-        search="none",
-        epochs=(1, 0, 0, 1),
-        threads=2,
-    )
-    result = search("minilm", options, tmp_path / "a.ckpt", folder)
+    result = search("minilm", replace(ENCODER, task=task), tmp_path / "a.ckpt", folder)
     checkpoint = Checkpoint.load(tmp_path / "a.ckpt")
     assert checkpoint.description["class"] == "BertForSequenceClassification"
     classes = {"rte": 2, "text": 3}[task]
