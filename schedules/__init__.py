@@ -6,6 +6,8 @@ A family cannot exist untested or unmeasured: tests and ``rt3 inspect`` read thi
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tvm import tirx
+
 from rt3_tvm.schedules.attention import schedule_attention
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.elementwise import schedule_elementwise
@@ -16,7 +18,6 @@ from rt3_tvm.schedules.linear_decisions import LinearDecisions
 from rt3_tvm.schedules.pattern_linear import schedule_linear
 from rt3_tvm.schedules.rotary import schedule_rotary
 from rt3_tvm.schedules.tasks import TASKS_ATTR
-from tvm import tirx
 
 KERNEL_ATTR = "rt3.kernel"
 """PrimFunc attribute that names the family."""

@@ -7,14 +7,15 @@ product wants, so scores, softmax and context are all vectors over 16 queries. O
 from dataclasses import dataclass
 from functools import cache
 
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.script import tirx as T
+
 from rt3_tvm.schedules.cpu import STACK_BYTES, CpuShape
 from rt3_tvm.schedules.layout import tiles_of
 from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, largest_divisor
 from rt3_tvm.schedules.tasks import share_loop
 from rt3_tvm.schedules.vector_math import exp
-from tvm import tirx
-from tvm.s_tir import Schedule
-from tvm.script import tirx as T
 
 MASKED = -3.4e38
 """Score of the keys that only pad a tile."""

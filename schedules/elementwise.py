@@ -5,10 +5,11 @@ Correct for any TE-made function, fast for elementwise ones. A kernel that shows
 
 from contextlib import suppress
 
-from rt3_tvm.schedules.tasks import share_loop
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
+
+from rt3_tvm.schedules.tasks import share_loop
 
 
 def schedule_elementwise(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:

@@ -7,13 +7,14 @@ broadcast. Bound by reading the weights.
 
 from functools import cache
 
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.script import tirx as T
+
 from rt3_tvm.schedules.cpu import STACK_BYTES
 from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, LinearPacking, LinearShape, largest_divisor
 from rt3_tvm.schedules.tasks import share_loop
 from rt3_tvm.schedules.vector_math import ACTIVATIONS
-from tvm import tirx
-from tvm.s_tir import Schedule
-from tvm.script import tirx as T
 
 MAX_TOKENS = {4: 2, 8: 8}
 """Tokens up to which this beats a padded tile, by the rows of a register block (`benchmarks/run.py few`, AVX-512); other

@@ -6,11 +6,12 @@ Statistics of 16 tokens are 16 lanes of the same vectors, so nothing is ever red
 from dataclasses import dataclass
 from functools import cache
 
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
-from rt3_tvm.schedules.tasks import share_loop
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
+
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules.tasks import share_loop
 
 PARTIAL_SUMS = 4
 """Independent sums per lane, to hide the latency of additions."""

@@ -5,11 +5,12 @@ Every sequence of a batch is padded to whole tiles of its own; the lanes that pa
 
 from functools import cache
 
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
-from rt3_tvm.schedules.tasks import share_loop
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
+
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules.tasks import share_loop
 
 
 def tiles_of(length: int) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, LinearPacking, padded_kept
 
 UINT16_COLUMNS = (1 << 16) // TOKEN_TILE

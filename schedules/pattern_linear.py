@@ -13,12 +13,13 @@ one scalar load per register block and column.
 from functools import cache
 from typing import Any
 
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, LinearDecisions, LinearPacking, LinearShape
-from rt3_tvm.schedules.tasks import share_loop
-from rt3_tvm.schedules.vector_math import ACTIVATIONS
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
+
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, LinearDecisions, LinearPacking, LinearShape
+from rt3_tvm.schedules.tasks import share_loop
+from rt3_tvm.schedules.vector_math import ACTIVATIONS
 
 PREFETCHED_ROWS = 2
 """Rows of a register block from which weights are fetched ahead: below, the loads themselves are what is scarce."""

@@ -5,12 +5,13 @@ Source: RoFormer, arXiv 2104.09864, in the form of Llama, where feature j pairs 
 
 from functools import cache
 
-from rt3_tvm.schedules.layout import tiles_of
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
-from rt3_tvm.schedules.tasks import share_loop
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
+
+from rt3_tvm.schedules.layout import tiles_of
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules.tasks import share_loop
 
 
 @cache  # TVMScript is parsed anew on every call

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import tvm
-from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
 from tvm import relax, tirx
 from tvm.ir import assert_structural_equal
 from tvm.script import ir as I
@@ -13,6 +12,7 @@ from rt3_tvm import model as models
 from rt3_tvm.export import find_linears
 from rt3_tvm.frontend import import_model
 from rt3_tvm.pattern import PatternRecipe, PatternShape, cut_backbone, cut_patterns
+from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
 from rt3_tvm.transform.annotate_sparsity import AnnotateSparsity
 from rt3_tvm.transform.composites import COMPOSITES
 from rt3_tvm.transform.context import VariantContext

@@ -5,13 +5,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
-from rt3_tvm.schedules.cpu import CpuShape
 from tvm import tirx
 
 from rt3_tvm import device
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, run_compiler
+from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
+from rt3_tvm.schedules.cpu import CpuShape
 
 CLUSTER = device.load("host").cluster
 CPU = CpuShape.of(CLUSTER)

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 import tvm
+from tvm import te, tirx
+
+from rt3_tvm.codegen.kernels import PIPELINE, task_count, with_c_signature
 from rt3_tvm.schedules import DECISIONS_ATTR, SCHEDULES, attention, layer_norm, layout, rotary
 from rt3_tvm.schedules.attention import AttentionShape
 from rt3_tvm.schedules.few_tokens import few_token_linear
@@ -13,9 +16,6 @@ from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
 from rt3_tvm.schedules.packing import pack_rows
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
-from tvm import te, tirx
-
-from rt3_tvm.codegen.kernels import PIPELINE, task_count, with_c_signature
 from tests.kernels.harness import CLUSTER, CPU, from_tiles, run_kernel, schedule, to_tiles
 
 

@@ -5,6 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+
+from rt3_tvm.pattern import PatternRecipe, PatternShape, cut_backbone, cut_patterns
 from rt3_tvm.schedules import DECISIONS_ATTR
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.few_tokens import few_token_linear
@@ -21,8 +23,6 @@ from rt3_tvm.schedules.linear_decisions import (
 )
 from rt3_tvm.schedules.packing import offset_dtype, pack_linear
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
-
-from rt3_tvm.pattern import PatternRecipe, PatternShape, cut_backbone, cut_patterns
 from tests.kernels.harness import CPU, from_tiles, run_kernel, to_tiles
 
 CPUS = [CpuShape(4, 16, 32768), CpuShape(4, 32, 65536), CpuShape(8, 16, 32768), CpuShape(16, 32, 49152)]

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from rt3_tvm.schedules import vector_math
 from tvm import te
 
+from rt3_tvm.schedules import vector_math
 from tests.kernels.harness import run_kernel
 
 X = np.concatenate([np.linspace(-90, 90, 200001), np.linspace(-6, 6, 200001), [0.0, -0.0]]).astype(np.float32)
