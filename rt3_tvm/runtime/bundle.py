@@ -20,7 +20,7 @@ from rt3_tvm.runtime.check import read_metadata
 
 MAX_RANK = 4
 AXIS_BATCH, AXIS_LENGTH = -1, -2
-BELOW_RANGE, ERROR_ARGUMENT = 1, -1
+BELOW_RANGE, ERROR_ARGUMENT, ERROR_BUNDLE = 1, -1, -5
 DTYPES = (np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64))
 
 
@@ -167,7 +167,7 @@ class Bundle:
     def _check(self, status: int) -> int:
         if status < 0:
             message = self._library.rt3_last_error().decode()
-            raise Rt3Error(message) if status == ERROR_ARGUMENT else JobError(message)
+            raise Rt3Error(message) if status in (ERROR_ARGUMENT, ERROR_BUNDLE) else JobError(message)
         return status
 
     @contextmanager
