@@ -156,9 +156,8 @@ def parameter_names(program: torch.export.ExportedProgram) -> dict[str, str]:
     return {placeholder: name.removeprefix("model.") for placeholder, name in held.items()}
 
 
-def find_embeddings(model: torch.nn.Module) -> list[LinearLayer]:
+def embeddings_in(program: torch.export.ExportedProgram) -> list[LinearLayer]:
     """Return the tables that token ids look up rows of, (vocabulary, features); tables of positions are none."""
-    program = export(model, 1, 8)
     names = parameter_names(program)
     return [
         LinearLayer(names[node.args[0].name], tuple(node.args[0].meta["val"].shape))
@@ -174,8 +173,12 @@ LINEAR_OPERATORS = {torch.ops.aten.linear.default: 1, torch.ops.aten.addmm.defau
 
 
 def find_linears(model: torch.nn.Module) -> list[LinearLayer]:
-    """Return the linear layers of the graph, in the order in which they run."""
-    program = export(model, 1, 8)
+    """Return the linear layers of a model, in the order in which they run."""
+    return linears_in(export(model, 1, 8))
+
+
+def linears_in(program: torch.export.ExportedProgram) -> list[LinearLayer]:
+    """Return the linear layers of a graph, in the order in which they run."""
     names = parameter_names(program)
     found: dict[str, LinearLayer] = {}
     for node in program.graph.nodes:
