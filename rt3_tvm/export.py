@@ -3,6 +3,7 @@
 Linear layers are found in the exported graph, never by the names of modules.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,9 @@ class ExportForm(torch.nn.Module):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.extra = {"use_cache": False} if hasattr(config_of(model), "use_cache") else {}
+        taken = inspect.signature(model.forward).parameters.values()
+        cached = any(p.name == "use_cache" or p.kind is p.VAR_KEYWORD for p in taken)
+        self.extra = {"use_cache": False} if cached and hasattr(config_of(model), "use_cache") else {}
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, Any]:
         """Run the model on its inputs, see :func:`inputs_of`."""
