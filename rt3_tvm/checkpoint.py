@@ -96,8 +96,12 @@ class Checkpoint:
         """Return the PyTorch model with the masks of a level applied: the reference of every numeric test."""
         if not 0 <= level < len(self.levels):
             raise Rt3Error(f"level {level}: the checkpoint has levels 0 to {len(self.levels) - 1}")
+        return self._model(self.masked_weights(level))
+
+    def masked_weights(self, level: int) -> dict[str, np.ndarray]:
+        """Return a copy of the weights by name, masked as a level does."""
         matrices = self.levels[level].matrices
-        return self._model({n: matrices[n].masked(v) if n in matrices else v.copy() for n, v in self.weights.items()})
+        return {n: matrices[n].masked(v) if n in matrices else v.copy() for n, v in self.weights.items()}
 
     def dense_model(self) -> torch.nn.Module:
         """Return the PyTorch model with its shared weights unmasked."""
