@@ -19,6 +19,7 @@ ORDER = [
     "model",
     "masks",
     "export",
+    "trials",
     "checkpoint",
     "prune",
     "energy",

@@ -39,6 +39,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     p.add_argument("--cross-compiler", metavar="CMD", help="C compiler for the device, with its options")
     p.add_argument("--no-cache", action="store_true", help="build everything anew, and keep nothing for the next time")
+    p.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="leave out the comparison of every level and length with PyTorch; the bundle says so",
+    )
     p.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after each phase")
     p.set_defaults(drive=drive)
 
@@ -64,6 +69,7 @@ def drive(args: argparse.Namespace) -> None:
         cross_compiler=args.cross_compiler,
         dump_ir=args.dump_ir,
         cache=not args.no_cache,
+        verify=not args.no_verify,
     )
     report = compile_checkpoint(checkpoint, args.output, options, logging.info)
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in report.seconds.items())

@@ -1,6 +1,5 @@
 """``rt3 compile``: a checkpoint becomes one shared library."""
 
-import json
 import math
 import os
 import platform
@@ -26,8 +25,10 @@ from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.cpu_features import required_features
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
+from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
 from rt3_tvm.codegen.plan import Plan, plan_variant
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
+from rt3_tvm.codegen.verify import Proof, room_for, runs_here, verify_bundle
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.frontend import ImportedModel, import_model
@@ -66,6 +67,8 @@ class CompileOptions:
         Whether to take what was built before from the cache, and to keep what is built.
     cluster
         Name of the cluster whose cores will run the bundle; None takes the device's first.
+    verify
+        Whether every level and length is run and compared with the masked PyTorch model before the bundle gets its name.
     """
 
     device: str = "host"
@@ -78,6 +81,7 @@ class CompileOptions:
     dump_ir: Path | None = None
     cache: bool = True
     cluster: str | None = None
+    verify: bool = True
 
     def __post_init__(self) -> None:
         if not self.lengths or any(n < 1 for n in self.lengths):
@@ -179,6 +183,8 @@ def compile_checkpoint(
             progress(f"link with {' '.join(compiler)}")
             with build.timed("link"):
                 link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so", output.name, options.threads)
+            metadata["verified"] = build.verify(Path(folder) / "bundle.so")
+            replace_metadata(Path(folder) / "bundle.so", metadata)
             _install(Path(folder) / "bundle.so", output)
             if use_cache:
                 cache.store(key, Path(folder) / "bundle.so")
@@ -250,13 +256,14 @@ class _Build:
         self.plans: list[Plan] = []
         self.seconds: dict[str, float] = {}
         self.imported: ImportedModel | None = None
+        self.model = checkpoint.dense_model()
 
     def timed(self, name: str) -> _Timer:
         return _Timer(self.seconds, name)
 
     def plan(self) -> None:
         """Import, transform and plan every level at every length."""
-        model = self.checkpoint.dense_model()
+        model = self.model
         for length in self._lengths(model):
             self.progress(f"import at length {length}")
             with self.timed("import"):
@@ -287,7 +294,7 @@ class _Build:
             writing = pool.submit(self.store.write, folder / "weights.bin")
             self.kernels.compile(target, folder / "kernels.o", use_cache)
             writing.result()
-        (folder / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
+        (folder / "metadata.json").write_bytes(encode_metadata(metadata, room_for(len(self.plans))))
         tables = Tables(
             levels,
             self.plans,
@@ -301,6 +308,19 @@ class _Build:
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
         assembly = blob_assembly(Path("weights.bin"), Path("metadata.json"))
         (folder / "weights.S").write_text(assembly, encoding="utf-8")
+
+    def verify(self, bundle: Path) -> dict[str, Any]:
+        """Compare a bundle with PyTorch and return what its metadata say of it."""
+        if not self.options.verify:
+            return {"skipped": "--no-verify"}
+        if not runs_here(bundle):
+            return {"skipped": "it is for another machine"}
+        assert self.imported is not None
+        self.progress("verify every level and length")
+        lengths = tuple(sorted({p.length for p in self.plans}))
+        proof = Proof(self.checkpoint, self.model, self.imported.outputs, lengths, self.options.batch)
+        with self.timed("verify"):
+            return verify_bundle(bundle, proof)
 
     def metadata(self) -> dict[str, Any]:
         """Return what ``rt3 inspect`` shows of a bundle."""

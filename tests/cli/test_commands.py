@@ -91,7 +91,8 @@ def test_the_whole_path(tmp_path):
     for path, kind in ((checkpoint, "checkpoint"), (bundle, "bundle")):
         facts = json.loads(rt3("inspect", path, "--json", check=0)[1])
         assert facts["kind"] == kind and len(facts["levels"]) == 2 and len(facts["matrices"]) == 13
-        assert "matrices" in rt3("inspect", path, check=0)[1]
+        shown = rt3("inspect", path, check=0)[1]
+        assert "matrices" in shown and ("verified: the bundle itself" in shown) == (kind == "bundle")
     _, out, _ = rt3("bench", "model", bundle, "--against", "torch", "--json", check=0)
     assert len(json.loads(out)["levels"]) == 2
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
