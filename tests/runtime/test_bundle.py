@@ -258,7 +258,7 @@ def test_metadata_is_read_without_loading(tiny_bundle):
 
 
 def test_ops_without_a_compiler(tiny_bundle, monkeypatch):
-    from rt3_tvm.hardware import peak
+    from rt3_tvm.bench import peak
     from rt3_tvm.report.ops import measure_ops
     from rt3_tvm.report.summary import ops_table
 
@@ -273,7 +273,7 @@ def test_ops_without_a_compiler(tiny_bundle, monkeypatch):
 
 def test_profile_times_every_step(tiny_bundle, monkeypatch):
     """One time a step; in the table every step counts once, by its kernel, with what it computes and moves."""
-    from rt3_tvm.hardware import peak
+    from rt3_tvm.bench import peak
     from rt3_tvm.report.ops import measure_ops
     from rt3_tvm.runtime import Bundle
 
