@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.model import Axis, InputSpec, OutputSpec, config_of, example_inputs, has_length, inputs_of, quiet
-
-MASK_VALUE = float(torch.finfo(torch.float32).min)
+from rt3_tvm.masks import separate_masks
+from rt3_tvm.model import Axis, InputSpec, OutputSpec, config_of, example_inputs, inputs_of, quiet
 
 
 @dataclass(frozen=True)
@@ -26,22 +25,6 @@ class LinearLayer:
     transposed: bool = False
 
 
-CAUSAL_BUFFER = "rt3_causal"
-"""Name of the exported buffer that hides later keys."""
-
-
-def is_causal(model: torch.nn.Module) -> bool:
-    """Return whether a token's output is the same whatever comes after it; seen by running two inputs."""
-    specs = inputs_of(model)
-    if not has_length(specs):
-        return False
-    first, second = (example_inputs(specs, 1, 4) for _ in range(2))
-    second[specs[0].name][0, -1] = 1
-    with torch.no_grad(), quiet():
-        one, other = (next(iter(_run(model, e).values())) for e in (first, second))
-    return one.ndim == 3 and torch.equal(one[:, :-1], other[:, :-1]) and not torch.equal(one[:, -1], other[:, -1])
-
-
 def _run(model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """Run a model; one that cannot take such inputs is one line."""
     try:
@@ -53,42 +36,39 @@ def _run(model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class ExportForm(torch.nn.Module):
-    """The model as it is exported, for one length: an additive mask on keys comes in, a dict of tensors goes out.
+    """The model as it is exported: the call of a user, without a cache; a dict of tensors goes out.
 
-    What a causal model makes of a two-dimensional mask is made here, from a buffer that the compiler knows by its name.
+    The model makes its own masks from the two-dimensional one, so that windows, left padding and positions that count real
+    tokens stay what they are.
     """
 
-    def __init__(self, model: torch.nn.Module, length: int) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model = model
         self.extra = {"use_cache": False} if hasattr(config_of(model), "use_cache") else {}
-        self.causal = is_causal(model)
-        if self.causal:
-            hidden = torch.full((length, length), MASK_VALUE).triu(1)
-            self.register_buffer(CAUSAL_BUFFER, hidden[None, None])
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, Any]:
         """Run the model on its inputs, see :func:`inputs_of`."""
-        if "attention_mask" in inputs:
-            bias = (1.0 - inputs["attention_mask"][:, None, None, :].to(torch.float32)) * MASK_VALUE
-            if self.causal:
-                bias = torch.minimum(bias, getattr(self, CAUSAL_BUFFER))
-            inputs = inputs | {"attention_mask": bias}
         result = _run(self.model, inputs | self.extra)
         return {k: v for k, v in result.items() if isinstance(v, torch.Tensor)}
 
 
+_AXES: dict[tuple[int, int], Axis] = {(2, 3): "batch", (3, 5): "length"}
+"""Two small shapes to run, axis by axis."""
+
+
 def outputs_of(model: torch.nn.Module, specs: tuple[InputSpec, ...]) -> tuple[OutputSpec, ...]:
     """Return the outputs; which axes are batch and length is seen by running two small shapes."""
-    shapes = ((2, 3), (3, 5))
     with torch.no_grad(), quiet():
-        results = [ExportForm(model, t)(**example_inputs(specs, b, t)) for b, t in shapes]
+        results = [ExportForm(model)(**example_inputs(specs, b, t)) for b, t in zip(*_AXES, strict=True)]
     specs_out = []
     for name in results[0]:
         first, second = (tuple(r[name].shape) for r in results)
         axes: list[Axis] = []
         for a, b in zip(first, second, strict=True):
-            axes.append("batch" if (a, b) == (2, 3) else "length" if (a, b) == (3, 5) else int(a))
+            if a != b and (a, b) not in _AXES:
+                raise Rt3Error(f"output '{name}': an axis of {a} for 3 tokens, {b} for 5: neither batch nor length")
+            axes.append(_AXES.get((a, b), int(a)))
         specs_out.append(OutputSpec(name, tuple(axes)))
     return tuple(specs_out)
 
@@ -108,8 +88,10 @@ def export(model: torch.nn.Module, batch: int, length: int) -> torch.export.Expo
     """Export the model for one shape: core ATen but for KEPT_WHOLE, and what depends on no input computed already."""
     examples = example_inputs(inputs_of(model), batch, length)
     with torch.no_grad(), quiet():
-        program = _decomposed(torch.export.export(ExportForm(model, length), (), examples))
-        return _decomposed(torch.export.export(_fold_constants(program.module()), (), examples))
+        program = _decomposed(torch.export.export(ExportForm(model), (), examples))
+        module = _fold_constants(program.module())
+        separate_masks(module)
+        return _decomposed(torch.export.export(module, (), examples))
 
 
 def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -126,6 +108,7 @@ def _fold_constants(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
         sources = node.all_input_nodes
         if node.op == "get_attr":
             value = _attribute(module, str(node.target))
+            node.meta.setdefault("val", value)
             if not isinstance(value, torch.nn.Parameter):
                 values[node] = value
         elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
@@ -142,7 +125,9 @@ def _fold_constants(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
             name = f"rt3_folded_{i}"
             module.register_buffer(name, value.contiguous())
             with module.graph.inserting_before(node):
-                node.replace_all_uses_with(module.graph.get_attr(name))
+                folded = module.graph.get_attr(name)
+            folded.meta["val"] = value
+            node.replace_all_uses_with(folded)
     module.graph.eliminate_dead_code()
     module.recompile()
     return module

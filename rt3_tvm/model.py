@@ -33,6 +33,13 @@ class InputSpec:
     axes: tuple[Axis, ...] = ("batch", "length")
     dtype: str = "int64"
 
+    def __post_init__(self) -> None:
+        if self.dtype != "float32" and not 0 <= self.fill < self.limit:
+            raise Rt3Error(
+                f"input '{self.name}' is padded with {self.fill}, outside [0, {self.limit}): "
+                "correct pad_token_id in the model's configuration"
+            )
+
     def shape(self, batch: int, length: int) -> tuple[int, ...]:
         """Return the shape for a batch and a length."""
         return tuple({"batch": batch, "length": length}.get(str(a)) or int(a) for a in self.axes)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,10 @@ class CompileOptions:
             raise Rt3Error(f"batch {self.batch} must be at least 1")
         if not 1 <= self.threads <= MAX_THREADS:
             raise Rt3Error(f"threads {self.threads}: give 1 to {MAX_THREADS}")
-        if self.deadline_s < 0:
-            raise Rt3Error(f"deadline {self.deadline_s} s must not be negative")
+        if not 0 <= self.deadline_s < math.inf:
+            raise Rt3Error(f"deadline {self.deadline_s} s must be finite and not negative")
+        if not all(a > b > 0 for a, b in pairwise((math.inf, *(self.frequencies or ())))):
+            raise Rt3Error(f"frequencies {self.frequencies} Hz: give them from the highest to the lowest, each once")
 
 
 @dataclass

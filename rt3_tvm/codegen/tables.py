@@ -77,6 +77,7 @@ class Tables:
                 ),
             )
         )
+        parts += [_fill_assertion(s) for s in self.inputs if s.dtype != "float32"]
         workspace = max(p.workspace_bytes for p in plans)
         longest = max(p.length for p in plans)
         parts.append(
@@ -85,6 +86,11 @@ class Tables:
             f"{workspace}u, levels, variants, inputs, outputs}};\n"
         )
         return "\n".join(parts)
+
+
+def _fill_assertion(spec: InputSpec) -> str:
+    """Return what keeps padding from being looked up outside of its table."""
+    return f'_Static_assert({spec.fill} >= 0 && {spec.fill} < {spec.limit}, "padding of {spec.name}");\n'
 
 
 def _string(text: str) -> str:

@@ -10,10 +10,10 @@ import torch
 from rt3_tvm import __version__
 from rt3_tvm import device as devices
 from rt3_tvm import model as models
+from rt3_tvm.energy.latency import LatencyModel, latency_model, source_for
+from rt3_tvm.energy.power import Power, PowerState, measured_power, modelled_power, published_power
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer, find_embeddings, find_linears
-from rt3_tvm.hardware.energy import Power, PowerState, measured_power, modelled_power, published_power
-from rt3_tvm.hardware.latency import LatencyModel, latency_model, source_for
 from rt3_tvm.prune.one_shot import why_dense
 from rt3_tvm.search.options import SearchOptions
 from rt3_tvm.tasks import Dataset, load_task
