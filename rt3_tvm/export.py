@@ -3,6 +3,7 @@
 Linear layers are found in the exported graph, never by the names of modules.
 """
 
+import inspect
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -46,7 +47,9 @@ class ExportForm(torch.nn.Module):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.extra = {"use_cache": False} if hasattr(config_of(model), "use_cache") else {}
+        taken = inspect.signature(model.forward).parameters.values()
+        cached = any(p.name == "use_cache" or p.kind is p.VAR_KEYWORD for p in taken)
+        self.extra = {"use_cache": False} if cached and hasattr(config_of(model), "use_cache") else {}
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, Any]:
         """Run the model on its inputs, see :func:`inputs_of`."""
@@ -159,9 +162,8 @@ def parameter_names(program: torch.export.ExportedProgram) -> dict[str, str]:
     return {placeholder: name.removeprefix("model.") for placeholder, name in held.items()}
 
 
-def find_embeddings(model: torch.nn.Module) -> list[LinearLayer]:
+def embeddings_in(program: torch.export.ExportedProgram) -> list[LinearLayer]:
     """Return the tables that token ids look up rows of, (vocabulary, features); tables of positions are none."""
-    program = export(model, 1, 8)
     names = parameter_names(program)
     return [
         LinearLayer(names[node.args[0].name], tuple(node.args[0].meta["val"].shape))
@@ -177,8 +179,12 @@ LINEAR_OPERATORS = {torch.ops.aten.linear.default: 1, torch.ops.aten.addmm.defau
 
 
 def find_linears(model: torch.nn.Module) -> list[LinearLayer]:
-    """Return the linear layers of the graph, in the order in which they run."""
-    program = export(model, 1, 8)
+    """Return the linear layers of a model, in the order in which they run."""
+    return linears_in(export(model, 1, 8))
+
+
+def linears_in(program: torch.export.ExportedProgram) -> list[LinearLayer]:
+    """Return the linear layers of a graph, in the order in which they run."""
     names = parameter_names(program)
     found: dict[str, LinearLayer] = {}
     for node in program.graph.nodes:

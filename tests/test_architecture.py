@@ -17,6 +17,7 @@ ORDER = [
     "device",
     "transformer_lm",
     "model",
+    "masks",
     "export",
     "checkpoint",
     "prune",

@@ -47,6 +47,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="F,F,F",
         help="frequencies of the levels, kept in the checkpoint; default none, rt3 compile chooses",
     )
+    p.add_argument(
+        "--without-head", action="store_true", help="leave out the head that the model's configuration names"
+    )
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(drive=drive)
 
@@ -72,7 +75,7 @@ def drive(args: argparse.Namespace) -> None:
         frequencies=parse_frequencies(args.freqs, len(args.sparsity)) if args.freqs else None,
         seed=args.seed,
     )
-    model = models.load(args.model)
+    model = models.load(args.model, not args.without_head)
     checkpoint = prune_one_shot(model, options, models.source_directory(args.model))
     checkpoint.save(args.output)
     for name, reason in checkpoint.skipped.items():
@@ -84,4 +87,6 @@ def drive(args: argparse.Namespace) -> None:
         )
     densities = ", ".join(f"{level.density:.3f}" for level in checkpoint.levels)
     count = len(checkpoint.levels[0].matrices)
-    print(f"{args.output}: {count} matrices pruned, {len(checkpoint.skipped)} dense, density by level {densities}")
+    print(
+        f"{args.output}: {type(model).__name__}, {count} matrices pruned, {len(checkpoint.skipped)} dense, density by level {densities}"
+    )

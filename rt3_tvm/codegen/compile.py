@@ -23,6 +23,7 @@ from rt3_tvm import device as devices
 from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen import cache
+from rt3_tvm.codegen.cpu_features import required_features
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.plan import Plan, plan_variant
@@ -159,6 +160,7 @@ def compile_checkpoint(
         "device": device.name,
         "cluster": cluster.name,
         "target": target,
+        "cpu_features": sorted(required_features(target)),
         "compiler": compiler,
         "levels": [
             {
@@ -287,7 +289,13 @@ class _Build:
             writing.result()
         (folder / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
         tables = Tables(
-            levels, self.plans, self.kernels.kernels, self.imported.inputs, self.imported.outputs, self.options.batch
+            levels,
+            self.plans,
+            self.kernels.kernels,
+            self.imported.inputs,
+            self.imported.outputs,
+            self.options.batch,
+            required_features(target),
         )
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
         assembly = blob_assembly(Path("weights.bin"), Path("metadata.json"))

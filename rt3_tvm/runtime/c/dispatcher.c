@@ -55,7 +55,8 @@ static rt3_status check_tables(void) {
 rt3_status rt3_open(rt3_model **model) {
   if (model == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_open: model is NULL");
   *model = NULL;
-  const rt3_status status = check_tables();
+  rt3_status status = check_tables();
+  if (status == RT3_OK) status = rt3_check_cpu();
   if (status != RT3_OK) return status;
   rt3_model *opened = calloc(1, sizeof *opened);
   if (opened == NULL) return rt3_fail(RT3_ERROR_MEMORY, "rt3_open: no memory for a handle");
