@@ -295,6 +295,7 @@ class _Build:
             self.imported.inputs,
             self.imported.outputs,
             self.options.batch,
+            self.imported.exact_length,
             required_features(target),
         )
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
@@ -314,6 +315,7 @@ class _Build:
             "lengths": sorted({p.length for p in self.plans}),
             "inputs": [s.name for s in self.imported.inputs],
             "outputs": [s.name for s in self.imported.outputs],
+            "exact_lengths": self.imported.exact_length,
             "weights_bytes": self.store.size,
             "workspace_bytes": max(p.workspace_bytes for p in self.plans),
             "kernels": [{"symbol": k.symbol, "family": k.family} for k in self.kernels.kernels],
