@@ -18,6 +18,7 @@ ORDER = [
     "device",
     "transformer_lm",
     "model",
+    "masks",
     "export",
     "checkpoint",
     "prune",
