@@ -96,17 +96,33 @@ class Checkpoint:
         """Return the PyTorch model with the masks of a level applied: the reference of every numeric test."""
         if not 0 <= level < len(self.levels):
             raise Rt3Error(f"level {level}: the checkpoint has levels 0 to {len(self.levels) - 1}")
-        model = models.build(self.description)
-        state = {name: torch.from_numpy(value.copy()) for name, value in self.weights.items()}
+        model = self.dense_model()
+        tensors = dict(model.named_parameters(remove_duplicate=False))
         for name, matrix in self.levels[level].matrices.items():
-            state[name] = torch.from_numpy(matrix.masked(self.weights[name]))
-        model.load_state_dict(state, strict=False)
-        return model.eval()
+            # In place: a weight that two layers share is masked for both.
+            tensors[name].data.copy_(torch.from_numpy(matrix.masked(self.weights[name])))
+        return model
 
     def dense_model(self) -> torch.nn.Module:
         """Return the PyTorch model with its shared weights unmasked."""
-        model = models.build(self.description)
-        model.load_state_dict({n: torch.from_numpy(v.copy()) for n, v in self.weights.items()}, strict=False)
+        return self._model({n: v.copy() for n, v in self.weights.items()})
+
+    def _model(self, weights: dict[str, np.ndarray]) -> torch.nn.Module:
+        """Return the PyTorch model of the description with these weights.
+
+        Raises
+        ------
+        Rt3Error
+            The description builds no model, or one that these weights do not fit.
+        """
+        try:
+            model = models.build(self.description)
+            model.load_state_dict({n: torch.from_numpy(v) for n, v in weights.items()}, strict=False)
+        except Rt3Error:
+            raise
+        except Exception as error:  # a forged description can fail anywhere in transformers
+            reason = (str(error).strip() or type(error).__name__).splitlines()
+            raise Rt3Error(f"the checkpoint's model and weights do not fit: {' '.join(reason[:2])}") from error
         return model.eval()
 
     def save(self, path: str | Path) -> None:

@@ -83,9 +83,9 @@ def drive(args: argparse.Namespace) -> None:
 def _by_latency(args: argparse.Namespace) -> tuple[float, ...]:
     """Return the lowest frequency at which each level meets the deadline."""
     from rt3_tvm import device
+    from rt3_tvm.energy.latency import latency_model, lowest_frequencies, source_for
+    from rt3_tvm.energy.loads import read_facts
     from rt3_tvm.errors import Rt3Error
-    from rt3_tvm.hardware.latency import latency_model, lowest_frequencies, source_for
-    from rt3_tvm.hardware.loads import read_facts
 
     if args.deadline <= 0:
         raise Rt3Error("--latency needs --deadline MS: the frequencies follow from both")

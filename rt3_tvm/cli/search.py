@@ -194,7 +194,7 @@ def _add_running(p: argparse.ArgumentParser) -> None:
 def search_options(args: argparse.Namespace) -> "SearchOptions":
     """Return what the options ask for."""
     from rt3_tvm.device import parse_frequency
-    from rt3_tvm.hardware.energy import parse_battery
+    from rt3_tvm.energy.battery import parse_battery
     from rt3_tvm.pattern import PatternShape
     from rt3_tvm.search import ControllerOptions, RewardOptions, SearchOptions
 

@@ -10,7 +10,7 @@ from rt3_tvm.cli.options import add_device_options, checked, chosen_device, cons
 from rt3_tvm.errors import Rt3Error
 
 if TYPE_CHECKING:
-    from rt3_tvm.hardware.comparison import Comparison, SimulateOptions
+    from rt3_tvm.energy.comparison import Comparison, SimulateOptions
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -25,7 +25,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def add_simulate_options(p: argparse.ArgumentParser) -> None:
     """Add the options of a simulation; ``simulate_options`` reads them."""
-    from rt3_tvm.hardware.energy import parse_battery
+    from rt3_tvm.energy.battery import parse_battery
 
     add_device_options(p)
     p.add_argument(
@@ -82,7 +82,7 @@ def add_simulate_options(p: argparse.ArgumentParser) -> None:
 def simulate_options(args: argparse.Namespace) -> "SimulateOptions":
     """Return what the options ask for."""
     from rt3_tvm.device import parse_frequency
-    from rt3_tvm.hardware.comparison import SimulateOptions
+    from rt3_tvm.energy.comparison import SimulateOptions
 
     return SimulateOptions(
         device=chosen_device(args),
@@ -106,7 +106,7 @@ def simulate_options(args: argparse.Namespace) -> "SimulateOptions":
 
 def drive(args: argparse.Namespace) -> None:
     """Run the command."""
-    from rt3_tvm.hardware.comparison import compare
+    from rt3_tvm.energy.comparison import compare
 
     if args.paper == (args.model is not None):
         raise Rt3Error("give a checkpoint or a bundle, or --paper: one of the two")
@@ -159,7 +159,7 @@ def _print(found: "Comparison") -> None:
 def _drive_paper(as_json: bool) -> None:
     from rich.table import Table
 
-    from rt3_tvm.hardware.paper import BATTERY_J, DEVICE, paper_rows
+    from rt3_tvm.energy.paper import BATTERY_J, DEVICE, paper_rows
 
     rows = paper_rows()
     if as_json:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rt3_tvm import device as devices
 from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen import cache
+from rt3_tvm.codegen.cpu_features import required_features
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.plan import Plan, plan_variant
@@ -84,8 +86,10 @@ class CompileOptions:
             raise Rt3Error(f"batch {self.batch} must be at least 1")
         if not 1 <= self.threads <= MAX_THREADS:
             raise Rt3Error(f"threads {self.threads}: give 1 to {MAX_THREADS}")
-        if self.deadline_s < 0:
-            raise Rt3Error(f"deadline {self.deadline_s} s must not be negative")
+        if not 0 <= self.deadline_s < math.inf:
+            raise Rt3Error(f"deadline {self.deadline_s} s must be finite and not negative")
+        if not all(a > b > 0 for a, b in pairwise((math.inf, *(self.frequencies or ())))):
+            raise Rt3Error(f"frequencies {self.frequencies} Hz: give them from the highest to the lowest, each once")
 
 
 @dataclass
@@ -156,6 +160,7 @@ def compile_checkpoint(
         "device": device.name,
         "cluster": cluster.name,
         "target": target,
+        "cpu_features": sorted(required_features(target)),
         "compiler": compiler,
         "levels": [
             {
@@ -284,7 +289,14 @@ class _Build:
             writing.result()
         (folder / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
         tables = Tables(
-            levels, self.plans, self.kernels.kernels, self.imported.inputs, self.imported.outputs, self.options.batch
+            levels,
+            self.plans,
+            self.kernels.kernels,
+            self.imported.inputs,
+            self.imported.outputs,
+            self.options.batch,
+            self.imported.exact_length,
+            required_features(target),
         )
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
         assembly = blob_assembly(Path("weights.bin"), Path("metadata.json"))
@@ -303,6 +315,7 @@ class _Build:
             "lengths": sorted({p.length for p in self.plans}),
             "inputs": [s.name for s in self.imported.inputs],
             "outputs": [s.name for s in self.imported.outputs],
+            "exact_lengths": self.imported.exact_length,
             "weights_bytes": self.store.size,
             "workspace_bytes": max(p.workspace_bytes for p in self.plans),
             "kernels": [{"symbol": k.symbol, "family": k.family} for k in self.kernels.kernels],

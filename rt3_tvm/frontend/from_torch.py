@@ -10,14 +10,15 @@ from tvm.relax.frontend.torch import from_exported_program
 
 from rt3_tvm import model as models
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.export import MASK_VALUE, export, outputs_of, parameter_names
+from rt3_tvm.export import export, outputs_of, padding_shows, parameter_names
 
 
 @dataclass(frozen=True, eq=False)
 class ImportedModel:
     """A Relax module for one shape.
 
-    ``parameters`` maps the names of ``main``'s parameters to the model's weight names.
+    ``parameters`` maps the names of ``main``'s parameters to the model's weight names. ``exact_length``: the model's outputs
+    depend on padding, so the module is for inputs of just this length.
     """
 
     mod: IRModule
@@ -26,13 +27,11 @@ class ImportedModel:
     inputs: tuple[models.InputSpec, ...]
     outputs: tuple[models.OutputSpec, ...]
     parameters: dict[str, str]
+    exact_length: bool
 
 
 def _attention(node: torch.fx.Node, importer: Any) -> relax.Var:
-    """Convert scaled_dot_product_attention on (batch, heads, length, dim) to one Relax operator.
-
-    A boolean mask becomes an additive one, finite so that a row that is masked out whole stays finite.
-    """
+    """Convert scaled_dot_product_attention on (batch, heads, length, dim) to one Relax operator; masks are additive."""
     emit = importer.block_builder.emit
     query, key, value = (importer.env[a] for a in node.args[:3])
     arguments = dict(zip(("attn_mask", "dropout_p", "is_causal"), node.args[3:], strict=False)) | node.kwargs
@@ -40,8 +39,6 @@ def _attention(node: torch.fx.Node, importer: Any) -> relax.Var:
         raise Rt3Error(f"{node.name}: attention with dropout or grouped queries is not supported yet")
     mask = arguments.get("attn_mask")
     bias = importer.env[mask] if mask is not None else None
-    if bias is not None and bias.ty.dtype == "bool":
-        bias = emit(relax.op.where(bias, relax.const(0.0, "float32"), relax.const(MASK_VALUE, "float32")))
     swapped = [emit(relax.op.permute_dims(t, [0, 2, 1, 3])) for t in (query, key, value)]
     result = relax.op.nn.attention(
         *swapped, bias, scale=arguments.get("scale"), causal_mask="TopLeft" if arguments.get("is_causal") else None
@@ -132,4 +129,6 @@ def import_model(model: torch.nn.Module, batch: int, length: int) -> ImportedMod
     except (AssertionError, ValueError) as error:  # how TVM 0.27 reports an operator or a shape that it cannot import
         raise Rt3Error(f"TVM cannot import this model: {str(error).splitlines()[0]}") from error
     mod["main"] = mod["main"].without_attr("params")
-    return ImportedModel(mod, batch, length, inputs, outputs_of(model, inputs), parameter_names(program))
+    outputs = outputs_of(model, inputs)
+    exact = padding_shows(model, inputs, outputs)
+    return ImportedModel(mod, batch, length, inputs, outputs, parameter_names(program), exact)

@@ -5,11 +5,12 @@ import ctypes
 import json
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import fsencode
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Never, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from rt3_tvm.runtime.check import read_metadata
 
 MAX_RANK = 4
 AXIS_BATCH, AXIS_LENGTH = -1, -2
-BELOW_RANGE, ERROR_ARGUMENT = 1, -1
+BELOW_RANGE, ERROR_ARGUMENT, ERROR_BUNDLE = 1, -1, -5
 DTYPES = (np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64))
 
 
@@ -81,7 +82,7 @@ def load(path: str | Path) -> "Bundle":
     Raises
     ------
     Rt3Error
-        Missing, truncated, foreign, or for another machine.
+        Missing, truncated, damaged, foreign, for another machine, or for a CPU with more features than this one has.
     """
     return Bundle(Path(path))
 
@@ -106,7 +107,7 @@ class Bundle:
 
     Call it with NumPy arrays by name: tokens int64 or int32 of shape (batch, length), images float32; it returns float32 arrays
     by name.
-    Switching is safe from any thread; calls queue.
+    Switching is safe from any thread; calls queue. :meth:`close` waits for them; what comes later is an error, and so is a copy.
 
     Examples
     --------
@@ -122,9 +123,15 @@ class Bundle:
         self._library = _open_library(path)
         self._declare()
         handle = ctypes.c_void_p()
-        self._check(self._library.rt3_open(ctypes.byref(handle)))
+        try:
+            self._check(self._library.rt3_open(ctypes.byref(handle)))
+        except Rt3Error as error:
+            _ctypes.dlclose(self._library._handle)
+            raise Rt3Error(f"'{path}': {error}") from error
         self._handle = handle
-        self._lock = threading.Lock()
+        self._queue = threading.Lock()
+        self._users = 0
+        self._state = threading.Condition()
         self._inputs = self._describe(self._library.rt3_input_count, self._library.rt3_input)
         self._outputs = self._describe(self._library.rt3_output_count, self._library.rt3_output)
 
@@ -164,8 +171,23 @@ class Bundle:
     def _check(self, status: int) -> int:
         if status < 0:
             message = self._library.rt3_last_error().decode()
-            raise Rt3Error(message) if status == ERROR_ARGUMENT else JobError(message)
+            raise Rt3Error(message) if status in (ERROR_ARGUMENT, ERROR_BUNDLE) else JobError(message)
         return status
+
+    @contextmanager
+    def _open(self) -> Iterator[ctypes.c_void_p]:
+        """Give the handle to one call, and keep it open that long."""
+        with self._state:
+            if self._handle is None:
+                raise Rt3Error(f"'{self.path}' is closed: load it again")
+            handle = self._handle
+            self._users += 1
+        try:
+            yield handle
+        finally:
+            with self._state:
+                self._users -= 1
+                self._state.notify_all()
 
     def _describe(self, count: Any, describe: Any) -> tuple[_Info, ...]:
         infos = []
@@ -178,7 +200,8 @@ class Bundle:
     @property
     def metadata(self) -> dict[str, Any]:
         """What the bundle says of itself: model, device, levels, kernels, versions."""
-        return json.loads(self._library.rt3_metadata())
+        with self._open():
+            return json.loads(self._library.rt3_metadata())
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -194,49 +217,57 @@ class Bundle:
     def levels(self) -> tuple[LevelInfo, ...]:
         """The levels, densest first."""
         infos = []
-        for i in range(self._library.rt3_level_count(self._handle)):
-            info = _LevelInfo()
-            self._check(self._library.rt3_level(self._handle, i, ctypes.byref(info)))
-            infos.append(LevelInfo(info.frequency_hz, info.deadline_s, info.density))
+        with self._open() as handle:
+            for i in range(self._library.rt3_level_count(handle)):
+                info = _LevelInfo()
+                self._check(self._library.rt3_level(handle, i, ctypes.byref(info)))
+                infos.append(LevelInfo(info.frequency_hz, info.deadline_s, info.density))
         return tuple(infos)
 
     @property
     def level(self) -> int:
         """The current level."""
-        return int(self._library.rt3_current_level(self._handle))
+        with self._open() as handle:
+            return int(self._library.rt3_current_level(handle))
 
     @property
     def max_batch(self) -> int:
         """Largest batch."""
-        return int(self._library.rt3_max_batch(self._handle))
+        with self._open() as handle:
+            return int(self._library.rt3_max_batch(handle))
 
     @property
     def max_length(self) -> int:
         """Largest length in tokens."""
-        return int(self._library.rt3_max_length(self._handle))
+        with self._open() as handle:
+            return int(self._library.rt3_max_length(handle))
 
     @property
     def threads(self) -> int:
         """Threads of a run."""
-        return int(self._library.rt3_threads(self._handle))
+        with self._open() as handle:
+            return int(self._library.rt3_threads(handle))
 
     @property
     def max_threads(self) -> int:
         """Most threads that the bundle was compiled for."""
-        return int(self._library.rt3_max_threads(self._handle))
+        with self._open() as handle:
+            return int(self._library.rt3_max_threads(handle))
 
     def set_threads(self, threads: int) -> None:
         """Run on this many threads, 1 to ``max_threads``."""
-        with self._lock:
-            self._check(self._library.rt3_set_threads(self._handle, threads))
+        with self._open() as handle, self._queue:
+            self._check(self._library.rt3_set_threads(handle, threads))
 
     def set_level(self, level: int) -> None:
         """Take a level, 0 the densest."""
-        self._check(self._library.rt3_set_level(self._handle, level))
+        with self._open() as handle:
+            self._check(self._library.rt3_set_level(handle, level))
 
     def set_frequency(self, hz: float) -> bool:
         """Take the densest level whose deadline holds at ``hz``; False when it is below all, and no deadline is sure."""
-        return self._check(self._library.rt3_set_frequency(self._handle, hz)) != BELOW_RANGE
+        with self._open() as handle:
+            return self._check(self._library.rt3_set_frequency(handle, hz)) != BELOW_RANGE
 
     def set_auto(
         self,
@@ -249,8 +280,8 @@ class Bundle:
     ) -> None:
         """Follow a cpufreq policy from now on; zeros take the defaults of ``rt3.h``."""
         options = _AutoOptions(fsencode(sysfs_root), policy, dwell_s, poll_s, hysteresis)
-        with self._lock:
-            self._check(self._library.rt3_set_auto(self._handle, ctypes.byref(options)))
+        with self._open() as handle, self._queue:
+            self._check(self._library.rt3_set_auto(handle, ctypes.byref(options)))
 
     def __call__(self, **inputs: npt.ArrayLike) -> dict[str, npt.NDArray[np.float32]]:
         """Run the current level.
@@ -282,11 +313,9 @@ class Bundle:
         arrays = {name: self._as_input(name, value) for name, value in inputs.items()}
         count = ctypes.c_int32(max(len(v["steps"]) for v in self.metadata["variants"]))
         seconds = (ctypes.c_double * count.value)()
-        with self._lock:
-            ins, outs = _tensors(arrays), _tensors({})
-            self._check(
-                self._library.rt3_profile(self._handle, ins, len(arrays), outs, 0, seconds, ctypes.byref(count))
-            )
+        ins, outs = _tensors(arrays), _tensors({})
+        with self._open() as handle, self._queue:
+            self._check(self._library.rt3_profile(handle, ins, len(arrays), outs, 0, seconds, ctypes.byref(count)))
         return list(seconds[: count.value])
 
     def _as_input(self, name: str, value: npt.ArrayLike) -> np.ndarray:
@@ -310,16 +339,20 @@ class Bundle:
 
     def _run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
         ins, outs = _tensors(inputs), _tensors(outputs)
-        with self._lock:
-            status = self._library.rt3_run(self._handle, ins, len(inputs), outs, len(outputs))
-            self._check(status)
+        with self._open() as handle, self._queue:
+            self._check(self._library.rt3_run(handle, ins, len(inputs), outs, len(outputs)))
 
     def close(self) -> None:
-        """Free the handle; a second call does nothing."""
-        if self._handle is not None:
-            self._library.rt3_close(self._handle)
-            self._handle = None
-            _ctypes.dlclose(self._library._handle)
+        """Free the handle once the calls that have begun are done; a second call does nothing."""
+        if self._handle is None:
+            return
+        with self._state:
+            handle, self._handle = self._handle, None
+            if handle is None:  # another thread was first
+                return
+            self._state.wait_for(lambda: self._users == 0)
+        self._library.rt3_close(handle)
+        _ctypes.dlclose(self._library._handle)
 
     def __enter__(self) -> Self:
         return self
@@ -329,6 +362,10 @@ class Bundle:
 
     def __del__(self) -> None:
         self.close()
+
+    def __reduce__(self) -> Never:
+        """Refuse to be copied or pickled: two objects would free one handle."""
+        raise TypeError("a Bundle cannot be copied or pickled: load the file again")
 
 
 def _tensors(arrays: Mapping[str, np.ndarray]) -> Any:

@@ -18,6 +18,8 @@ from rt3_tvm.transform.graph import Graph, constant
 MASK_VALUE = float(np.finfo(np.float32).min)
 """What hides a key: finite, so that the softmax of a row that is hidden whole is too."""
 
+# Of booleans the two families of operators mean the same.
+_NOT, _AND, _OR = (tuple(f"{kind}_{name}" for kind in ("logical", "bitwise")) for name in ("not", "and", "or"))
 Shape4 = tuple[int, int, int, int]
 
 
@@ -64,12 +66,12 @@ class BiasParts:
         if value is not None:
             self.add_constant(np.where(value == shown, np.float32(0), np.float32(MASK_VALUE)), rank)
             return
-        call = self.graph.call(condition, "logical_not", "logical_and" if shown else "logical_or", "broadcast_to")
+        call = self.graph.call(condition, *_NOT, *(_AND if shown else _OR), "broadcast_to")
         if call is None:
             values = (0.0, MASK_VALUE) if shown else (MASK_VALUE, 0.0)
             yes, no = (relax.const(v, "float32") for v in values)
             self._add_at_run_time(self.emit(relax.op.where(condition, yes, no)), 1.0, rank)
-        elif call.op.name == "relax.logical_not":
+        elif call.op.name.removeprefix("relax.") in _NOT:
             self.hide(call.args[0], not shown, rank)
         elif call.op.name == "relax.broadcast_to":
             self.hide(call.args[0], shown, rank)
@@ -150,10 +152,13 @@ def _minimum(parts: BiasParts, call: relax.Call, factor: float, rank: int) -> bo
 
 
 def _never_positive(graph: Graph, expr: relax.Expr) -> bool:
-    """Return whether a mask chooses between constants that are not positive."""
-    call = graph.call(expr, "where")
-    values = [constant(a) for a in call.args[1:]] if call is not None else []
-    return bool(values) and all(v is not None and (v <= 0).all() for v in values)
+    """Return whether a mask is made of constants that are not positive."""
+    value, call = constant(expr), graph.call(expr, "where", "minimum")
+    if call is None:
+        return value is not None and bool((value <= 0).all())
+    if call.op.name == "relax.minimum":
+        return any(_never_positive(graph, a) for a in call.args)
+    return all(_never_positive(graph, a) for a in call.args[1:])
 
 
 _STEPS: dict[str, Callable[[BiasParts, relax.Call, float, int], bool]] = {

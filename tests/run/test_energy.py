@@ -9,10 +9,12 @@ import pytest
 from rt3_tvm import device
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.cli.main import main
+from rt3_tvm.energy import governors
+from rt3_tvm.energy.battery import parse_battery
+from rt3_tvm.energy.governors import ByCharge, Fixed, Trace, governor
+from rt3_tvm.energy.power import measured_power, modelled_power
+from rt3_tvm.energy.simulation import Plan, simulate
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.hardware import energy, governors
-from rt3_tvm.hardware.governors import ByCharge, Fixed, Trace, governor
-from rt3_tvm.hardware.simulation import Plan, simulate
 
 PLAN = Plan(
     watts=(0.3, 0.1), idle_w=0.02, level_of=(0, 1), seconds=((0.04, 0.02), (0.12, 0.06)), period_s=0.1, deadline_s=0.05
@@ -141,24 +143,24 @@ def test_a_day_of_changes_every_second_takes_less_than_a_second():
     [("37800J", 37800), ("37800", 37800), ("10.5 Wh", 37800), ("3000mAh x 3.5V", 37800), ("1kJ", 1000)],
 )
 def test_batteries(text, joules):
-    assert energy.parse_battery(text) == pytest.approx(joules)
+    assert parse_battery(text) == pytest.approx(joules)
 
 
 @pytest.mark.parametrize("text", ["0J", "0", "-5J", "full", "3000mAh", "1e12J", ""])
 def test_bad_batteries(text):
     with pytest.raises(Rt3Error, match=r"give it as 37800J, 10\.5Wh or 3000mAhx3\.85V"):
-        energy.parse_battery(text)
+        parse_battery(text)
 
 
 def test_modelled_power_by_hand():
     """RK3399 little at 1.416 GHz: 100 uW/(MHz V^2) x 1416 MHz x (1.125 V)^2."""
-    power = energy.modelled_power(device.load("rk3399").cluster, "rk3399", cores=2, static_w=0.1)
+    power = modelled_power(device.load("rk3399").cluster, "rk3399", cores=2, static_w=0.1)
     opp = device.load("rk3399").cluster.opps[0]
     assert power.states[0].watts == pytest.approx(2 * 100e-6 * 1416 * opp.volts**2 + 0.1)
     assert power.idle_w == 0.1 and power.source.startswith("modelled")
     for name in ("sdm845", "raspberrypi4", "odroid-n2"):
         with pytest.raises(Rt3Error, match=rf"{name}: .*pass --power FILE"):
-            energy.modelled_power(device.load(name).cluster, name)
+            modelled_power(device.load(name).cluster, name)
 
 
 def power_file(tmp_path, points, cluster="silver"):
@@ -171,7 +173,7 @@ def power_file(tmp_path, points, cluster="silver"):
 def test_measured_power(tmp_path):
     cluster = device.load("sdm845").cluster
     path = power_file(tmp_path, [(300000000, 50.0), (1766400000, 400.0)])
-    power = energy.measured_power(path, cluster, cores=2)
+    power = measured_power(path, cluster, cores=2)
     assert [(s.hz, s.watts) for s in power.states] == [(1.7664e9, 0.8), (3e8, 0.1)]
     assert len(power.left_out) == 16 and power.source.startswith("measured: power.json")
 
@@ -197,7 +199,7 @@ def test_bad_power_files(tmp_path, text, message):
     path = tmp_path / "power.json"
     path.write_text(text)
     with pytest.raises(Rt3Error, match=message):
-        energy.measured_power(path, device.load("sdm845").cluster)
+        measured_power(path, device.load("sdm845").cluster)
 
 
 def test_traces(tmp_path):

@@ -5,11 +5,10 @@ import json
 import pytest
 
 from rt3_tvm import model as models
+from rt3_tvm.bench.clock import CPUFREQ, pinned
+from rt3_tvm.bench.latency import LatencyOptions, bench_latency
 from rt3_tvm.cli.main import main
-from rt3_tvm.errors import JobError, Rt3Error
-from rt3_tvm.hardware.bench_latency import LatencyOptions, bench_latency
-from rt3_tvm.hardware.clock import CPUFREQ, pinned
-from rt3_tvm.hardware.latency import (
+from rt3_tvm.energy.latency import (
     MatrixLoad,
     Rt3Latency,
     TableLatency,
@@ -18,6 +17,7 @@ from rt3_tvm.hardware.latency import (
     lowest_frequencies,
     smallest_sparsity,
 )
+from rt3_tvm.errors import JobError, Rt3Error
 
 TABLE = TableLatency(
     "cortex-a53",

@@ -265,7 +265,7 @@ def test_metadata_is_read_without_loading(tiny_bundle):
 
 
 def test_ops_without_a_compiler(tiny_bundle, monkeypatch):
-    from rt3_tvm.hardware import peak
+    from rt3_tvm.bench import peak
     from rt3_tvm.report.ops import measure_ops
     from rt3_tvm.report.summary import ops_table
 

@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,9 +32,32 @@ double rt3_now(void) {
   return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+/* What kernels and the choice of a level rely on: a damaged table must not send them out of bounds. */
+static rt3_status check_tables(void) {
+  for (int32_t i = 0; i < rt3_bundle_tables.input_count; ++i) {
+    const rt3_input_spec *spec = &rt3_bundle_tables.inputs[i];
+    if (spec->info.dtype != RT3_FLOAT32 && (spec->fill < 0 || spec->fill >= spec->info.limit))
+      return rt3_fail(RT3_ERROR_BUNDLE, "input '%s' is padded with %lld, outside [0, %lld)", spec->info.name,
+                      (long long)spec->fill, (long long)spec->info.limit);
+  }
+  for (int32_t i = 0; i < rt3_bundle_tables.level_count; ++i) {
+    const rt3_level_info *level = &rt3_bundle_tables.levels[i];
+    const double above = i > 0 ? level[-1].frequency_hz : INFINITY;
+    /* Written so that NaN fails. */
+    if (!(level->frequency_hz > 0 && level->frequency_hz < above) ||
+        !(level->deadline_s >= 0 && level->deadline_s < INFINITY) || !(level->density >= 0 && level->density <= 1))
+      return rt3_fail(RT3_ERROR_BUNDLE, "level %d: %g Hz below %g Hz, deadline %g s, density %g are no level", (int)i,
+                      level->frequency_hz, above, level->deadline_s, level->density);
+  }
+  return RT3_OK;
+}
+
 rt3_status rt3_open(rt3_model **model) {
   if (model == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_open: model is NULL");
   *model = NULL;
+  rt3_status status = check_tables();
+  if (status == RT3_OK) status = rt3_check_cpu();
+  if (status != RT3_OK) return status;
   rt3_model *opened = calloc(1, sizeof *opened);
   if (opened == NULL) return rt3_fail(RT3_ERROR_MEMORY, "rt3_open: no memory for a handle");
   void *workspace = NULL;
@@ -240,6 +264,23 @@ static rt3_status check_input(const rt3_tensor *tensor, const rt3_input_spec *sp
   return numbers ? RT3_OK : check_values(tensor, spec, count);
 }
 
+static const rt3_variant *find_variant(int32_t level, int64_t length) {
+  for (int32_t i = 0; i < rt3_bundle_tables.variant_count; ++i) {
+    const rt3_variant *variant = &rt3_bundle_tables.variants[i];
+    if (variant->level == level && variant->length >= length) return variant;
+  }
+  return NULL; /* check_inputs has made sure of the length */
+}
+
+/* Where padding shows in the outputs nothing may be padded. */
+static rt3_status check_exact(int64_t length) {
+  if (!rt3_bundle_tables.exact_lengths || find_variant(0, length)->length == length) return RT3_OK;
+  return rt3_fail(RT3_ERROR_ARGUMENT,
+                  "length %lld: outputs of this model depend on padding, so it takes only lengths "
+                  "that it was compiled for; the next is %lld",
+                  (long long)length, (long long)find_variant(0, length)->length);
+}
+
 static rt3_status check_inputs(const rt3_tensor *inputs, int32_t count, rt3_extent *extent) {
   rt3_status status = check_names(inputs, count, true);
   for (int32_t i = 0; i < rt3_bundle_tables.input_count && status == RT3_OK; ++i) {
@@ -251,15 +292,7 @@ static rt3_status check_inputs(const rt3_tensor *inputs, int32_t count, rt3_exte
       status = rt3_fail(RT3_ERROR_ARGUMENT, "input '%s' is missing", spec->info.name);
   }
   if (extent->length == 0) extent->length = 1; /* no input has a length: there is one variant a level */
-  return status;
-}
-
-static const rt3_variant *find_variant(int32_t level, int64_t length) {
-  for (int32_t i = 0; i < rt3_bundle_tables.variant_count; ++i) {
-    const rt3_variant *variant = &rt3_bundle_tables.variants[i];
-    if (variant->level == level && variant->length >= length) return variant;
-  }
-  return NULL; /* check_inputs has made sure of the length */
+  return status == RT3_OK ? check_exact(extent->length) : status;
 }
 
 static void copy_numbers(const rt3_tensor *tensor, const rt3_input_spec *spec, const rt3_extent *extent,

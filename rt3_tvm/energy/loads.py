@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rt3_tvm.energy.latency import DENSE_GROUP, MatrixLoad, at_density
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.hardware.latency import DENSE_GROUP, MatrixLoad, at_density
 from rt3_tvm.pattern import SparseMatrix
 from rt3_tvm.runtime.check import read_metadata
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from rt3_tvm import device as devices
 from rt3_tvm.device import Device, frequency_name
+from rt3_tvm.energy.governors import SHARES, Governor, governor, read_trace
+from rt3_tvm.energy.latency import LatencyModel, TableLatency, latency_model, source_for
+from rt3_tvm.energy.loads import LevelFacts, ModelFacts, read_facts
+from rt3_tvm.energy.power import Power, measured_power, modelled_power, published_power
+from rt3_tvm.energy.simulation import Outcome, Plan, simulate
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.hardware.energy import Power, measured_power, modelled_power, published_power
-from rt3_tvm.hardware.governors import SHARES, Governor, governor, read_trace
-from rt3_tvm.hardware.latency import LatencyModel, TableLatency, latency_model, source_for
-from rt3_tvm.hardware.loads import LevelFacts, ModelFacts, read_facts
-from rt3_tvm.hardware.simulation import Outcome, Plan, simulate
 
 BATTERY_J = 37_800.0
 """RT3's battery."""

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rt3_tvm import device as devices
-from rt3_tvm.hardware.energy import PowerState, dynamic_power, runs_per_charge
-from rt3_tvm.hardware.latency import Rt3Latency, at_density, language_model_loads, smallest_sparsity
+from rt3_tvm.energy.battery import runs_per_charge
+from rt3_tvm.energy.latency import Rt3Latency, at_density, language_model_loads, smallest_sparsity
+from rt3_tvm.energy.power import PowerState, dynamic_power
 from rt3_tvm.transformer_lm import TransformerLMConfig
 
 BATTERY_J = 37_800.0
