@@ -96,12 +96,17 @@ class Checkpoint:
         """Return the PyTorch model with the masks of a level applied: the reference of every numeric test."""
         if not 0 <= level < len(self.levels):
             raise Rt3Error(f"level {level}: the checkpoint has levels 0 to {len(self.levels) - 1}")
-        return self._model(self.masked_weights(level))
+        model = self.dense_model()
+        self.mask(model, level)
+        return model
 
-    def masked_weights(self, level: int) -> dict[str, np.ndarray]:
-        """Return a copy of the weights by name, masked as a level does."""
-        matrices = self.levels[level].matrices
-        return {n: matrices[n].masked(v) if n in matrices else v.copy() for n, v in self.weights.items()}
+    def mask(self, model: torch.nn.Module, level: int) -> None:
+        """Give a model of this checkpoint the masked weights of a level, whatever level it had before."""
+        tensors = dict(model.named_parameters(remove_duplicate=False))
+        for name in sorted({name for lv in self.levels for name in lv.matrices}):
+            matrix, weight = self.levels[level].matrices.get(name), self.weights[name]
+            # In place: a weight that two layers share is masked for both.
+            tensors[name].data.copy_(torch.from_numpy(weight if matrix is None else matrix.masked(weight)))
 
     def dense_model(self) -> torch.nn.Module:
         """Return the PyTorch model with its shared weights unmasked."""

@@ -3,6 +3,7 @@
 Linear layers are found in the exported graph, never by the names of modules.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,17 @@ import torch
 
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.masks import separate_masks
-from rt3_tvm.model import Axis, InputSpec, OutputSpec, config_of, example_inputs, inputs_of, quiet
+from rt3_tvm.model import (
+    Axis,
+    InputSpec,
+    OutputSpec,
+    config_of,
+    example_inputs,
+    has_length,
+    inputs_of,
+    max_length,
+    quiet,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,9 @@ class ExportForm(torch.nn.Module):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.extra = {"use_cache": False} if hasattr(config_of(model), "use_cache") else {}
+        taken = inspect.signature(model.forward).parameters.values()
+        cached = any(p.name == "use_cache" or p.kind is p.VAR_KEYWORD for p in taken)
+        self.extra = {"use_cache": False} if cached and hasattr(config_of(model), "use_cache") else {}
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, Any]:
         """Run the model on its inputs, see :func:`inputs_of`."""
@@ -71,6 +84,42 @@ def outputs_of(model: torch.nn.Module, specs: tuple[InputSpec, ...]) -> tuple[Ou
             axes.append(_AXES.get((a, b), int(a)))
         specs_out.append(OutputSpec(name, tuple(axes)))
     return tuple(specs_out)
+
+
+def padding_shows(model: torch.nn.Module, specs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...]) -> bool:
+    """Return whether real tokens get other values when tokens that are masked out follow them; seen by running both.
+
+    It does where nothing can be masked (FNet), where neighbours are read (MobileBERT) or the last token is (SigLIP's text).
+    """
+    length = min(8, max_length(model))
+    real = length - 3
+    if not has_length(specs) or real < 1:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(PADDING_TRIES):
+        long = example_inputs(specs, 1, length)
+        for spec in (s for s in specs if not s.mask):
+            long[spec.name] = torch.randint(0, spec.limit, (1, length), generator=generator)
+        short = {name: value[:, :real] for name, value in long.items()}
+        for spec in specs:
+            long[spec.name][:, real:] = spec.fill
+        with torch.no_grad(), quiet():
+            want, got = (ExportForm(model)(**inputs) for inputs in (short, long))
+        if any(_differ(want[o.name], got[o.name]) for o in outputs):
+            return True
+    return False
+
+
+PADDING_TRIES = 3
+"""Random inputs that are tried: a token that happens to be read like padding must not hide a leak."""
+PADDING_TOLERANCE = 1e-4
+"""Of the largest value: PyTorch's own rounding differs by the length, by less than a tenth of this."""
+
+
+def _differ(want: torch.Tensor, got: torch.Tensor) -> bool:
+    """Return whether an output of fewer tokens differs from the part of a longer one that belongs to them."""
+    part = got[tuple(slice(0, n) for n in want.shape)]
+    return not bool((part - want).abs().max() <= PADDING_TOLERANCE * max(1e-6, float(want.abs().max())))
 
 
 KEPT_WHOLE = (
@@ -156,9 +205,8 @@ def parameter_names(program: torch.export.ExportedProgram) -> dict[str, str]:
     return {placeholder: name.removeprefix("model.") for placeholder, name in held.items()}
 
 
-def find_embeddings(model: torch.nn.Module) -> list[LinearLayer]:
+def embeddings_in(program: torch.export.ExportedProgram) -> list[LinearLayer]:
     """Return the tables that token ids look up rows of, (vocabulary, features); tables of positions are none."""
-    program = export(model, 1, 8)
     names = parameter_names(program)
     return [
         LinearLayer(names[node.args[0].name], tuple(node.args[0].meta["val"].shape))
@@ -174,8 +222,12 @@ LINEAR_OPERATORS = {torch.ops.aten.linear.default: 1, torch.ops.aten.addmm.defau
 
 
 def find_linears(model: torch.nn.Module) -> list[LinearLayer]:
-    """Return the linear layers of the graph, in the order in which they run."""
-    program = export(model, 1, 8)
+    """Return the linear layers of a model, in the order in which they run."""
+    return linears_in(export(model, 1, 8))
+
+
+def linears_in(program: torch.export.ExportedProgram) -> list[LinearLayer]:
+    """Return the linear layers of a graph, in the order in which they run."""
     names = parameter_names(program)
     found: dict[str, LinearLayer] = {}
     for node in program.graph.nodes:

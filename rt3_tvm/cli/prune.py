@@ -47,6 +47,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="F,F,F",
         help="frequencies of the levels, kept in the checkpoint; default none, rt3 compile chooses",
     )
+    p.add_argument(
+        "--without-head", action="store_true", help="leave out the head that the model's configuration names"
+    )
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(drive=drive)
 
@@ -72,7 +75,7 @@ def drive(args: argparse.Namespace) -> None:
         frequencies=parse_frequencies(args.freqs, len(args.sparsity)) if args.freqs else None,
         seed=args.seed,
     )
-    model = models.load(args.model)
+    model = models.load(args.model, not args.without_head)
     checkpoint = prune_one_shot(model, options, models.source_directory(args.model))
     checkpoint.save(args.output)
     for name, reason in checkpoint.skipped.items():
@@ -83,5 +86,5 @@ def drive(args: argparse.Namespace) -> None:
             f"{name}: group {args.group} does not divide its {matrix.backbone.shape[0]} rows, took {matrix.patterns.shape.group}"
         )
     densities = ", ".join(f"{level.density:.3f}" for level in checkpoint.levels)
-    count = len(checkpoint.levels[0].matrices)
-    print(f"{args.output}: {count} matrices pruned, {len(checkpoint.skipped)} dense, density by level {densities}")
+    counts = f"{len(checkpoint.levels[0].matrices)} matrices pruned, {len(checkpoint.skipped)} dense"
+    print(f"{args.output}: {type(model).__name__}, {counts}, density by level {densities}")

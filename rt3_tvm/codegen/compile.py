@@ -22,6 +22,7 @@ from rt3_tvm import device as devices
 from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen import cache
+from rt3_tvm.codegen.cpu_features import required_features
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
@@ -163,6 +164,7 @@ def compile_checkpoint(
         "device": device.name,
         "cluster": cluster.name,
         "target": target,
+        "cpu_features": sorted(required_features(target)),
         "compiler": compiler,
         "levels": [
             {
@@ -294,7 +296,14 @@ class _Build:
             writing.result()
         (folder / "metadata.json").write_bytes(encode_metadata(metadata, room_for(len(self.plans))))
         tables = Tables(
-            levels, self.plans, self.kernels.kernels, self.imported.inputs, self.imported.outputs, self.options.batch
+            levels,
+            self.plans,
+            self.kernels.kernels,
+            self.imported.inputs,
+            self.imported.outputs,
+            self.options.batch,
+            self.imported.exact_length,
+            required_features(target),
         )
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
         assembly = blob_assembly(Path("weights.bin"), Path("metadata.json"))
@@ -306,10 +315,10 @@ class _Build:
             return {"skipped": "--no-verify"}
         if not runs_here(bundle):
             return {"skipped": "it is for another machine"}
-        assert self.imported is not None
+        imported, lengths = self.imported, tuple(sorted({p.length for p in self.plans}))
+        assert imported is not None
         self.progress("verify every level and length")
-        lengths = tuple(sorted({p.length for p in self.plans}))
-        proof = Proof(self.checkpoint, self.model, self.imported.outputs, lengths, self.options.batch)
+        proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, imported.exact_length)
         with self.timed("verify"):
             return verify_bundle(bundle, proof)
 
@@ -326,6 +335,7 @@ class _Build:
             "lengths": sorted({p.length for p in self.plans}),
             "inputs": [s.name for s in self.imported.inputs],
             "outputs": [s.name for s in self.imported.outputs],
+            "exact_lengths": self.imported.exact_length,
             "weights_bytes": self.store.size,
             "workspace_bytes": max(p.workspace_bytes for p in self.plans),
             "kernels": [{"symbol": k.symbol, "family": k.family} for k in self.kernels.kernels],

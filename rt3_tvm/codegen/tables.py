@@ -1,9 +1,10 @@
 """The tables of a bundle as C: levels, variants, steps; and the assembly that brings in the weights."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from rt3_tvm.codegen.cpu_features import Bits
 from rt3_tvm.codegen.kernels import Kernel
 from rt3_tvm.codegen.plan import Plan, Step
 from rt3_tvm.model import InputSpec, OutputSpec
@@ -32,6 +33,8 @@ class Tables:
     inputs: Sequence[InputSpec]
     outputs: Sequence[OutputSpec]
     batch: int
+    exact_lengths: bool
+    features: Mapping[str, Bits] = field(default_factory=dict)
 
     def to_c(self) -> str:
         """Return the C source."""
@@ -77,13 +80,15 @@ class Tables:
                 ),
             )
         )
+        bits = [f'{{"{name}", RT3_{word}, {bit}}}' for name, rows in self.features.items() for word, bit in rows]
+        parts.append(_array("rt3_cpu_feature", "features", [*bits, "{NULL, RT3_HWCAP, 0}"]))
         parts += [_fill_assertion(s) for s in self.inputs if s.dtype != "float32"]
         workspace = max(p.workspace_bytes for p in plans)
         longest = max(p.length for p in plans)
         parts.append(
             "const rt3_bundle rt3_bundle_tables = {"
             f"{len(self.levels)}, {len(plans)}, {len(self.inputs)}, {len(self.outputs)}, {self.batch}, {longest}, "
-            f"{workspace}u, levels, variants, inputs, outputs}};\n"
+            f"{str(self.exact_lengths).lower()}, {workspace}u, levels, variants, inputs, outputs, features}};\n"
         )
         return "\n".join(parts)
 

@@ -34,6 +34,8 @@ class Proof:
         The outputs of the bundle.
     lengths
         The compiled lengths, ascending; 1 alone for a model without tokens.
+    exact
+        Whether the bundle takes no length between them.
     """
 
     checkpoint: Checkpoint
@@ -41,13 +43,14 @@ class Proof:
     outputs: tuple[OutputSpec, ...]
     lengths: tuple[int, ...]
     batch: int
+    exact: bool
 
     @cached_property
     def trials(self) -> dict[int, tuple[Trial, ...]]:
         """The trials of each length."""
         specs = inputs_of(self.model)
         return {
-            length: trials_of(specs, self.batch, length, below)
+            length: trials_of(specs, self.batch, length, length - 1 if self.exact else below)
             for below, length in zip((0, *self.lengths), self.lengths, strict=False)
         }
 
@@ -92,7 +95,7 @@ def verify_bundle(path: Path, proof: Proof) -> dict[str, Any]:
     rows = []
     with load(path) as bundle, _beside() as torch_side:
         for level in range(len(proof.checkpoint.levels)):
-            _give_weights(proof, level)
+            proof.checkpoint.mask(proof.model, level)
             bundle.set_level(level)
             for length, trials in proof.trials.items():
                 wanted = [torch_side.submit(reference, proof.model, trial) for trial in trials]
@@ -104,11 +107,6 @@ def verify_bundle(path: Path, proof: Proof) -> dict[str, Any]:
                     worst = max(worst, found.error)
                 rows.append({"level": level, "length": length, "error": float(f"{worst:.3g}")})
     return {"what": "the bundle itself", "tolerance": TOLERANCES, "errors": rows}
-
-
-def _give_weights(proof: Proof, level: int) -> None:
-    weights = proof.checkpoint.masked_weights(level)
-    proof.model.load_state_dict({n: torch.from_numpy(v) for n, v in weights.items()}, strict=False)
 
 
 @contextmanager

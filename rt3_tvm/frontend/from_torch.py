@@ -10,14 +10,15 @@ from tvm.relax.frontend.torch import from_exported_program
 
 from rt3_tvm import model as models
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.export import export, outputs_of, parameter_names
+from rt3_tvm.export import export, outputs_of, padding_shows, parameter_names
 
 
 @dataclass(frozen=True, eq=False)
 class ImportedModel:
     """A Relax module for one shape.
 
-    ``parameters`` maps the names of ``main``'s parameters to the model's weight names.
+    ``parameters`` maps the names of ``main``'s parameters to the model's weight names. ``exact_length``: the model's outputs
+    depend on padding, so the module is for inputs of just this length.
     """
 
     mod: IRModule
@@ -26,6 +27,7 @@ class ImportedModel:
     inputs: tuple[models.InputSpec, ...]
     outputs: tuple[models.OutputSpec, ...]
     parameters: dict[str, str]
+    exact_length: bool
 
 
 def _attention(node: torch.fx.Node, importer: Any) -> relax.Var:
@@ -127,4 +129,6 @@ def import_model(model: torch.nn.Module, batch: int, length: int) -> ImportedMod
     except (AssertionError, ValueError) as error:  # how TVM 0.27 reports an operator or a shape that it cannot import
         raise Rt3Error(f"TVM cannot import this model: {str(error).splitlines()[0]}") from error
     mod["main"] = mod["main"].without_attr("params")
-    return ImportedModel(mod, batch, length, inputs, outputs_of(model, inputs), parameter_names(program))
+    outputs = outputs_of(model, inputs)
+    exact = padding_shows(model, inputs, outputs)
+    return ImportedModel(mod, batch, length, inputs, outputs, parameter_names(program), exact)

@@ -82,7 +82,7 @@ def load(path: str | Path) -> "Bundle":
     Raises
     ------
     Rt3Error
-        Missing, truncated, foreign, or for another machine.
+        Missing, truncated, damaged, foreign, for another machine, or for a CPU with more features than this one has.
     """
     return Bundle(Path(path))
 
@@ -123,7 +123,11 @@ class Bundle:
         self._library = _open_library(path)
         self._declare()
         handle = ctypes.c_void_p()
-        self._check(self._library.rt3_open(ctypes.byref(handle)))
+        try:
+            self._check(self._library.rt3_open(ctypes.byref(handle)))
+        except Rt3Error as error:
+            _ctypes.dlclose(self._library._handle)
+            raise Rt3Error(f"'{path}': {error}") from error
         self._handle = handle
         self._queue = threading.Lock()
         self._users = 0

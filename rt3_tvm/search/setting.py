@@ -13,8 +13,8 @@ from rt3_tvm import model as models
 from rt3_tvm.energy.latency import LatencyModel, latency_model, source_for
 from rt3_tvm.energy.power import Power, PowerState, measured_power, modelled_power, published_power
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.export import LinearLayer, find_embeddings, find_linears
-from rt3_tvm.prune.one_shot import why_dense
+from rt3_tvm.export import LinearLayer
+from rt3_tvm.prune.one_shot import find_prunable
 from rt3_tvm.search.options import SearchOptions
 from rt3_tvm.tasks import Dataset, load_task
 
@@ -46,21 +46,28 @@ def load_setting(model_name: str, options: SearchOptions, data: Path | None) -> 
     frequencies = options.frequencies or _default_frequencies(device, power, options)
     states = _states(frequencies, power, device, options)
     model, dataset = load_task(options.task, data, model_name, options.seed)
-    tables = find_embeddings(model) if options.embeddings else []
-    found = [*find_linears(model), *tables]
-    skipped = {layer.name: reason for layer in found if (reason := why_dense(layer, options.exclude))}
-    layers = tuple(layer for layer in found if layer.name not in skipped)
-    if not layers:
+    found = find_prunable(model, options.exclude, options.embeddings)
+    if not found.layers:
         raise Rt3Error("no linear layer is left to prune")
     latency = latency_model(options.latency, options.tokens)
     sources = {
         "latency": source_for(latency, device.cluster.core),
         "power": power.source if power else "not known: R_runs is left out",
     }
-    lookups = frozenset(layer.name for layer in tables)
     source = models.source_directory(model_name)
     return Setting(
-        model_name, model, dataset, options, layers, skipped, lookups, latency, frequencies, states, source, sources
+        model_name,
+        model,
+        dataset,
+        options,
+        found.layers,
+        found.skipped,
+        found.lookups,
+        latency,
+        frequencies,
+        states,
+        source,
+        sources,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rt3_tvm import CompileOptions, compile, load
+from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen.link import runtime_directory
 from tests.conftest import app_tokens
 
@@ -58,15 +59,15 @@ def qemu(machine: str) -> str:
     pytest.skip(f"qemu-{machine} is not installed: install qemu-user")
 
 
-@pytest.mark.parametrize("case", sorted(CASES))
-def test_app_under_qemu_equals_the_host(tiny_checkpoint, tiny_bundle, tmp_path, case):
-    device, machine, cpu, gnu, zig = CASES[case]
+def build_app(checkpoint: Checkpoint, folder: Path, case: str) -> tuple[Path, list[str]]:
+    """Return the C++ app over a bundle for the device of a case, and the command that runs it but for the CPU."""
+    device, machine, _, gnu, zig = CASES[case]
     emulator = qemu(machine)
     cc, cxx, sysroot = compilers(gnu, zig)
-    bundle = tmp_path / "tiny.so"
+    bundle = folder / "tiny.so"
     options = CompileOptions(device, (1.4e9, 1.0e9, 0.8e9), (16, 40), 2, threads=2, cross_compiler=cc)
-    compile(tiny_checkpoint, bundle, options)
-    app = tmp_path / "app"
+    compile(checkpoint, bundle, options)
+    app = folder / "app"
     command = [
         *shlex.split(cxx),
         "-std=c++17",
@@ -77,11 +78,25 @@ def test_app_under_qemu_equals_the_host(tiny_checkpoint, tiny_bundle, tmp_path, 
         bundle,
     ]
     subprocess.run([*command, "-Wl,-rpath,$ORIGIN", "-o", app], check=True, capture_output=True)
+    return app, [emulator, "-L", sysroot or "/"]
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_app_under_qemu_equals_the_host(tiny_checkpoint, tiny_bundle, tmp_path, case):
+    app, command = build_app(tiny_checkpoint, tmp_path, case)
     # An instruction that this core lacks would end it with SIGILL.
-    subprocess.run([emulator, "-cpu", cpu, "-L", sysroot, app, tmp_path / "arm.f32"], check=True, timeout=300)
+    subprocess.run([*command, "-cpu", CASES[case][2], app, tmp_path / "arm.f32"], check=True, timeout=300)
     got = np.fromfile(tmp_path / "arm.f32", np.float32).reshape(3, 20, 48)
     with load(tiny_bundle) as host:
         for level in range(3):
             host.set_level(level)
             want = host(input_ids=np.array([app_tokens(500)]))["last_hidden_state"][0]
             assert np.abs(got[level] - want).max() < 1e-3
+
+
+def test_a_bundle_for_a_newer_core_is_refused(tiny_checkpoint, tmp_path):
+    app, command = build_app(tiny_checkpoint, tmp_path, "aarch64-a76")
+    done = subprocess.run(
+        [*command, "-cpu", "cortex-a53", app], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode > 0 and "this CPU lacks fullfp16, rdm, dotprod, which" in done.stderr

@@ -301,3 +301,23 @@ def test_directories_that_cannot_be_loaded_are_one_line(tmp_path, content):
     with pytest.raises(Rt3Error) as error:
         models.load(str(tmp_path))
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_where_padding_shows_only_compiled_lengths_are_taken(tmp_path):
+    """MobileBERT's embedding reads neighbours, so tokens that pad would be read; its padding row is zero only when new."""
+    model = tiny("MobileBertModel", embedding_size=32, intra_bottleneck_size=32, num_hidden_layers=1)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.normal_(generator=torch.Generator().manual_seed(0))
+    checkpoint = prune(model, PruneOptions((0.5,)))
+    compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(8, 12)))
+    with load(tmp_path / "m.so") as bundle:
+        assert bundle.metadata["exact_lengths"]
+        for length in (8, 12):
+            check_levels(checkpoint, bundle, 1, length)
+        with pytest.raises(Rt3Error, match=r"^length 9: outputs of this model depend on padding.* the next is 12$"):
+            bundle(input_ids=np.ones((1, 9), np.int64))
+
+
+def test_padding_does_not_show_in_a_bert(tiny_bundle):
+    with load(tiny_bundle) as bundle:
+        assert not bundle.metadata["exact_lengths"]

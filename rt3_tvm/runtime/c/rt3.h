@@ -77,7 +77,8 @@ typedef struct {
   double hysteresis;      /* a denser level needs this much more than its frequency; default 0.02 */
 } rt3_auto_options;
 
-/* Returns a handle on this bundle's model, at level 0. RT3_ERROR_BUNDLE: its tables are damaged. */
+/* Returns a handle on this bundle's model, at level 0. RT3_ERROR_BUNDLE: its tables are damaged, or its
+ * kernels use what this CPU lacks. */
 RT3_API rt3_status rt3_open(rt3_model **model);
 /* Frees a handle; NULL is ignored. */
 RT3_API void rt3_close(rt3_model *model);

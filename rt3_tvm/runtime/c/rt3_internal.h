@@ -47,14 +47,37 @@ typedef struct {
   bool mask;    /* 1 for real tokens when it is left out */
 } rt3_input_spec;
 
+/* Where a CPU says what it has. */
+typedef enum {
+  RT3_CPUID_1_ECX,
+  RT3_CPUID_7_EBX,
+  RT3_CPUID_7_ECX,
+  RT3_CPUID_7_EDX,
+  RT3_CPUID_7_1_EAX,
+  RT3_CPUID_7_1_EDX,
+  RT3_CPUID_EXTENDED_ECX,
+  RT3_XCR0,
+  RT3_HWCAP,
+  RT3_HWCAP2
+} rt3_cpu_word;
+
+/* A feature that kernels may use. Rows of one name follow each other: all of their bits must be set. */
+typedef struct {
+  const char *name;
+  rt3_cpu_word word;
+  int32_t bit;
+} rt3_cpu_feature;
+
 typedef struct {
   int32_t level_count, variant_count, input_count, output_count;
   int64_t batch, max_length;
+  bool exact_lengths; /* outputs depend on padding: only lengths that were compiled are taken */
   uint64_t workspace_bytes;
   const rt3_level_info *levels; /* descending frequency, densest first */
   const rt3_variant *variants;  /* by level, then by ascending length */
   const rt3_input_spec *inputs;
   const rt3_tensor_info *outputs;
+  const rt3_cpu_feature *features; /* up to a row without a name */
 } rt3_bundle;
 
 extern const rt3_bundle rt3_bundle_tables;
@@ -99,6 +122,9 @@ rt3_status rt3_fail(rt3_status status, const char *format, ...) __attribute__((f
 /* The densest level whose frequency is at most hz; the sparsest, and below = true, where there is none. */
 int32_t rt3_level_for(double hz, bool *below);
 double rt3_now(void);
+
+/* Fails when this CPU lacks a feature that the kernels were compiled for. */
+rt3_status rt3_check_cpu(void);
 
 rt3_status rt3_governor_start(rt3_governor *governor, const rt3_auto_options *options, int32_t *level);
 int32_t rt3_governor_choose(rt3_governor *governor, int32_t current, double now);
