@@ -101,12 +101,11 @@ class Checkpoint:
         return model
 
     def mask(self, model: torch.nn.Module, level: int) -> None:
-        """Give a model of this checkpoint the masked weights of a level, whatever level it had before."""
+        """Mask the weights of a model of this checkpoint, whatever level they had, in place."""
         tensors = dict(model.named_parameters(remove_duplicate=False))
-        for name in sorted({name for lv in self.levels for name in lv.matrices}):
-            matrix, weight = self.levels[level].matrices.get(name), self.weights[name]
+        for name, matrix in self.levels[level].matrices.items():
             # In place: a weight that two layers share is masked for both.
-            tensors[name].data.copy_(torch.from_numpy(weight if matrix is None else matrix.masked(weight)))
+            tensors[name].data.copy_(torch.from_numpy(matrix.masked(self.weights[name])))
 
     def dense_model(self) -> torch.nn.Module:
         """Return the PyTorch model with its shared weights unmasked."""

@@ -5,6 +5,7 @@ Linear layers are found in the exported graph, never by the names of modules.
 
 import inspect
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 import torch
@@ -152,7 +153,7 @@ def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedP
 
 def _fold_constants(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """Replace what depends on no input by buffers. Parameters stay, but for rows that constant ids look up."""
-    values: dict[torch.fx.Node, torch.Tensor] = {}
+    values: dict[torch.fx.Node, Any] = {}
     for node in module.graph.nodes:
         sources = node.all_input_nodes
         if node.op == "get_attr":
@@ -160,7 +161,7 @@ def _fold_constants(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
             node.meta.setdefault("val", value)
             if not isinstance(value, torch.nn.Parameter):
                 values[node] = value
-        elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+        elif node.op == "call_function" and (isinstance(node.target, torch._ops.OpOverload) or node.target is getitem):
             known = [s in values for s in sources]
             if node.target is torch.ops.aten.embedding.default and known == [False, True]:
                 values |= (
@@ -170,9 +171,10 @@ def _fold_constants(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
             if all(known):
                 _fold_node(node, values)
     for i, (node, value) in enumerate(list(values.items())):
-        if node.op == "call_function" and any(user not in values for user in node.users):
+        constant = node.op == "call_function" and isinstance(value, torch.Tensor)
+        if constant and any(user not in values for user in node.users):
             name = f"rt3_folded_{i}"
-            module.register_buffer(name, value.contiguous())
+            module.register_buffer(name, value.detach().contiguous())
             with module.graph.inserting_before(node):
                 folded = module.graph.get_attr(name)
             folded.meta["val"] = value
@@ -183,13 +185,14 @@ def _fold_constants(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 
 def _fold_node(node: torch.fx.Node, values: dict[torch.fx.Node, torch.Tensor]) -> None:
-    """Compute a node whose inputs are known, if its result is a tensor of moderate size."""
+    """Compute a node whose inputs are known, if its result is tensors of moderate size."""
     assert callable(node.target)
     meta = node.meta.get("val")
-    if not isinstance(meta, torch.Tensor) or meta.numel() > FOLDED_ELEMENTS:
+    parts = meta if isinstance(meta, list | tuple) else [meta]
+    if not all(isinstance(p, torch.Tensor) and p.numel() <= FOLDED_ELEMENTS for p in parts):
         return
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-    values[node] = node.target(*args, **kwargs).detach()
+    values[node] = node.target(*args, **kwargs)
 
 
 def _attribute(module: torch.nn.Module, path: str) -> Any:

@@ -168,7 +168,7 @@ def test_bad_arguments(capsys, tmp_path, monkeypatch, args, message):
     ("args", "code", "message"),
     [
         (["--device", "rpi9"], 2, "unknown device 'rpi9'"),
-        (["--freqs", "1GHz"], 2, "names 1 frequencies, the checkpoint has 3 levels"),
+        (["--freqs", "1GHz"], 2, "--freqs: 1 for 3 levels: give one for each level"),
         (["--seq-len", "0"], 2, "at least 1"),
         (["--seq-len", "65"], 2, "exceeds the 64 positions"),
         (["--batch", "0"], 2, "batch 0"),
