@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -23,12 +24,13 @@ from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.cpu_features import required_features
+from rt3_tvm.codegen.differing import Built, Variant, first_difference
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
 from rt3_tvm.codegen.plan import Plan, plan_variant
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
-from rt3_tvm.codegen.verify import Proof, room_for, runs_here, verify_bundle
+from rt3_tvm.codegen.verify import Failure, Proof, room_for, runs_here, verify_bundle
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.device import Device, level_frequencies
 from rt3_tvm.energy.latency import frequencies_in_time
@@ -262,7 +264,7 @@ class _Build:
     ) -> None:
         self.checkpoint, self.options, self.cpu, self.progress = checkpoint, options, cpu, progress
         self.kernels, self.store = KernelTable(), WeightStore(checkpoint)
-        self.plans: list[Plan] = []
+        self.variants: dict[tuple[int, int], Variant] = {}
         self.seconds: dict[str, float] = {}
         self.imported: ImportedModel | None = None
         self.model = checkpoint.dense_model()
@@ -285,7 +287,13 @@ class _Build:
                 with self.timed("transform"):
                     lowered = run_phases(mod, level_phases(context), self.options.dump_ir, f"t{length}_level{i}_")
                 with self.timed("plan"):
-                    self.plans.append(plan_variant(lowered, context, self.kernels, self.store))
+                    plan = plan_variant(lowered, context, self.kernels, self.store)
+                self.variants[i, length] = Variant(imported, mod, context, plan)
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The plans of all variants."""
+        return [variant.plan for variant in self.variants.values()]
 
     def _lengths(self, model: torch.nn.Module) -> list[int]:
         if models.has_length(models.inputs_of(model)):
@@ -330,7 +338,14 @@ class _Build:
         imported = self.imported
         proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, imported.exact_length)
         with self.timed("verify"):
-            return verify_bundle(bundle, proof)
+            return verify_bundle(bundle, proof, partial(self._explain, bundle.parent))
+
+    def _explain(self, folder: Path, failure: Failure) -> str:
+        """Say where the compiled model goes wrong; the folder has what it was linked from."""
+        compiler = choose_compiler(platform.machine(), None, platform.machine())
+        built = Built(folder, "kernels.o", self.kernels, compiler)
+        variant = self.variants[failure.level, failure.length]
+        return first_difference(variant, built, self.model, failure.trial)
 
     def metadata(self) -> dict[str, Any]:
         """Return what ``rt3 inspect`` shows of a bundle."""

@@ -1,7 +1,7 @@
 """Every bundle proves itself: before it gets its name, each level and length is compared with the masked PyTorch model."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,8 +84,8 @@ def runs_here(bundle: Path) -> bool:
     return True
 
 
-def verify_bundle(path: Path, proof: Proof) -> dict[str, Any]:
-    """Run a bundle and return what its metadata say of it.
+def verify_bundle(path: Path, proof: Proof, explain: Callable[[Failure], str]) -> dict[str, Any]:
+    """Run a bundle and return what its metadata say of it; ``explain`` says where a failure begins.
 
     Raises
     ------
@@ -103,7 +103,8 @@ def verify_bundle(path: Path, proof: Proof) -> dict[str, Any]:
                 for trial, want in zip(trials, wanted, strict=True):
                     found = worst_difference(proof.outputs, trial, bundle(**trial.inputs), want.result())
                     if not found.tolerated:
-                        raise JobError(f"the compiled model is wrong: {Failure(level, length, trial, found)}")
+                        failure = Failure(level, length, trial, found)
+                        raise JobError(f"the compiled model is wrong: {failure}; {explain(failure)}")
                     worst = max(worst, found.error)
                 rows.append({"level": level, "length": length, "error": float(f"{worst:.3g}")})
     return {"what": "the bundle itself", "tolerance": TOLERANCES, "errors": rows}
