@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 import shutil
 import tempfile
@@ -30,6 +29,7 @@ from rt3_tvm.codegen.plan import Plan, plan_variant
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.files import check_target, written_whole
 from rt3_tvm.frontend import ImportedModel, import_model
 from rt3_tvm.runtime.check import BUNDLE_FORMAT, read_metadata
 from rt3_tvm.schedules.cpu import CpuShape
@@ -121,10 +121,7 @@ def compile_checkpoint(
     """
     options = options or CompileOptions()
     output = Path(output)
-    if not output.parent.is_dir():
-        raise Rt3Error(f"no such directory: '{output.parent}'")
-    if output.is_dir():
-        raise Rt3Error(f"'{output}' is a directory: -o takes the name of the bundle")
+    check_target(output)
     device = devices.load(options.device)
     if options.cluster is not None:
         device = device.with_cluster(options.cluster)
@@ -175,10 +172,10 @@ def compile_checkpoint(
     report = CompileReport(output, compiler, metadata)
     try:
         with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
-            build.write(Path(folder), levels, target, metadata)
+            limits = build.write(Path(folder), levels, target, metadata)
             progress(f"link with {' '.join(compiler)}")
             with build.timed("link"):
-                link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so", output.name, options.threads)
+                link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so", output.name, limits)
             _install(Path(folder) / "bundle.so", output)
             if use_cache:
                 cache.store(key, Path(folder) / "bundle.so")
@@ -209,23 +206,14 @@ def _from_cache(key: str, output: Path, compiler: list[str]) -> CompileReport | 
             metadata = read_metadata(found)
         except Rt3Error:
             return None
-        try:
-            _install(found, output)
-        except OSError as error:
-            raise JobError(f"cannot write '{output}': {error.strerror or error}") from error
+        _install(found, output)
     seconds = {"cache": time.perf_counter() - start}
     return CompileReport(output, compiler, metadata, output.stat().st_size, seconds, from_cache=True)
 
 
 def _install(source: Path, target: Path) -> None:
-    """Copy under a temporary name beside the target, then rename."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with written_whole(target, mode=0o755) as temporary:
         shutil.copyfile(source, temporary)
-        temporary.chmod(0o755)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Timer:
@@ -278,8 +266,10 @@ class _Build:
             raise Rt3Error(f"{type(model).__name__} takes inputs of one shape: leave out the sequence lengths")
         return [1]
 
-    def write(self, folder: Path, levels: list[LevelRow], target: dict[str, Any], metadata: dict[str, Any]) -> None:
-        """Write kernels, weights and tables into a folder."""
+    def write(
+        self, folder: Path, levels: list[LevelRow], target: dict[str, Any], metadata: dict[str, Any]
+    ) -> dict[str, int]:
+        """Write kernels, weights and tables into a folder; return what the runtime's arrays are sized by."""
         assert self.imported is not None
         self.progress(f"compile {len(self.kernels.kernels)} kernels")
         use_cache = self.options.cache and self.options.dump_ir is None
@@ -300,6 +290,7 @@ class _Build:
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
         assembly = blob_assembly(Path("weights.bin"), Path("metadata.json"))
         (folder / "weights.S").write_text(assembly, encoding="utf-8")
+        return {"RT3_MAX_THREADS": self.options.threads, "RT3_MAX_ARGS": tables.most_arguments}
 
     def metadata(self) -> dict[str, Any]:
         """Return what ``rt3 inspect`` shows of a bundle."""

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -86,16 +87,19 @@ def run_compiler(command: list[str], arguments: list[str], folder: Path) -> None
 
 
 def link_bundle(
-    command: list[str], folder: Path, objects: list[str], output: str, soname: str, threads: int = 1
+    command: list[str], folder: Path, objects: list[str], output: str, soname: str, limits: Mapping[str, int]
 ) -> None:
-    """Compile the runtime and the tables in ``folder`` and link them with the kernels."""
+    """Compile the runtime and the tables in ``folder`` and link them with the kernels.
+
+    ``limits``: what the runtime's arrays are sized by, ``RT3_MAX_THREADS`` and ``RT3_MAX_ARGS``.
+    """
     import tvm_ffi
 
     (folder / "exports.map").write_text(EXPORTS, encoding="utf-8")
     for name in (*SOURCES, "rt3.h", "rt3_internal.h"):
         shutil.copyfile(runtime_directory() / name, folder / name)
     includes = ["-I.", *(f"-isystem{path}" for path in tvm_ffi.libinfo.include_paths())]
-    compile_flags = [*C_FLAGS, *includes, f"-DRT3_MAX_THREADS={threads}"]
+    compile_flags = [*C_FLAGS, *includes, *(f"-D{name}={value}" for name, value in limits.items())]
     sources = ["weights.S", "tables.c", *SOURCES]  # the slow ones first
     compiled = [f"{Path(source).stem}.o" for source in sources]
 
@@ -104,6 +108,6 @@ def link_bundle(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, sources, compiled))
-    libraries = ["-lm", *(("-pthread",) if threads > 1 else ())]
+    libraries = ["-lm", *(("-pthread",) if limits["RT3_MAX_THREADS"] > 1 else ())]
     flags = [*LINK_FLAGS, "-Wl,--version-script=exports.map", f"-Wl,-soname,{soname}"]
     run_compiler(command, [*flags, "-o", output, *compiled, *objects, *libraries], folder)

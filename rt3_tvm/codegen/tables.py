@@ -35,6 +35,11 @@ class Tables:
     batch: int
     features: Mapping[str, Bits] = field(default_factory=dict)
 
+    @property
+    def most_arguments(self) -> int:
+        """Most pointers that a kernel takes: room on the runtime's stack."""
+        return max((k.arguments for k in self.kernels), default=1)
+
     def to_c(self) -> str:
         """Return the C source."""
         plans = sorted(self.plans, key=lambda p: (p.level, p.length))
@@ -125,7 +130,16 @@ def _variant_tables(index: int, plan: Plan, kernels: Sequence[Kernel]) -> str:
     def place_rows(step: Step) -> str:
         return ", ".join(f"{{{int(p.in_weights)}, 0, {p.offset}u}}" for p in step.args)
 
-    args = [f"static const rt3_place args_{index}_{i}[] = {{{place_rows(s)}}};" for i, s in enumerate(plan.steps)]
+    def args_of(i: int, step: Step) -> str:
+        """Return the arguments of a step; the kernel's own number of them is the length that C checks."""
+        name, count = f"args_{index}_{i}", kernels[step.kernel].arguments
+        assert len(step.args) == count, f"{kernels[step.kernel].symbol} takes {count} arguments"
+        return (
+            f"static const rt3_place {name}[] = {{{place_rows(step)}}};\n"
+            f'_Static_assert(sizeof {name} / sizeof *{name} <= RT3_MAX_ARGS, "arguments of {name}");'
+        )
+
+    args = [args_of(i, s) for i, s in enumerate(plan.steps)]
     steps = (
         f"{{run_{kernels[s.kernel].symbol}, args_{index}_{i}, {len(s.args)}, {s.kernel}, {kernels[s.kernel].tasks}}}"
         for i, s in enumerate(plan.steps)

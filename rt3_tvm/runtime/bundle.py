@@ -3,12 +3,13 @@
 import _ctypes
 import ctypes
 import json
+import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os import fsencode
 from pathlib import Path
 from typing import Any, Never, Self
 
@@ -129,11 +130,16 @@ class Bundle:
             _ctypes.dlclose(self._library._handle)
             raise Rt3Error(f"'{path}': {error}") from error
         self._handle = handle
+        self._renew_locks()
+        _opened.add(self)
+        self._inputs = self._describe(self._library.rt3_input_count, self._library.rt3_input)
+        self._outputs = self._describe(self._library.rt3_output_count, self._library.rt3_output)
+
+    def _renew_locks(self) -> None:
+        """Make the locks; in a child that was forked again, since threads that held them are not there."""
         self._queue = threading.Lock()
         self._users = 0
         self._state = threading.Condition()
-        self._inputs = self._describe(self._library.rt3_input_count, self._library.rt3_input)
-        self._outputs = self._describe(self._library.rt3_output_count, self._library.rt3_output)
 
     def _declare(self) -> None:
         library, handle = self._library, ctypes.c_void_p
@@ -279,7 +285,7 @@ class Bundle:
         hysteresis: float = 0.0,
     ) -> None:
         """Follow a cpufreq policy from now on; zeros take the defaults of ``rt3.h``."""
-        options = _AutoOptions(fsencode(sysfs_root), policy, dwell_s, poll_s, hysteresis)
+        options = _AutoOptions(os.fsencode(sysfs_root), policy, dwell_s, poll_s, hysteresis)
         with self._open() as handle, self._queue:
             self._check(self._library.rt3_set_auto(handle, ctypes.byref(options)))
 
@@ -366,6 +372,17 @@ class Bundle:
     def __reduce__(self) -> Never:
         """Refuse to be copied or pickled: two objects would free one handle."""
         raise TypeError("a Bundle cannot be copied or pickled: load the file again")
+
+
+_opened: "weakref.WeakSet[Bundle]" = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    for bundle in _opened:
+        bundle._renew_locks()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _tensors(arrays: Mapping[str, np.ndarray]) -> Any:

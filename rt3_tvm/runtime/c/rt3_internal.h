@@ -8,7 +8,10 @@
 
 #include "rt3.h"
 
-#define RT3_MAX_ARGS 16
+/* Most pointers that a kernel takes; codegen sets it, and asserts it in the tables. */
+#ifndef RT3_MAX_ARGS
+#define RT3_MAX_ARGS 1
+#endif
 
 /* Most threads of a handle; `rt3 compile --threads` sets it. */
 #ifndef RT3_MAX_THREADS
@@ -106,8 +109,11 @@ typedef struct rt3_pool rt3_pool;
 
 /* A pool of `threads` threads, the caller's included; NULL when they cannot be had. NULL is also a pool of one. */
 rt3_pool *rt3_pool_open(int32_t threads);
+/* Ends the workers; those of a process that was forked are not there, and are forgotten. */
 void rt3_pool_close(rt3_pool *pool);
 int32_t rt3_pool_threads(const rt3_pool *pool);
+/* Whether the pool was opened by this process: a child that was forked has no workers. */
+bool rt3_pool_is_ours(const rt3_pool *pool);
 /* Around the steps of one inference: workers are awake in between. */
 void rt3_pool_begin(rt3_pool *pool);
 void rt3_pool_end(rt3_pool *pool);
@@ -120,8 +126,8 @@ int32_t rt3_online_cores(void);
 
 struct rt3_model {
   atomic_int
-      choice; /* the level, and RT3_FOLLOW while `auto` chooses it: one word, so that neither outlives the other */
-  atomic_flag busy;
+      choice;      /* the level, and RT3_FOLLOW while `auto` chooses it: one word, so that neither outlives the other */
+  atomic_int busy; /* the process whose thread holds the handle; 0: none. A fork copies it, but not the thread. */
   unsigned char *workspace;
   rt3_pool *pool;     /* NULL: one thread */
   atomic_int threads; /* wanted; the pool is made to match by the next run */
