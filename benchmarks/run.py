@@ -23,12 +23,12 @@ from typing import Any
 
 from machine import machine
 
+from rt3_tvm.bench.linear import bench_linear
+from rt3_tvm.bench.linear_kernel import LinearCase
+from rt3_tvm.bench.model import ModelResult, bench_model
+from rt3_tvm.bench.peak import core_limits
+from rt3_tvm.bench.rivals import RIVALS
 from rt3_tvm.codegen.link import runtime_directory
-from rt3_tvm.hardware.bench_linear import bench_linear
-from rt3_tvm.hardware.bench_model import ModelResult, bench_model
-from rt3_tvm.hardware.linear_kernel import LinearCase
-from rt3_tvm.hardware.peak import core_limits
-from rt3_tvm.hardware.rivals import RIVALS
 from rt3_tvm.report.ops import measure_ops
 from rt3_tvm.runtime import Bundle, load
 from rt3_tvm.timing import time_interleaved

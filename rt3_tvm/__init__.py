@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rt3_tvm.checkpoint import Checkpoint
     from rt3_tvm.codegen import CompileOptions
     from rt3_tvm.codegen import compile_checkpoint as compile
-    from rt3_tvm.hardware.comparison import SimulateOptions
-    from rt3_tvm.hardware.comparison import compare as simulate
+    from rt3_tvm.energy.comparison import SimulateOptions
+    from rt3_tvm.energy.comparison import compare as simulate
     from rt3_tvm.prune import PruneOptions
     from rt3_tvm.prune import prune_one_shot as prune
     from rt3_tvm.runtime import load
@@ -25,12 +25,12 @@ _PUBLIC = {
     "CompileOptions": ("rt3_tvm.codegen", "CompileOptions"),
     "PruneOptions": ("rt3_tvm.prune", "PruneOptions"),
     "SearchOptions": ("rt3_tvm.search", "SearchOptions"),
-    "SimulateOptions": ("rt3_tvm.hardware.comparison", "SimulateOptions"),
+    "SimulateOptions": ("rt3_tvm.energy.comparison", "SimulateOptions"),
     "compile": ("rt3_tvm.codegen", "compile_checkpoint"),
     "load": ("rt3_tvm.runtime", "load"),
     "prune": ("rt3_tvm.prune", "prune_one_shot"),
     "search": ("rt3_tvm.search", "search"),
-    "simulate": ("rt3_tvm.hardware.comparison", "compare"),
+    "simulate": ("rt3_tvm.energy.comparison", "compare"),
 }
 __all__ = [
     "Checkpoint",

@@ -3,15 +3,26 @@
 Linear layers are found in the exported graph, never by the names of modules.
 """
 
+import inspect
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 import torch
 
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.model import Axis, InputSpec, OutputSpec, config_of, example_inputs, has_length, inputs_of, quiet
-
-MASK_VALUE = float(torch.finfo(torch.float32).min)
+from rt3_tvm.masks import separate_masks
+from rt3_tvm.model import (
+    Axis,
+    InputSpec,
+    OutputSpec,
+    config_of,
+    example_inputs,
+    has_length,
+    inputs_of,
+    max_length,
+    quiet,
+)
 
 
 @dataclass(frozen=True)
@@ -26,22 +37,6 @@ class LinearLayer:
     transposed: bool = False
 
 
-CAUSAL_BUFFER = "rt3_causal"
-"""Name of the exported buffer that hides later keys."""
-
-
-def is_causal(model: torch.nn.Module) -> bool:
-    """Return whether a token's output is the same whatever comes after it; seen by running two inputs."""
-    specs = inputs_of(model)
-    if not has_length(specs):
-        return False
-    first, second = (example_inputs(specs, 1, 4) for _ in range(2))
-    second[specs[0].name][0, -1] = 1
-    with torch.no_grad(), quiet():
-        one, other = (next(iter(_run(model, e).values())) for e in (first, second))
-    return one.ndim == 3 and torch.equal(one[:, :-1], other[:, :-1]) and not torch.equal(one[:, -1], other[:, -1])
-
-
 def _run(model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """Run a model; one that cannot take such inputs is one line."""
     try:
@@ -53,44 +48,79 @@ def _run(model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class ExportForm(torch.nn.Module):
-    """The model as it is exported, for one length: an additive mask on keys comes in, a dict of tensors goes out.
+    """The model as it is exported: the call of a user, without a cache; a dict of tensors goes out.
 
-    What a causal model makes of a two-dimensional mask is made here, from a buffer that the compiler knows by its name.
+    The model makes its own masks from the two-dimensional one, so that windows, left padding and positions that count real
+    tokens stay what they are.
     """
 
-    def __init__(self, model: torch.nn.Module, length: int) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.extra = {"use_cache": False} if hasattr(config_of(model), "use_cache") else {}
-        self.causal = is_causal(model)
-        if self.causal:
-            hidden = torch.full((length, length), MASK_VALUE).triu(1)
-            self.register_buffer(CAUSAL_BUFFER, hidden[None, None])
+        taken = inspect.signature(model.forward).parameters.values()
+        cached = any(p.name == "use_cache" or p.kind is p.VAR_KEYWORD for p in taken)
+        self.extra = {"use_cache": False} if cached and hasattr(config_of(model), "use_cache") else {}
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, Any]:
         """Run the model on its inputs, see :func:`inputs_of`."""
-        if "attention_mask" in inputs:
-            bias = (1.0 - inputs["attention_mask"][:, None, None, :].to(torch.float32)) * MASK_VALUE
-            if self.causal:
-                bias = torch.minimum(bias, getattr(self, CAUSAL_BUFFER))
-            inputs = inputs | {"attention_mask": bias}
         result = _run(self.model, inputs | self.extra)
         return {k: v for k, v in result.items() if isinstance(v, torch.Tensor)}
 
 
+_AXES: dict[tuple[int, int], Axis] = {(2, 3): "batch", (3, 5): "length"}
+"""Two small shapes to run, axis by axis."""
+
+
 def outputs_of(model: torch.nn.Module, specs: tuple[InputSpec, ...]) -> tuple[OutputSpec, ...]:
     """Return the outputs; which axes are batch and length is seen by running two small shapes."""
-    shapes = ((2, 3), (3, 5))
     with torch.no_grad(), quiet():
-        results = [ExportForm(model, t)(**example_inputs(specs, b, t)) for b, t in shapes]
+        results = [ExportForm(model)(**example_inputs(specs, b, t)) for b, t in zip(*_AXES, strict=True)]
     specs_out = []
     for name in results[0]:
         first, second = (tuple(r[name].shape) for r in results)
         axes: list[Axis] = []
         for a, b in zip(first, second, strict=True):
-            axes.append("batch" if (a, b) == (2, 3) else "length" if (a, b) == (3, 5) else int(a))
+            if a != b and (a, b) not in _AXES:
+                raise Rt3Error(f"output '{name}': an axis of {a} for 3 tokens, {b} for 5: neither batch nor length")
+            axes.append(_AXES.get((a, b), int(a)))
         specs_out.append(OutputSpec(name, tuple(axes)))
     return tuple(specs_out)
+
+
+def padding_shows(model: torch.nn.Module, specs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...]) -> bool:
+    """Return whether real tokens get other values when tokens that are masked out follow them; seen by running both.
+
+    It does where nothing can be masked (FNet), where neighbours are read (MobileBERT) or the last token is (SigLIP's text).
+    """
+    length = min(8, max_length(model))
+    real = length - 3
+    if not has_length(specs) or real < 1:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(PADDING_TRIES):
+        long = example_inputs(specs, 1, length)
+        for spec in (s for s in specs if not s.mask):
+            long[spec.name] = torch.randint(0, spec.limit, (1, length), generator=generator)
+        short = {name: value[:, :real] for name, value in long.items()}
+        for spec in specs:
+            long[spec.name][:, real:] = spec.fill
+        with torch.no_grad(), quiet():
+            want, got = (ExportForm(model)(**inputs) for inputs in (short, long))
+        if any(_differ(want[o.name], got[o.name]) for o in outputs):
+            return True
+    return False
+
+
+PADDING_TRIES = 3
+"""Random inputs that are tried: a token that happens to be read like padding must not hide a leak."""
+PADDING_TOLERANCE = 1e-4
+"""Of the largest value: PyTorch's own rounding differs by the length, by less than a tenth of this."""
+
+
+def _differ(want: torch.Tensor, got: torch.Tensor) -> bool:
+    """Return whether an output of fewer tokens differs from the part of a longer one that belongs to them."""
+    part = got[tuple(slice(0, n) for n in want.shape)]
+    return not bool((part - want).abs().max() <= PADDING_TOLERANCE * max(1e-6, float(want.abs().max())))
 
 
 KEPT_WHOLE = (
@@ -108,8 +138,10 @@ def export(model: torch.nn.Module, batch: int, length: int) -> torch.export.Expo
     """Export the model for one shape: core ATen but for KEPT_WHOLE, and what depends on no input computed already."""
     examples = example_inputs(inputs_of(model), batch, length)
     with torch.no_grad(), quiet():
-        program = _decomposed(torch.export.export(ExportForm(model, length), (), examples))
-        return _decomposed(torch.export.export(_fold_constants(program.module()), (), examples))
+        program = _decomposed(torch.export.export(ExportForm(model), (), examples))
+        module = _fold_constants(program.module())
+        separate_masks(module)
+        return _decomposed(torch.export.export(module, (), examples))
 
 
 def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -121,14 +153,15 @@ def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedP
 
 def _fold_constants(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """Replace what depends on no input by buffers. Parameters stay, but for rows that constant ids look up."""
-    values: dict[torch.fx.Node, torch.Tensor] = {}
+    values: dict[torch.fx.Node, Any] = {}
     for node in module.graph.nodes:
         sources = node.all_input_nodes
         if node.op == "get_attr":
             value = _attribute(module, str(node.target))
+            node.meta.setdefault("val", value)
             if not isinstance(value, torch.nn.Parameter):
                 values[node] = value
-        elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+        elif node.op == "call_function" and (isinstance(node.target, torch._ops.OpOverload) or node.target is getitem):
             known = [s in values for s in sources]
             if node.target is torch.ops.aten.embedding.default and known == [False, True]:
                 values |= (
@@ -138,24 +171,28 @@ def _fold_constants(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
             if all(known):
                 _fold_node(node, values)
     for i, (node, value) in enumerate(list(values.items())):
-        if node.op == "call_function" and any(user not in values for user in node.users):
+        constant = node.op == "call_function" and isinstance(value, torch.Tensor)
+        if constant and any(user not in values for user in node.users):
             name = f"rt3_folded_{i}"
-            module.register_buffer(name, value.contiguous())
+            module.register_buffer(name, value.detach().contiguous())
             with module.graph.inserting_before(node):
-                node.replace_all_uses_with(module.graph.get_attr(name))
+                folded = module.graph.get_attr(name)
+            folded.meta["val"] = value
+            node.replace_all_uses_with(folded)
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
 
 
 def _fold_node(node: torch.fx.Node, values: dict[torch.fx.Node, torch.Tensor]) -> None:
-    """Compute a node whose inputs are known, if its result is a tensor of moderate size."""
+    """Compute a node whose inputs are known, if its result is tensors of moderate size."""
     assert callable(node.target)
     meta = node.meta.get("val")
-    if not isinstance(meta, torch.Tensor) or meta.numel() > FOLDED_ELEMENTS:
+    parts = meta if isinstance(meta, list | tuple) else [meta]
+    if not all(isinstance(p, torch.Tensor) and p.numel() <= FOLDED_ELEMENTS for p in parts):
         return
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-    values[node] = node.target(*args, **kwargs).detach()
+    values[node] = node.target(*args, **kwargs)
 
 
 def _attribute(module: torch.nn.Module, path: str) -> Any:
@@ -171,9 +208,8 @@ def parameter_names(program: torch.export.ExportedProgram) -> dict[str, str]:
     return {placeholder: name.removeprefix("model.") for placeholder, name in held.items()}
 
 
-def find_embeddings(model: torch.nn.Module) -> list[LinearLayer]:
+def embeddings_in(program: torch.export.ExportedProgram) -> list[LinearLayer]:
     """Return the tables that token ids look up rows of, (vocabulary, features); tables of positions are none."""
-    program = export(model, 1, 8)
     names = parameter_names(program)
     return [
         LinearLayer(names[node.args[0].name], tuple(node.args[0].meta["val"].shape))
@@ -189,8 +225,12 @@ LINEAR_OPERATORS = {torch.ops.aten.linear.default: 1, torch.ops.aten.addmm.defau
 
 
 def find_linears(model: torch.nn.Module) -> list[LinearLayer]:
-    """Return the linear layers of the graph, in the order in which they run."""
-    program = export(model, 1, 8)
+    """Return the linear layers of a model, in the order in which they run."""
+    return linears_in(export(model, 1, 8))
+
+
+def linears_in(program: torch.export.ExportedProgram) -> list[LinearLayer]:
+    """Return the linear layers of a graph, in the order in which they run."""
     names = parameter_names(program)
     found: dict[str, LinearLayer] = {}
     for node in program.graph.nodes:

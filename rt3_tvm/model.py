@@ -144,8 +144,12 @@ def quiet() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def load_directory(path: Path) -> torch.nn.Module:
-    """Load a Hugging Face model from a local directory; safetensors only, no remote code."""
+def load_directory(path: Path, with_head: bool = True) -> torch.nn.Module:
+    """Load a Hugging Face model from a local directory; safetensors only, no remote code.
+
+    The class is the one that the configuration names (``architectures``), so a language model or a classifier keeps its head;
+    ``with_head=False`` leaves it out.
+    """
     import transformers
 
     if not (path / "config.json").is_file():
@@ -153,17 +157,21 @@ def load_directory(path: Path) -> torch.nn.Module:
     try:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-            model_class = _model_class((config.architectures or [""])[0])
+            named = (config.architectures or [None])[0] if with_head else None
+            model_class = transformers.AutoModel if named is None else _model_class(named)
             return model_class.from_pretrained(path, local_files_only=True, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise Rt3Error(f"'{path}': {str(error).splitlines()[0]}") from error
 
 
-def _model_class(architecture: str) -> Any:
-    """Return the class with the head that a user runs: classifiers keep theirs, everything else is the bare encoder."""
+def _model_class(name: str) -> Any:
+    """Return a class of transformers by its name."""
     import transformers
 
-    return getattr(transformers, architecture) if architecture.endswith(CLASSIFIER) else transformers.AutoModel
+    found = getattr(transformers, name, None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise Rt3Error(f"model class '{name}' is not one of transformers {transformers.__version__}")
+    return found
 
 
 CLASSIFIER = "Classification"
@@ -189,13 +197,13 @@ def load_classifier(path: Path, classes: int, seed: int = 0) -> torch.nn.Module:
         raise Rt3Error(f"'{path}' takes no head to classify with: {str(error).splitlines()[0]}") from error
 
 
-def load(name: str) -> torch.nn.Module:
-    """Return a model in evaluation mode: a registered demo model or a local directory."""
+def load(name: str, with_head: bool = True) -> torch.nn.Module:
+    """Return a model in evaluation mode: a registered demo model or a local directory, see :func:`load_directory`."""
     if name in DEMO_MODELS:
         with quiet():
             model = DEMO_MODELS[name]()
     elif Path(name).is_dir():
-        model = load_directory(Path(name))
+        model = load_directory(Path(name), with_head)
     else:
         raise Rt3Error(f"no model '{name}': give a local Hugging Face directory or one of {choices(DEMO_MODELS)}")
     return model.eval()
@@ -225,35 +233,57 @@ def build(description: dict[str, Any]) -> torch.nn.Module:
     config = dict(description["config"])
     if description["class"] == TransformerLM.__name__:
         return TransformerLM(TransformerLMConfig(**config)).eval()
+    model_class = _model_class(str(description["class"]))
     try:
-        kind = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+        kind = model_class.config_class.from_dict(config)
     except (KeyError, ValueError) as error:
         raise Rt3Error(f"transformers {transformers.__version__} cannot build this model: {error}") from error
-    model_class = getattr(transformers, str(description["class"]), None)
-    if model_class is None or not issubclass(model_class, transformers.PreTrainedModel):
-        raise Rt3Error(f"model class '{description['class']}' is not one of transformers {transformers.__version__}")
     with quiet():
         return model_class(kind).eval()
+
+
+FIXED_INPUTS: dict[str, tuple[tuple[str, ...], Callable[[Any], tuple[int, ...]]]] = {
+    "pixel_values": (("num_channels", "image_size"), lambda c: (c.num_channels, *_height_and_width(c.image_size))),
+    "input_features": (
+        ("num_mel_bins", "max_source_positions"),
+        lambda c: (c.num_mel_bins, 2 * c.max_source_positions),  # Whisper's stem halves the frames
+    ),
+    "input_values": (("num_mel_bins", "max_length"), lambda c: (c.max_length, c.num_mel_bins)),
+}
+"""Inputs of one shape: what of the configuration says it, and the axes after the batch."""
+
+
+def _height_and_width(size: int | list[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _fixed_input(model: torch.nn.Module, name: str) -> InputSpec:
+    """Return the only input of an encoder of images or sound, whose shape its configuration says."""
+    config = config_of(model)
+    if name not in FIXED_INPUTS:
+        raise Rt3Error(
+            f"{type(model).__name__} takes no input_ids: encoders and decoders of text do, encoders of images take "
+            "pixel_values, those of sound input_features or input_values"
+        )
+    entries, axes = FIXED_INPUTS[name]
+    missing = [entry for entry in entries if getattr(config, entry, None) is None]
+    if missing:
+        raise Rt3Error(
+            f"{type(model).__name__} takes {name} of a shape that its configuration leaves open: no {missing[0]}"
+        )
+    return InputSpec(name, axes=("batch", *axes(config)), dtype="float32")
 
 
 def inputs_of(model: torch.nn.Module) -> tuple[InputSpec, ...]:
     """Return the inputs that a compiled model takes."""
     config = config_of(model)
     taken = inspect.signature(model.forward).parameters
-    if "pixel_values" in taken and "input_ids" not in taken:
-        height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
-        axes: tuple[Axis, ...] = ("batch", config.num_channels, height, width)
-        return (InputSpec("pixel_values", axes=axes, dtype="float32"),)
-    for name in ("input_ids", "attention_mask"):
-        if name not in taken:
-            raise Rt3Error(
-                f"{type(model).__name__} takes no {name}: encoders and decoders of text do, encoders of images take pixel_values"
-            )
-    specs = [
-        InputSpec("input_ids", config.vocab_size, fill=config.pad_token_id or 0),
-        InputSpec("attention_mask", 2, mask=True),
-    ]
-    if getattr(config, "type_vocab_size", 0) > 1:
+    if "input_ids" not in taken:
+        return (_fixed_input(model, next((n for n in FIXED_INPUTS if n in taken), "input_ids")),)
+    specs = [InputSpec("input_ids", config.vocab_size, fill=config.pad_token_id or 0)]
+    if "attention_mask" in taken:
+        specs.append(InputSpec("attention_mask", 2, mask=True))
+    if getattr(config, "type_vocab_size", 0) > 1 and "token_type_ids" in taken:
         specs.append(InputSpec("token_type_ids", config.type_vocab_size))
     return tuple(specs)
 

@@ -55,6 +55,9 @@ class LinearPacking:
     column_blocks: int
     unroll: int = 1
 
+    def __str__(self) -> str:
+        return f"r{self.rows}b{self.column_blocks}u{self.unroll}"
+
 
 @dataclass(frozen=True)
 class LinearDecisions:

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rt3_tvm.cli.options import console, numbers
+from rt3_tvm.cli.options import console, frequencies, numbers
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -48,6 +48,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     latency.add_argument(
         "--freqs",
+        dest="frequencies",
+        type=frequencies,
         metavar="F,F,F",
         help="hold these frequencies one by one (root); default measure at the clock it runs at",
     )
@@ -56,8 +58,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def drive_linear(args: argparse.Namespace) -> None:
     """Run ``rt3 bench linear``."""
-    from rt3_tvm.hardware.bench_linear import bench_linear
-    from rt3_tvm.hardware.linear_kernel import LinearCase
+    from rt3_tvm.bench.linear import bench_linear
+    from rt3_tvm.bench.linear_kernel import LinearCase
 
     result = bench_linear(LinearCase(args.rows, args.cols, args.tokens, args.sparsity, args.group)).to_json()
     if args.json:
@@ -75,7 +77,7 @@ def drive_model(args: argparse.Namespace) -> None:
     """Run ``rt3 bench model``."""
     from rich.table import Table
 
-    from rt3_tvm.hardware.bench_model import bench_model
+    from rt3_tvm.bench.model import bench_model
 
     against = args.against.split(",") if args.against else None
     result = bench_model(args.bundle, args.seq_len, against, threads=args.threads)
@@ -98,13 +100,11 @@ def drive_latency(args: argparse.Namespace) -> None:
     import logging
 
     from rt3_tvm import model as models
+    from rt3_tvm.bench.latency import LatencyOptions, bench_latency
     from rt3_tvm.checkpoint import Checkpoint
-    from rt3_tvm.device import parse_frequency
     from rt3_tvm.files import write_text
-    from rt3_tvm.hardware.bench_latency import LatencyOptions, bench_latency
 
-    frequencies = tuple(parse_frequency(f) for f in args.freqs.split(",")) if args.freqs else None
-    options = LatencyOptions(args.seq_len, tuple(args.groups), tuple(args.sparsity), frequencies)
+    options = LatencyOptions(args.seq_len, tuple(args.groups), tuple(args.sparsity), args.frequencies)
     path = Path(args.model)
     is_checkpoint = (path / "checkpoint.json").is_file()
     model = Checkpoint.load(path).dense_model() if is_checkpoint else models.load(args.model)

@@ -1,5 +1,6 @@
 """One-shot pruning by magnitude, no training: block pruning to the backbone, then a pattern set per matrix and level."""
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import pairwise
@@ -9,8 +10,9 @@ import torch
 
 from rt3_tvm import model as models
 from rt3_tvm.checkpoint import TOKENIZER_FILES, Checkpoint, Level, check_finite
+from rt3_tvm.device import check_frequencies
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.export import LinearLayer, find_embeddings, find_linears
+from rt3_tvm.export import LinearLayer, embeddings_in, export, linears_in
 from rt3_tvm.pattern import Backbone, PatternRecipe, PatternShape, cut_backbone, cut_patterns
 
 SMALLEST = 32
@@ -66,6 +68,8 @@ class PruneOptions:
                 f"block sparsity {self.block_sparsity:g} exceeds the first level's sparsity {self.sparsity[0]:g}: "
                 "the backbone must hold every level"
             )
+        if self.frequencies is not None:
+            check_frequencies(self.frequencies, len(self.sparsity))
         if self.patterns < 1 or self.block_rows < 1:
             raise Rt3Error(f"--patterns {self.patterns} and --block-rows {self.block_rows} must be at least 1")
         if self.block_rows % self.shape.group:
@@ -84,16 +88,12 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
     """
     weights = {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
     check_finite(weights, "model")
-    skipped: dict[str, str] = {}
+    found = find_prunable(model, options.exclude, options.embeddings)
+    skipped = found.skipped
     backbones: dict[str, Backbone] = {}
-    tables = find_embeddings(model) if options.embeddings else []
-    for layer in [*find_linears(model), *tables]:
-        reason = why_dense(layer, options.exclude)
-        if reason:
-            skipped[layer.name] = reason
-        else:
-            weight = weights[layer.name].T if layer.transposed else weights[layer.name]
-            backbones[layer.name] = cut_backbone(weight, options.block_sparsity, options.block_rows, layer.transposed)
+    for layer in found.layers:
+        weight = weights[layer.name].T if layer.transposed else weights[layer.name]
+        backbones[layer.name] = cut_backbone(weight, options.block_sparsity, options.block_rows, layer.transposed)
     if not backbones:
         reasons = "; ".join(f"{n}: {r}" for n, r in skipped.items()) or "none was found in the graph"
         raise Rt3Error(f"no linear layer is left to prune: {reasons}")
@@ -110,12 +110,37 @@ def tokenizer_files(source: Path | None) -> tuple[Path, ...]:
     return tuple(source / n for n in TOKENIZER_FILES if (source / n).is_file()) if source else ()
 
 
-def why_dense(layer: LinearLayer, exclude: tuple[str, ...]) -> str:
-    """Return why a linear layer stays dense; an empty text where it does not."""
+@dataclass(frozen=True)
+class Prunable:
+    """The matrices of a model that are pruned, why the others stay dense, and which are only looked up, row by row."""
+
+    layers: tuple[LinearLayer, ...]
+    skipped: dict[str, str]
+    lookups: frozenset[str]
+
+
+def find_prunable(model: torch.nn.Module, exclude: tuple[str, ...], embeddings: bool) -> Prunable:
+    """Return the matrices of a model that may be pruned: linear layers, with ``embeddings`` also the tables of tokens."""
+    program = export(model, 1, 8)
+    linears, tables = linears_in(program), embeddings_in(program)
+    tied = {layer.name for layer in linears} & {layer.name for layer in tables}
+    found = {layer.name: layer for layer in [*linears, *(tables if embeddings else [])]}
+    reasons = {name: _why_dense(layer, exclude, () if embeddings else tied) for name, layer in found.items()}
+    return Prunable(
+        tuple(layer for name, layer in found.items() if not reasons[name]),
+        {name: reason for name, reason in reasons.items() if reason},
+        frozenset(layer.name for layer in tables) - tied,
+    )
+
+
+def _why_dense(layer: LinearLayer, exclude: Iterable[str], tied: Container[str]) -> str:
+    """Return why a matrix stays dense; an empty text where it does not."""
     if any(fnmatch(layer.name, glob) for glob in exclude):
         return "excluded"
     if min(layer.shape) < SMALLEST:
         return f"{layer.shape[0]}x{layer.shape[1]} is smaller than {SMALLEST}x{SMALLEST}"
+    if layer.name in tied:
+        return "tied to the embedding of tokens, which is pruned with --embeddings only"
     return ""
 
 

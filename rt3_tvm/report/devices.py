@@ -7,7 +7,7 @@ from rich.table import Table
 
 from rt3_tvm.device import Device, frequency_name
 from rt3_tvm.device.toml import tag_of
-from rt3_tvm.hardware.energy import dynamic_power
+from rt3_tvm.energy.power import dynamic_power
 
 
 def device_facts(device: Device) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.device import frequency_name
+from rt3_tvm.energy.comparison import Comparison, Configuration
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.hardware.comparison import Comparison, Configuration
 from rt3_tvm.report.ops import OpRow
 from rt3_tvm.schedules import LINEAR_FAMILIES
 

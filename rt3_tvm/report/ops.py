@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rt3_tvm.bench.peak import peak_gflops
 from rt3_tvm.errors import JobError, Rt3Error
-from rt3_tvm.hardware.peak import peak_gflops
 from rt3_tvm.runtime import load
 
 RUNS = 15

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from rt3_tvm.bench.peak import peak_gflops, stream_gbytes
 from rt3_tvm.checkpoint import Checkpoint
+from rt3_tvm.energy.comparison import Comparison, SimulateOptions, compare
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.hardware.comparison import Comparison, SimulateOptions, compare
-from rt3_tvm.hardware.peak import peak_gflops, stream_gbytes
 from rt3_tvm.report import figures
 from rt3_tvm.report.document import Picture, document
 from rt3_tvm.report.ops import measure_ops

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 
 from rt3_tvm import device as devices
+from rt3_tvm.energy.latency import MatrixLoad, smallest_sparsity
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.hardware.latency import MatrixLoad, smallest_sparsity
 from rt3_tvm.pattern import Backbone
 from rt3_tvm.prune.one_shot import SMALLEST
 from rt3_tvm.search.block_pruning import cut_backbones, ratios_of

@@ -11,9 +11,9 @@ import numpy as np
 
 from rt3_tvm.checkpoint import Level
 from rt3_tvm.device import frequency_name
+from rt3_tvm.energy.latency import LatencyModel, MatrixLoad
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer
-from rt3_tvm.hardware.latency import LatencyModel, MatrixLoad
 from rt3_tvm.pattern import (
     EACH_BLOCK,
     Backbone,

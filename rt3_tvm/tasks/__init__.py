@@ -41,13 +41,16 @@ class Task:
     pruned_rate: float
     load: Callable[[Path | None, torch.nn.Module, Path | None], Dataset]
     classes: Callable[[Path | None], int] | None = None
+    with_head: bool = True
 
 
 TASKS = {
     "lm": Task(
         "next word; without --data the text of Python's help", "next-token accuracy", 1e-3, 1e-3, load_language_model
     ),
-    "sts": Task("similarity of two sentences, STS-B", "Spearman's correlation", 5e-5, 4e-4, load_similarity),
+    "sts": Task(
+        "similarity of two sentences, STS-B", "Spearman's correlation", 5e-5, 4e-4, load_similarity, with_head=False
+    ),
     "rte": Task("entailment, GLUE's RTE", "accuracy", 5e-5, 4e-4, load_rte, rte_classes),
     "text": Task("class of a text, files of text and label", "accuracy", 5e-5, 4e-4, load_text, text_classes),
 }
@@ -73,7 +76,7 @@ def load_task(name: str, data: Path | None, model_name: str, seed: int = 0) -> t
     if name not in TASKS:
         raise Rt3Error(f"unknown task '{name}': choose from {choices(TASKS)}")
     task = TASKS[name]
-    model = models.load(model_name)
+    model = models.load(model_name, task.with_head)
     source = models.source_directory(model_name)
     if task.classes is not None and source is not None and not models.is_classifier(model):
         model = models.load_classifier(source, task.classes(data), seed)

@@ -30,10 +30,13 @@ class WeightRef:
 
     @property
     def name(self) -> str:
-        """The parameter's name."""
+        """The parameter's name: another one for whatever differs in what it holds."""
         kind = "" if self.kind == "raw" else f".{self.kind}"
+        bias = f".{self.bias}" if self.kind == "bias" and self.bias else ""
+        packing = f".{self.packing}" if self.packing is not None else ""
+        dense = ".dense" if self.dense and self.level != UNPRUNED else ""
         suffix = f".level{self.level}" if self.level != UNPRUNED else ""
-        return f"{self.weight}{kind}{suffix}"
+        return f"{self.weight}{kind}{bias}{packing}{dense}{suffix}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,5 +65,5 @@ class VariantContext:
 
     def reference(self, ref: WeightRef) -> str:
         """Register a weight and return the parameter's name."""
-        self.weights[ref.name] = ref
+        assert self.weights.setdefault(ref.name, ref) == ref, f"two weights are called {ref.name}"
         return ref.name

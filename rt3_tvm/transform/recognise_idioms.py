@@ -72,6 +72,19 @@ def _same_shape(operator: str) -> Idiom:
     return Idiom(f"{operator} to the same shape", pattern, replace)
 
 
+def _joined_with_nothing() -> Idiom:
+    pattern = is_op("relax.concat")(wildcard())
+
+    def replace(expr: relax.Expr, _m: Matches) -> relax.Expr | None:
+        fields = expr.args[0].fields if isinstance(expr.args[0], relax.Tuple) else []
+        kept = [f for f in fields if 0 not in static_shape(f)]
+        if not kept or len(kept) == len(fields):
+            return None
+        return kept[0] if len(kept) == 1 else relax.op.concat(kept, expr.attrs.axis)
+
+    return Idiom("concat with tensors of width 0", pattern, replace)
+
+
 def _reshaped_twice() -> Idiom:
     source = wildcard()
     pattern = is_op("relax.reshape")(is_op("relax.reshape")(source, wildcard()), wildcard())
@@ -171,6 +184,7 @@ def _scale(call: relax.Call, dim: int) -> float:
 IDIOMS = (
     _same_shape("relax.broadcast_to"),
     _reshaped_twice(),
+    _joined_with_nothing(),
     _same_shape("relax.reshape"),
     _gelu_tanh(),
     _silu(sigmoid_first=False),

@@ -6,8 +6,8 @@ import pytest
 
 from rt3_tvm import device
 from rt3_tvm.cli.main import main
+from rt3_tvm.energy.latency import Rt3Latency, at_density, language_model_loads, smallest_sparsity
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.hardware.latency import Rt3Latency, at_density, language_model_loads, smallest_sparsity
 from tests.test_device import GOOD
 
 # ms by level, sparsity in % by level, million runs, ratio: what RT3's constants imply, computed by hand from its formulas.

@@ -9,10 +9,10 @@ from itertools import combinations, product
 import pytest
 import torch
 
+from rt3_tvm.energy.latency import MatrixLoad, Rt3Latency, TableLatency, TableRow
+from rt3_tvm.energy.power import PowerState
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer
-from rt3_tvm.hardware.energy import PowerState
-from rt3_tvm.hardware.latency import MatrixLoad, Rt3Latency, TableLatency, TableRow
 from rt3_tvm.pattern import EACH_BLOCK, PatternRecipe, PatternShape, cut_backbone
 from rt3_tvm.search.controller import Controller, Policy
 from rt3_tvm.search.journal import Journal

@@ -280,6 +280,23 @@ static rt3_status check_input(const rt3_tensor *tensor, const rt3_input_spec *sp
   return numbers ? RT3_OK : check_values(tensor, spec, count);
 }
 
+static const rt3_variant *find_variant(int32_t level, int64_t length) {
+  for (int32_t i = 0; i < rt3_bundle_tables.variant_count; ++i) {
+    const rt3_variant *variant = &rt3_bundle_tables.variants[i];
+    if (variant->level == level && variant->length >= length) return variant;
+  }
+  return NULL; /* check_inputs has made sure of the length */
+}
+
+/* Where padding shows in the outputs nothing may be padded. */
+static rt3_status check_exact(int64_t length) {
+  if (!rt3_bundle_tables.exact_lengths || find_variant(0, length)->length == length) return RT3_OK;
+  return rt3_fail(RT3_ERROR_ARGUMENT,
+                  "length %lld: outputs of this model depend on padding, so it takes only lengths "
+                  "that it was compiled for; the next is %lld",
+                  (long long)length, (long long)find_variant(0, length)->length);
+}
+
 static rt3_status check_inputs(const rt3_tensor *inputs, int32_t count, rt3_extent *extent) {
   rt3_status status = check_names(inputs, count, true);
   for (int32_t i = 0; i < rt3_bundle_tables.input_count && status == RT3_OK; ++i) {
@@ -291,15 +308,7 @@ static rt3_status check_inputs(const rt3_tensor *inputs, int32_t count, rt3_exte
       status = rt3_fail(RT3_ERROR_ARGUMENT, "input '%s' is missing", spec->info.name);
   }
   if (extent->length == 0) extent->length = 1; /* no input has a length: there is one variant a level */
-  return status;
-}
-
-static const rt3_variant *find_variant(int32_t level, int64_t length) {
-  for (int32_t i = 0; i < rt3_bundle_tables.variant_count; ++i) {
-    const rt3_variant *variant = &rt3_bundle_tables.variants[i];
-    if (variant->level == level && variant->length >= length) return variant;
-  }
-  return NULL; /* check_inputs has made sure of the length */
+  return status == RT3_OK ? check_exact(extent->length) : status;
 }
 
 static void copy_numbers(const rt3_tensor *tensor, const rt3_input_spec *spec, const rt3_extent *extent,

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from rt3_tvm import model as models
+from rt3_tvm.bench.rivals import installed_rivals
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.hardware.rivals import installed_rivals
 from rt3_tvm.runtime import Bundle, load
 from rt3_tvm.timing import Timing, time_interleaved
 

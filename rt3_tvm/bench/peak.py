@@ -21,7 +21,7 @@ def core_limits() -> dict[str, float]:
     import platform
 
     machine = platform.machine()
-    source = resources.files("rt3_tvm.hardware") / "peak.c"
+    source = resources.files("rt3_tvm.bench") / "peak.c"
     with tempfile.TemporaryDirectory(prefix="rt3-") as name:
         folder = Path(name)
         (folder / "peak.c").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rt3_tvm.hardware.governors import Governor
+from rt3_tvm.energy.governors import Governor
 
 EPSILON = 1e-9
 MOST_SEGMENTS = 2_000_000

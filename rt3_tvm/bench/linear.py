@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rt3_tvm.hardware.linear_kernel import LinearCase, LinearKernel, aligned
-from rt3_tvm.hardware.rivals import installed_rivals
+from rt3_tvm.bench.linear_kernel import LinearCase, LinearKernel, aligned
+from rt3_tvm.bench.rivals import installed_rivals
 from rt3_tvm.pattern import PatternRecipe, PatternShape, SparseMatrix, cut_backbone, cut_patterns
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking
 from rt3_tvm.timing import Timing, time_interleaved

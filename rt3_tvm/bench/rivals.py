@@ -77,7 +77,7 @@ def _onnx_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> Any:
 
 def _onnx_model(model: torch.nn.Module, inputs: dict[str, np.ndarray]) -> Any:
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
-    form = ExportForm(model, next(iter(inputs.values())).shape[1])  # an image has no length, and no mask
+    form = ExportForm(model)
     with torch.no_grad(), models.quiet():
         program = torch.onnx.export(form, (), kwargs=tensors, dynamo=True, verbose=False)
     assert program is not None  # only without dynamo

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from rt3_tvm import device as devices
+from rt3_tvm.bench.clock import pinned
+from rt3_tvm.bench.linear import sparse_weight
+from rt3_tvm.bench.linear_kernel import LinearCase, LinearKernel
+from rt3_tvm.bench.peak import clock_hz
 from rt3_tvm.codegen import CompileOptions, compile_checkpoint
+from rt3_tvm.energy.latency import DENSE_GROUP, TableLatency, TableRow
+from rt3_tvm.energy.loads import SMALLEST
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import find_linears
-from rt3_tvm.hardware.bench_linear import sparse_weight
-from rt3_tvm.hardware.clock import pinned
-from rt3_tvm.hardware.latency import DENSE_GROUP, TableLatency, TableRow
-from rt3_tvm.hardware.linear_kernel import LinearCase, LinearKernel
-from rt3_tvm.hardware.loads import SMALLEST
-from rt3_tvm.hardware.peak import clock_hz
 from rt3_tvm.prune import PruneOptions, prune_one_shot
 from rt3_tvm.runtime import load
 from rt3_tvm.schedules import LINEAR_FAMILIES
