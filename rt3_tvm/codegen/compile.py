@@ -35,7 +35,7 @@ from rt3_tvm.energy.loads import checkpoint_facts
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.files import check_target, written_whole
 from rt3_tvm.frontend import ImportedModel, import_model
-from rt3_tvm.runtime.check import BUNDLE_FORMAT, read_metadata
+from rt3_tvm.runtime.check import BUNDLE_FORMAT, check_bundle, read_metadata
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
@@ -218,6 +218,7 @@ def _from_cache(key: str, output: Path, compiler: list[str]) -> CompileReport | 
         if not cache.fetch(key, found):
             return None
         try:
+            check_bundle(found, for_this_machine=False)
             metadata = read_metadata(found)
         except Rt3Error:
             return None
@@ -307,7 +308,7 @@ class _Build:
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
         assembly = blob_assembly(Path("weights.bin"), Path("metadata.json"))
         (folder / "weights.S").write_text(assembly, encoding="utf-8")
-        return {"RT3_MAX_THREADS": self.options.threads, "RT3_MAX_ARGS": tables.most_arguments}
+        return {"RT3_MAX_THREADS": self.options.threads, **tables.limits}
 
     def verify(self, bundle: Path) -> dict[str, Any]:
         """Compare a bundle with PyTorch and return what its metadata say of it."""

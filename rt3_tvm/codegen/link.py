@@ -12,18 +12,19 @@ from importlib import resources
 from pathlib import Path
 
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.runtime.checksums import seal
 
 EXPORTS = """{
   global: rt3_open; rt3_close; rt3_level_count; rt3_level; rt3_current_level; rt3_set_level; rt3_set_frequency;
     rt3_set_auto; rt3_input_count; rt3_input; rt3_output_count; rt3_output; rt3_max_batch; rt3_max_length; rt3_run; rt3_profile;
     rt3_max_threads; rt3_threads; rt3_set_threads;
-    rt3_last_error; rt3_metadata; __tvm_ffi_*;
+    rt3_check; rt3_last_error; rt3_metadata; __tvm_ffi_*;
   local: *;
 };
 """
 C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 LINK_FLAGS = ("-shared", "-Wl,--as-needed", "-Wl,--no-undefined", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack")
-SOURCES = ("dispatcher.c", "cpu.c", "governor.c", "cpufreq.c", "pool.c", "tvm_ffi.c")
+SOURCES = ("dispatcher.c", "check.c", "cpu.c", "governor.c", "cpufreq.c", "pool.c", "tvm_ffi.c")
 
 # GNU triple and zig target of the architectures that a device may name.
 CROSS = {
@@ -91,7 +92,7 @@ def link_bundle(
 ) -> None:
     """Compile the runtime and the tables in ``folder`` and link them with the kernels.
 
-    ``limits``: what the runtime's arrays are sized by, ``RT3_MAX_THREADS`` and ``RT3_MAX_ARGS``.
+    ``limits``: what the runtime's arrays are sized by, ``RT3_MAX_THREADS`` and the limits of the tables.
     """
     import tvm_ffi
 
@@ -111,3 +112,4 @@ def link_bundle(
     libraries = ["-lm", *(("-pthread",) if limits["RT3_MAX_THREADS"] > 1 else ())]
     flags = [*LINK_FLAGS, "-Wl,--version-script=exports.map", f"-Wl,-soname,{soname}"]
     run_compiler(command, [*flags, "-o", output, *compiled, *objects, *libraries], folder)
+    seal(folder / output)

@@ -83,6 +83,26 @@ typedef struct {
   const rt3_cpu_feature *features; /* up to a row without a name */
 } rt3_bundle;
 
+#define RT3_MAX_SECTIONS 64
+
+/* A section of the file; see runtime/checksums.py, which writes the table when the bundle is linked. */
+typedef struct {
+  char name[24];
+  uint64_t address, offset, size; /* address: as linked, like that of the table */
+  uint32_t crc;
+  uint32_t same_in_memory; /* the loader writes nothing into it */
+} rt3_checksum;
+
+typedef struct {
+  uint32_t crc; /* of all that follows, up to the last row */
+  uint32_t count;
+  uint64_t address;
+  rt3_checksum rows[RT3_MAX_SECTIONS];
+} rt3_checksum_table;
+
+_Static_assert(sizeof(rt3_checksum) == 56 && offsetof(rt3_checksum_table, rows) == 16, "layout of the checksums");
+
+extern const rt3_checksum_table rt3_checksums;
 extern const rt3_bundle rt3_bundle_tables;
 extern const unsigned char rt3_weights[];
 extern const char rt3_metadata_json[];
