@@ -12,6 +12,7 @@ ORDER = [
     "errors",
     "rt3",
     "files",
+    "schema",
     "timing",
     "runtime",
     "pattern",
