@@ -242,18 +242,44 @@ def build(description: dict[str, Any]) -> torch.nn.Module:
         return model_class(kind).eval()
 
 
+FIXED_INPUTS: dict[str, tuple[tuple[str, ...], Callable[[Any], tuple[int, ...]]]] = {
+    "pixel_values": (("num_channels", "image_size"), lambda c: (c.num_channels, *_height_and_width(c.image_size))),
+    "input_features": (
+        ("num_mel_bins", "max_source_positions"),
+        lambda c: (c.num_mel_bins, 2 * c.max_source_positions),  # Whisper's stem halves the frames
+    ),
+    "input_values": (("num_mel_bins", "max_length"), lambda c: (c.max_length, c.num_mel_bins)),
+}
+"""Inputs of one shape: what of the configuration says it, and the axes after the batch."""
+
+
+def _height_and_width(size: int | list[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _fixed_input(model: torch.nn.Module, name: str) -> InputSpec:
+    """Return the only input of an encoder of images or sound, whose shape its configuration says."""
+    config = config_of(model)
+    if name not in FIXED_INPUTS:
+        raise Rt3Error(
+            f"{type(model).__name__} takes no input_ids: encoders and decoders of text do, encoders of images take "
+            "pixel_values, those of sound input_features or input_values"
+        )
+    entries, axes = FIXED_INPUTS[name]
+    missing = [entry for entry in entries if getattr(config, entry, None) is None]
+    if missing:
+        raise Rt3Error(
+            f"{type(model).__name__} takes {name} of a shape that its configuration leaves open: no {missing[0]}"
+        )
+    return InputSpec(name, axes=("batch", *axes(config)), dtype="float32")
+
+
 def inputs_of(model: torch.nn.Module) -> tuple[InputSpec, ...]:
     """Return the inputs that a compiled model takes."""
     config = config_of(model)
     taken = inspect.signature(model.forward).parameters
-    if "pixel_values" in taken and "input_ids" not in taken:
-        height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
-        axes: tuple[Axis, ...] = ("batch", config.num_channels, height, width)
-        return (InputSpec("pixel_values", axes=axes, dtype="float32"),)
     if "input_ids" not in taken:
-        raise Rt3Error(
-            f"{type(model).__name__} takes no input_ids: encoders and decoders of text do, encoders of images take pixel_values"
-        )
+        return (_fixed_input(model, next((n for n in FIXED_INPUTS if n in taken), "input_ids")),)
     specs = [InputSpec("input_ids", config.vocab_size, fill=config.pad_token_id or 0)]
     if "attention_mask" in taken:
         specs.append(InputSpec("attention_mask", 2, mask=True))

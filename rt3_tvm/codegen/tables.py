@@ -33,6 +33,7 @@ class Tables:
     inputs: Sequence[InputSpec]
     outputs: Sequence[OutputSpec]
     batch: int
+    exact_lengths: bool
     features: Mapping[str, Bits] = field(default_factory=dict)
 
     def to_c(self) -> str:
@@ -87,7 +88,7 @@ class Tables:
         parts.append(
             "const rt3_bundle rt3_bundle_tables = {"
             f"{len(self.levels)}, {len(plans)}, {len(self.inputs)}, {len(self.outputs)}, {self.batch}, {longest}, "
-            f"{workspace}u, levels, variants, inputs, outputs, features}};\n"
+            f"{str(self.exact_lengths).lower()}, {workspace}u, levels, variants, inputs, outputs, features}};\n"
         )
         return "\n".join(parts)
 

@@ -173,7 +173,7 @@ def test_modelled_power_by_hand():
     assert power.states[0].watts == pytest.approx(2 * 100e-6 * 1416 * opp.volts**2 + 0.1)
     assert power.idle_w == 0.1 and power.source.startswith("modelled")
     for name in ("sdm845", "raspberrypi4", "odroid-n2"):
-        with pytest.raises(Rt3Error, match=rf"{name}: .*pass --power FILE"):
+        with pytest.raises(Rt3Error, match=rf"{name}: .*give power, a file of measured watts"):
             modelled_power(device.load(name).cluster, name)
 
 
@@ -195,7 +195,7 @@ def test_measured_power(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "--power .*power.json: Expecting value"),
+        ("", "^power .*power.json: Expecting value"),
         ("[]", "expected clusters"),
         ('{"clusters": [{"name": "gold", "points": []}]}', "no cluster 'silver': it has gold"),
         ('{"clusters": [{"name": "silver", "points": [{}]}]}', r"silver.points\[0\]: expected frequency_hz"),
@@ -338,13 +338,13 @@ def test_published_power(saved_checkpoint, capsys):
         ([], "no device: pass --device NAME"),
         (
             ["--device", "rk3399"],
-            "is for another device than 'rk3399', pass --freqs: cluster 'little' does not have 1.4GHz",
+            "is for another device than 'rk3399': give --freqs: cluster 'little' does not have 1.4GHz",
         ),
         (
             ["--device", "odroid-xu3", "--freqs", "1.4GHz,1GHz,0.85GHz"],
             "--freqs: cluster 'LITTLE' does not have 850MHz",
         ),
-        (["--device", "odroid-xu3", "--freqs", "1.4GHz"], "--freqs names 1 frequencies"),
+        (["--device", "odroid-xu3", "--freqs", "1.4GHz"], "--freqs: 1 for 3 levels: give one for each level"),
         (["--device", "odroid-xu3", "--governor", "turbo"], "unknown governor 'turbo': choose from conservative"),
         (["--device", "odroid-xu3", "--shares", "50,50"], "2 shares for 3 frequencies"),
         (["--device", "odroid-xu3", "--accuracy", "0.9"], "--accuracy names 1: give the dense model's"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rt3_tvm import CompileOptions, compile, load
+from rt3_tvm import load
 from rt3_tvm.codegen.link import runtime_directory
 from rt3_tvm.codegen.sdk import write_sdk
 from tests.conftest import app_tokens, need_program
@@ -40,11 +40,6 @@ def run(*command: object) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def gxx() -> str:
-    return need_program("g++", "install g++")
-
-
 def test_cpp_app_agrees_with_python(tiny_bundle, tmp_path, gxx):
     build(ROOT / "examples/app.cpp", tiny_bundle, tmp_path / "app", gxx)
     printed = run(tmp_path / "app", tmp_path / "results.f32")
@@ -63,17 +58,11 @@ def test_contract(tiny_bundle, tmp_path):
     run(tmp_path / "contract")
 
 
-@pytest.fixture(scope="module", params=["address,undefined", "thread"])
-def sanitized(request, tiny_checkpoint, tmp_path_factory):
-    """A bundle whose C runtime is built with a sanitizer, and the flag."""
-    flag = f"-fsanitize={request.param}"
-    path = tmp_path_factory.mktemp("sanitized") / "tiny.so"
-    frequencies = (1.4e9, 1.0e9, 0.8e9)
-    options = CompileOptions(
-        frequencies=frequencies, lengths=(16, 40), batch=2, threads=3, cross_compiler=f"cc -g {flag}"
-    )
-    compile(tiny_checkpoint, path, options)
-    return path, flag
+def test_governor_reaches_every_level_from_every_other_and_does_not_flutter(tmp_path):
+    sources = [ROOT / "tests/runtime/governor.c", runtime_directory() / "governor.c"]
+    flags = ["-std=c11", *STRICT, "-fsanitize=address,undefined", f"-I{runtime_directory()}"]
+    run("cc", *flags, *sources, "-lm", "-o", tmp_path / "governor")
+    run(tmp_path / "governor")
 
 
 def test_contract_app_and_threads_under_sanitizers(sanitized, tmp_path, gxx):

@@ -166,7 +166,9 @@ def test_every_option_ends_in_a_checkpoint(tmp_path, name):
             assert 1 - s - 0.05 < level.density <= 1 - s + 1e-6
     assert ("alone" in figures[0]) == options.alone
     for matrix in (m for lv in checkpoint.levels for m in lv.matrices.values()):
-        assert matrix.patterns.shape.group in {largest_divisor(matrix.backbone.shape[0], most=g) for g in options.groups}
+        assert matrix.patterns.shape.group in {
+            largest_divisor(matrix.backbone.shape[0], most=g) for g in options.groups
+        }
     if name == "one-shot, magnitude":
         assert checkpoint.levels[0].matrices["decoder.weight"].backbone.density == 0.5
     config = Journal.read(folder_of(tmp_path / "a.ckpt") / "journal.jsonl").config

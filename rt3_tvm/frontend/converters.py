@@ -1,0 +1,152 @@
+"""ATen -> Relax where TVM's importer has no conversion, a wrong one, or one that hides what an operator is."""
+
+import math
+from typing import Any
+
+import torch
+from tvm import relax
+
+from rt3_tvm.errors import Rt3Error
+
+
+def _attention(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert scaled_dot_product_attention on (batch, heads, length, dim) to one Relax operator; masks are additive."""
+    emit = importer.block_builder.emit
+    query, key, value = (importer.env[a] for a in node.args[:3])
+    arguments = dict(zip(("attn_mask", "dropout_p", "is_causal"), node.args[3:], strict=False)) | node.kwargs
+    if arguments.get("dropout_p") or arguments.get("enable_gqa"):
+        raise Rt3Error(f"{node.name}: attention with dropout or grouped queries is not supported yet")
+    mask = arguments.get("attn_mask")
+    bias = importer.env[mask] if mask is not None else None
+    swapped = [emit(relax.op.permute_dims(t, [0, 2, 1, 3])) for t in (query, key, value)]
+    result = relax.op.nn.attention(
+        *swapped, bias, scale=arguments.get("scale"), causal_mask="TopLeft" if arguments.get("is_causal") else None
+    )
+    return emit(relax.op.permute_dims(emit(result), [0, 2, 1, 3]))
+
+
+def _embedding(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert a look-up of rows; ids are clipped, where TVM's own conversion reads out of bounds."""
+    table, ids = (importer.env[a] for a in node.args[:2])
+    emit = importer.block_builder.emit
+    shape = [int(d) for d in ids.ty.shape]
+    flat = emit(relax.op.reshape(emit(relax.op.astype(ids, "int32")), (math.prod(shape),)))
+    rows = emit(relax.op.take(table, flat, axis=0, mode="clip"))
+    return emit(relax.op.reshape(rows, (*shape, int(table.ty.shape[1]))))
+
+
+def _select(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert x.select(axis, index) to a slice, which copies whole rows."""
+    source = importer.env[node.args[0]]
+    axis, index = (int(a) for a in node.args[1:3])  # type: ignore[arg-type]
+    axis %= len(source.ty.shape)
+    index %= int(source.ty.shape[axis])
+    emit = importer.block_builder.emit
+    row = emit(relax.op.strided_slice(source, axes=[axis], begin=[index], end=[index + 1]))
+    return emit(relax.op.squeeze(row, axis=[axis]))
+
+
+def _linear_stored_transposed(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert addmm(bias, x, weight (in, out)): a linear layer whose weight is stored the other way around.
+
+    Export flattens the tokens before it and unflattens them behind it; where it does, the shape with a batch is kept.
+    """
+    bias, x, weight = node.args[:3]
+    assert isinstance(x, torch.fx.Node)
+    source = x.args[0] if x.target is torch.ops.aten.view.default else x
+    assert isinstance(source, torch.fx.Node)
+    unflattened = all(user.target is torch.ops.aten.view.default for user in node.users)
+    if not (source.meta["val"].ndim == 3 and source.meta["val"].shape[-1] == x.meta["val"].shape[-1] and unflattened):
+        source = x
+    emit = importer.block_builder.emit
+    return emit(relax.op.add(emit(relax.op.matmul(importer.env[source], importer.env[weight])), importer.env[bias]))
+
+
+def _convolution(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert a convolution to a linear layer on its windows; those of whole patches overlap nowhere and cost no copy."""
+    x, weight, _, stride, padding, dilation, transposed, _, groups = node.args[:9]
+    image, kernel = (importer.env[n] for n in (x, weight))
+    window = [int(d) for d in kernel.ty.shape][2:]
+    if transposed or len(window) > 2 or set(dilation) != {1}:  # type: ignore[arg-type]
+        raise Rt3Error(f"{node.name}: transposed, dilated and 3-D convolutions are not supported")
+    if len(window) == 1:
+        return _sequence_convolution(node, importer, int(stride[0]), int(padding[0]), int(groups))  # type: ignore
+    height, width = (int(d) for d in image.ty.shape[2:])
+    if [stride, padding, groups] != [window, [0, 0], 1] or height % window[0] or width % window[1]:
+        raise Rt3Error(
+            f"{node.name}: of convolutions of images only whole patches (stride = kernel, no padding) are supported"
+        )
+    return _patches(node, importer)
+
+
+def _patches(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert a convolution whose windows do not overlap: a linear layer on patches, as vision Transformers embed them."""
+    image, kernel = (importer.env[n] for n in node.args[:2])
+    batch, channels, height, width = (int(d) for d in image.ty.shape)
+    outputs, _, *window = (int(d) for d in kernel.ty.shape)
+    rows, cols, features = height // window[0], width // window[1], channels * window[0] * window[1]
+    emit = importer.block_builder.emit
+    cut = emit(relax.op.reshape(image, (batch, channels, rows, window[0], cols, window[1])))
+    patches = emit(relax.op.permute_dims(cut, [0, 2, 4, 1, 3, 5]))
+    patches = emit(relax.op.reshape(patches, (batch, rows * cols, features)))
+    out = _windows_times_kernel(node, importer, patches)
+    return emit(relax.op.reshape(emit(relax.op.permute_dims(out, [0, 2, 1])), (batch, outputs, rows, cols)))
+
+
+def _sequence_convolution(node: torch.fx.Node, importer: Any, stride: int, padding: int, groups: int) -> relax.Var:
+    """Convert a convolution along (batch, channels, length); its windows are cut out beside each other."""
+    emit = importer.block_builder.emit
+    source, kernel = (importer.env[n] for n in node.args[:2])
+    batch, channels, length = (int(d) for d in source.ty.shape)
+    outputs, of_group, width = (int(d) for d in kernel.ty.shape)
+    count = (length + 2 * padding - width) // stride + 1
+    if padding:
+        source = emit(relax.op.nn.pad(source, [0, 0, 0, 0, padding, padding]))
+    cuts = [
+        emit(relax.op.strided_slice(source, [2], [k], [k + (count - 1) * stride + 1], [stride])) for k in range(width)
+    ]
+    windows = emit(relax.op.stack(cuts, axis=3)) if width > 1 or stride > 1 else source
+    windows = emit(relax.op.reshape(windows, (batch, groups, of_group, count, width)))
+    windows = emit(
+        relax.op.permute_dims(windows, [0, 3, 1, 2, 4])
+    )  # (batch, count, groups, channels of a group, width)
+    if groups == 1:
+        flat = emit(relax.op.reshape(windows, (batch, count, channels * width)))
+        return emit(relax.op.permute_dims(_windows_times_kernel(node, importer, flat), [0, 2, 1]))
+    # One small matrix for each group.
+    rows = emit(relax.op.reshape(windows, (batch * count, groups, of_group * width)))
+    matrices = emit(relax.op.reshape(kernel, (groups, outputs // groups, of_group * width)))
+    product = emit(relax.op.matmul(matrices, emit(relax.op.permute_dims(rows, [1, 2, 0]))))  # (groups, outputs, tokens)
+    out = emit(relax.op.reshape(product, (outputs, batch, count)))
+    out = emit(relax.op.permute_dims(out, [1, 0, 2]))
+    if node.args[2] is None:
+        return out
+    return emit(relax.op.add(out, emit(relax.op.reshape(importer.env[node.args[2]], (outputs, 1)))))
+
+
+def _windows_times_kernel(node: torch.fx.Node, importer: Any, windows: relax.Var) -> relax.Var:
+    """Return windows (batch, count, features) times the kernel of a convolution, (batch, count, outputs)."""
+    emit = importer.block_builder.emit
+    kernel, bias = importer.env[node.args[1]], node.args[2]
+    outputs, *rest = (int(d) for d in kernel.ty.shape)
+    matrix = emit(relax.op.permute_dims(emit(relax.op.reshape(kernel, (outputs, math.prod(rest))))))
+    out = emit(relax.op.matmul(windows, matrix))
+    return out if bias is None else emit(relax.op.add(out, importer.env[bias]))
+
+
+def _cat(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert cat; tensors without elements, of whatever rank, add nothing (a cache that is empty)."""
+    tensors = [importer.env[n] for n in node.args[0]]  # type: ignore[union-attr]
+    whole = [t for t in tensors if math.prod(int(d) for d in t.ty.shape)]
+    axis = int(node.args[1]) if len(node.args) > 1 else int(node.kwargs.get("dim", 0))  # type: ignore[arg-type]
+    return whole[0] if len(whole) == 1 else importer.block_builder.emit(relax.op.concat(whole, axis=axis))
+
+
+CONVERTERS = {
+    "convolution.default": _convolution,
+    "cat.default": _cat,
+    "addmm.default": _linear_stored_transposed,
+    "scaled_dot_product_attention.default": _attention,
+    "embedding.default": _embedding,
+    "select.int": _select,
+}
