@@ -48,7 +48,7 @@ def load(name: str) -> Device:
         except (OSError, UnicodeDecodeError) as error:
             raise Rt3Error(f"{name}: {error}") from error
     if name not in names():
-        raise Rt3Error(f"unknown device '{name}': choose from {choices(names())}, or pass --device-file board.toml")
+        raise Rt3Error(f"unknown device '{name}': choose from {choices(names())}, or give `device` board.toml")
     return parse(_text_of(name), f"{name}.toml", name)
 
 

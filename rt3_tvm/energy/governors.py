@@ -154,15 +154,15 @@ def governor(
     if name == "rt3":
         if len(shares) != len(levels_hz):
             raise Rt3Error(
-                f"governor rt3: {len(shares)} shares for {len(levels_hz)} frequencies: pass --shares, one for each"
+                f"governor rt3: {len(shares)} shares for {len(levels_hz)} frequencies: pass `shares`, one for each"
             )
         if any(s <= 0 for s in shares) or abs(sum(shares) - 1.0) > 1e-6:
-            raise Rt3Error(f"--shares {','.join(f'{s:g}' for s in shares)}: each above 0, 1 (or 100) in all")
+            raise Rt3Error(f"`shares` {','.join(f'{s:g}' for s in shares)}: each above 0, 1 (or 100) in all")
         return ByCharge(tuple(list(hz).index(f) for f in levels_hz), tuple(shares))
     if name in RULES:
         periods = max(1, math.ceil(SAMPLING_S / workload_period_s - 1e-9)) if workload_period_s else 1
         return ByLoad(tuple(hz), RULES[name], periods * (workload_period_s or SAMPLING_S))
-    raise Rt3Error(f"unknown governor '{name}': choose from {choices(NAMES)}, or pass --trace FILE")
+    raise Rt3Error(f"unknown governor '{name}': choose from {choices(NAMES)}, or pass `trace`, a file")
 
 
 def read_trace(path: Path, cluster: Cluster, hz: Sequence[float]) -> Trace:
@@ -178,7 +178,7 @@ def read_trace(path: Path, cluster: Cluster, hz: Sequence[float]) -> Trace:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise Rt3Error(f"--trace {path}: {error}") from error
+        raise Rt3Error(f"`trace` {path}: {error}") from error
     times: list[float] = []
     indices: list[int] = []
     known = {round(f): i for i, f in enumerate(hz)}

@@ -40,7 +40,7 @@ def check_bundle(path: Path, for_this_machine: bool = True) -> None:
         raise Rt3Error(f"'{path}' is not an rt3 bundle: no readable ELF library") from error
     if for_this_machine and machine != platform.machine():
         raise Rt3Error(
-            f"'{path}' is for {machine}, this machine is {platform.machine()}: compile it with --device host"
+            f"'{path}' is for {machine}, this machine is {platform.machine()}: compile it for the device 'host'"
         )
 
 

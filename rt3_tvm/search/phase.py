@@ -123,9 +123,9 @@ class Phase:
             try:
                 loss = self.trainer.epoch(number, levels, penalty, self.batches, tick)
             except JobError as error:
-                rate, again = ("--rate", "dense") if self.name == "dense" else ("--pruned-rate", "blocks")
+                rate, again = ("`rate`", "dense") if self.name == "dense" else ("`pruned_rate`", "blocks")
                 raise JobError(
-                    f"{self.name}: {error}: lower {rate} (now {self.trainer.options.rate:g}) and give --restart {again}; "
+                    f"{self.name}: {error}: lower {rate} (now {self.trainer.options.rate:g}) and give `restart` {again}; "
                     f"all before that epoch is kept in '{t.store.folder}'"
                 ) from error
             accuracy = score() if score else math.nan

@@ -54,7 +54,7 @@ class Store:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
                 return tensors, json.loads(file.metadata()["facts"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise Rt3Error(f"'{path}' is damaged ({error}): begin anew with --restart") from error
+            raise Rt3Error(f"'{path}' is damaged ({error}): begin anew with `restart`") from error
 
     def keep(self, names: Sequence[str]) -> None:
         """Remove every state but those of these phases, ended or not."""

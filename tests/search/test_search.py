@@ -25,7 +25,7 @@ from rt3_tvm.search import ControllerOptions, RewardOptions, SearchOptions, fold
 from rt3_tvm.search import episodes as episodes_module
 from rt3_tvm.search.children import ChildTrainer
 from rt3_tvm.search.journal import Journal
-from rt3_tvm.search.training import PRECISIONS, Trainer
+from rt3_tvm.search.training import Trainer
 from rt3_tvm.search.workers import RayWorkers
 from rt3_tvm.tasks import load_task
 from rt3_tvm.tasks.language_model import LanguageModelData
@@ -182,7 +182,7 @@ def test_a_phase_is_done_again_with_what_came_before(found, tmp_path):
     before = Journal.read(folder_of(again) / "journal.jsonl")
     kept = before_joint(again)
     longer = replace(OPTIONS, epochs=(*OPTIONS.epochs[:3], OPTIONS.epochs[3] + 1))
-    with pytest.raises(Rt3Error, match=r"epochs was \[.*--restart joint to do phase joint again"):
+    with pytest.raises(Rt3Error, match=r"epochs was \[.*restart joint to do phase joint again"):
         search(MODEL, longer, again)
     result = search(MODEL, longer, again, restart="joint")
     assert len(result.figures["phases"]["joint"]["loss"]) == OPTIONS.epochs[3] + 1
@@ -191,7 +191,7 @@ def test_a_phase_is_done_again_with_what_came_before(found, tmp_path):
     assert after.of("child") == before.of("child") and after.of("episode") == before.of("episode")
     assert after.config["epochs"] == list(longer.epochs)
     fewer = replace(longer, children=3)
-    with pytest.raises(Rt3Error, match=r"--restart joint: children was 6, is 3: that takes --restart search"):
+    with pytest.raises(Rt3Error, match=r"^restart joint: children was 6, is 3: that takes restart search"):
         search(MODEL, fewer, again, restart="joint")
     assert search(MODEL, fewer, again, restart="search").figures["children"]["episodes"] == 3
     assert kept == before_joint(again)
@@ -199,7 +199,7 @@ def test_a_phase_is_done_again_with_what_came_before(found, tmp_path):
 
 def test_another_configuration_is_refused_and_restart_begins_anew(found):
     path, result = found
-    with pytest.raises(Rt3Error, match=r"another configuration: seed was 0, is 1: .*--restart"):
+    with pytest.raises(Rt3Error, match=r"another configuration: seed was 0, is 1: .*restart"):
         search(MODEL, replace(OPTIONS, seed=1), path)
     other = path.with_name("other.ckpt")
     options = replace(OPTIONS, search="none", epochs=(0, 0, 0, 0))
@@ -256,7 +256,6 @@ def test_every_option_ends_in_a_checkpoint(tmp_path, name):
     assert groups <= {1, 2, 4} & set(options.groups) | {2}
     if name == "one-shot, magnitude":
         assert checkpoint.levels[0].matrices["decoder.weight"].backbone.density == 0.5
-    assert options.precision in PRECISIONS
 
 
 COMMAND = [
@@ -356,7 +355,7 @@ BAD = [
     (["--task", "qa"], 2, "unknown task 'qa': choose from lm, rte, sts, text"),
     (["--data", "nowhere"], 2, "train.txt' cannot be read: No such file"),
     (["--deadline", "0.001"], 2, "no sparsity meets"),
-    (["--deadline", "0"], 2, "give --deadline MS, or --sparsity"),
+    (["--deadline", "0"], 2, "give --deadline, or --sparsity"),
     (["--device", "nokia"], 2, "unknown device 'nokia'"),
     (["--freqs", "1.4GHz,1GHz,0.9GHz"], 2, "--freqs: no power is known at 900MHz: 1.4GHz, 1GHz, 800MHz"),
     (["--sparsity", "0.5,0.6,0.7,0.8", "--shares", "40,30,20,10", "--level-weights", "4,3,2,1"], 2,
@@ -397,9 +396,7 @@ def test_bad_input_is_one_line(tmp_path, arguments, code, message, capsys, monke
 
 def test_children_that_all_diverge_are_said_to(tmp_path, monkeypatch):
     monkeypatch.setattr(ChildTrainer, "__call__", lambda *_: {"failed": "the loss diverged", "seconds": 0.1})
-    with pytest.raises(
-        JobError, match=r"none of 6 children could be trained; the last: the loss diverged: lower --pru"
-    ):
+    with pytest.raises(JobError, match=r"none of 6 children could be trained; the last: the loss diverged: lower pru"):
         search(MODEL, OPTIONS, tmp_path / "a.ckpt")
 
 
@@ -431,7 +428,7 @@ def test_a_diverging_loss_keeps_the_last_good_state(tmp_path, monkeypatch):
     monkeypatch.setattr(LanguageModelData, "loss", lambda *a: loss(*a) * (float("inf") if next(calls) > 100 else 1.0))
     options, path = replace(OPTIONS, search="none", epochs=(1, 0, 0, 4), pruned_rate=1.0), tmp_path / "a.ckpt"
     with pytest.raises(
-        JobError, match=r"joint: the loss diverged .*: lower --pruned-rate \(now 1\) and give --restart blocks"
+        JobError, match=r"joint: the loss diverged .*: lower pruned_rate \(now 1\) and give restart blocks"
     ):
         search(MODEL, options, path)
     from safetensors.torch import load_file
@@ -440,9 +437,9 @@ def test_a_diverging_loss_keeps_the_last_good_state(tmp_path, monkeypatch):
     assert all(torch.isfinite(v).all() for v in kept.values() if v.is_floating_point())
     monkeypatch.setattr(LanguageModelData, "loss", loss)
     dense = (folder_of(path) / "dense.safetensors").stat().st_mtime_ns
-    with pytest.raises(Rt3Error, match=r"pruned_rate was 1.0, is 0.001: .*or --restart blocks to do phase blocks and"):
+    with pytest.raises(Rt3Error, match=r"pruned_rate was 1.0, is 0.001: .*or restart blocks to do phase blocks and"):
         search(MODEL, replace(options, pruned_rate=1e-3), path)
-    with pytest.raises(Rt3Error, match=r"--restart joint: pruned_rate was .*: that takes --restart blocks, "):
+    with pytest.raises(Rt3Error, match=r"^restart joint: pruned_rate was .*: that takes restart blocks, "):
         search(MODEL, replace(options, pruned_rate=1e-3), path, restart="joint")
     assert search(MODEL, replace(options, pruned_rate=1e-3), path, restart="blocks").checkpoint.levels
     assert (folder_of(path) / "dense.safetensors").stat().st_mtime_ns == dense
