@@ -263,7 +263,8 @@ class _Build:
         assert self.imported is not None
         self.progress("verify every level and length")
         lengths = tuple(sorted({p.length for p in self.plans}))
-        proof = Proof(self.checkpoint, self.model, self.imported.outputs, lengths, self.options.batch)
+        imported = self.imported
+        proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, imported.exact_length)
         with self.timed("verify"):
             return verify_bundle(bundle, proof)
 

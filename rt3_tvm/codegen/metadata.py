@@ -19,6 +19,7 @@ def replace_metadata(bundle: Path, metadata: dict[str, Any]) -> None:
     text = encode_metadata(metadata)
     with bundle.open("r+b") as file:
         section = ELFFile(file).get_section_by_name(METADATA_SECTION)
+        assert section is not None, f"{bundle.name} has no section {METADATA_SECTION}"
         size, offset = section.data_size, section["sh_offset"]
         assert len(text) < size, f"metadata of {len(text)} bytes, room for {size - 1}"
         file.seek(offset)

@@ -34,6 +34,8 @@ class Proof:
         The outputs of the bundle.
     lengths
         The compiled lengths, ascending; 1 alone for a model without tokens.
+    exact_lengths
+        Whether other lengths are refused, because padding shows in the outputs.
     """
 
     checkpoint: Checkpoint
@@ -41,13 +43,14 @@ class Proof:
     outputs: tuple[OutputSpec, ...]
     lengths: tuple[int, ...]
     batch: int
+    exact_lengths: bool = False
 
     @cached_property
     def trials(self) -> dict[int, tuple[Trial, ...]]:
         """The trials of each length."""
         specs = inputs_of(self.model)
         return {
-            length: trials_of(specs, self.batch, length, below)
+            length: trials_of(specs, self.batch, length, length - 1 if self.exact_lengths else below)
             for below, length in zip((0, *self.lengths), self.lengths, strict=False)
         }
 

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from rt3_tvm import load
 from rt3_tvm.codegen.link import runtime_directory
