@@ -33,11 +33,10 @@ def drive_list(args: argparse.Namespace) -> None:
     from rt3_tvm import device
     from rt3_tvm.report.devices import device_facts, devices_table
 
-    loaded = [device.load(name) for name in device.names()]
     if args.json:
-        print(json.dumps([device_facts(d) for d in loaded]))
+        print(json.dumps([device_facts(device.load(name)) for name in device.names()]))
     else:
-        console().print(devices_table(loaded))
+        console().print(devices_table([device.load(name) for name in device.names() if name != "host"]))
 
 
 def drive_show(args: argparse.Namespace) -> None:

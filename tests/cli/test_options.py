@@ -100,10 +100,11 @@ def test_no_message_of_the_library_names_an_option(path):
     assert not named
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["search", "--help"], ["devices", "--help"], ["compile", "--help"]], ids=" ".join
-)
-def test_help_needs_neither_torch_nor_tvm(arguments):
+LIGHT = [["--help"], ["search", "--help"], ["compile", "--help"], ["devices"], ["devices", "show", "rk3399"]]
+
+
+@pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)
+def test_help_and_devices_need_neither_torch_nor_tvm(arguments):
     code = (
         "import sys\nfrom rt3_tvm.cli.main import main\n"
         f"code = main({arguments!r})\n"
