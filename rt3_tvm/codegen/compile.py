@@ -26,7 +26,7 @@ from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
 from rt3_tvm.codegen.options import CompileOptions
-from rt3_tvm.codegen.plan import Plan, plan_variant
+from rt3_tvm.codegen.plan import VariantPlan, plan_variant
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
 from rt3_tvm.codegen.verify import Proof, room_for, runs_here, verify_bundle
 from rt3_tvm.codegen.weights import WeightStore
@@ -198,7 +198,7 @@ class _Build:
     ) -> None:
         self.checkpoint, self.options, self.cpu, self.progress = checkpoint, options, cpu, progress
         self.kernels, self.store = KernelTable(), WeightStore(checkpoint)
-        self.plans: list[Plan] = []
+        self.plans: list[VariantPlan] = []
         self.seconds: dict[str, float] = {}
         self.imported: ImportedModel | None = None
         self.model = checkpoint.dense_model()

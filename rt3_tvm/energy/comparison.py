@@ -14,7 +14,7 @@ from rt3_tvm.energy.governors import Governor, governor, read_trace
 from rt3_tvm.energy.latency import LatencyModel, TableLatency, latency_model, source_for
 from rt3_tvm.energy.loads import LevelFacts, ModelFacts, read_facts
 from rt3_tvm.energy.power import Power, power_of
-from rt3_tvm.energy.simulation import Outcome, Plan, simulate
+from rt3_tvm.energy.simulation import Outcome, Workload, spend_charge
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.options import FREQUENCIES, MILLISECONDS, NUMBER, PATH, SHARES, TEXT, WHOLE, documented, numbers, option
 
@@ -168,11 +168,11 @@ def compare(path: Path, options: SimulateOptions) -> Comparison:
     rows: list[Configuration] = []
 
     def add(name: str, levels: Sequence[LevelFacts], policy: Governor, by_deadline: bool = False) -> None:
-        plan = _plan(model, power, levels, frequencies, options, by_deadline)
-        outcome = simulate(options.battery_j, plan, policy, 3600.0 * options.hours)
+        workload = _workload(model, power, levels, frequencies, options, by_deadline)
+        outcome = spend_charge(options.battery_j, workload, policy, 3600.0 * options.hours)
         at = [opps.index(f) for f in frequencies] if policy is not top else [0]
-        ms = tuple(1e3 * plan.seconds[i][plan.level_of[i]] for i in at)
-        density = tuple(levels[plan.level_of[i]].density for i in at)
+        ms = tuple(1e3 * workload.seconds[i][workload.level_of[i]] for i in at)
+        density = tuple(levels[workload.level_of[i]].density for i in at)
         first = rows[0].outcome.runs if rows else outcome.runs
         ratio = outcome.runs / first if first else math.nan
         rows.append(Configuration(name, ms, density, outcome, _mean_accuracy(levels, outcome), ratio))
@@ -205,14 +205,14 @@ def _latency(facts: ModelFacts, options: SimulateOptions) -> LatencyModel:
     return model
 
 
-def _plan(
+def _workload(
     model: LatencyModel,
     power: Power,
     levels: Sequence[LevelFacts],
     frequencies: tuple[float, ...],
     options: SimulateOptions,
     by_deadline: bool,
-) -> Plan:
+) -> Workload:
     """Return what runs at each operating point: the level as the dispatcher takes it, or the densest that is in time."""
     opps = [state.hz for state in power.states]
     seconds = tuple(tuple(model.seconds(hz, level.loads) for level in levels) for hz in opps)
@@ -225,7 +225,7 @@ def _plan(
         level_of.append(next(in_time, len(levels) - 1))
     period = 1.0 / options.rate if options.rate else 0.0
     watts = tuple(state.watts for state in power.states)
-    return Plan(watts, power.idle_w, tuple(level_of), seconds, period, options.deadline_s)
+    return Workload(watts, power.idle_w, tuple(level_of), seconds, period, options.deadline_s)
 
 
 def _mean_accuracy(levels: Sequence[LevelFacts], outcome: Outcome) -> float | None:

@@ -147,7 +147,7 @@ def _reward(trained: Trained, space: Space, setting: Setting) -> Reward:
 
 def child_trainer(setting: Setting, space: Space, store: Store, sentences: tuple[str, ...]) -> ChildTrainer:
     """Return what trains children, from the states on disk."""
-    dense, backbone = (store.load(name) for name in ("dense", "backbone"))
+    dense, backbone = (store.read(name) for name in ("dense", "backbone"))
     assert dense is not None and backbone is not None
     model, teacher = (models.build(models.describe(setting.model)) for _ in range(2))
     teacher.load_state_dict(take(dense[0], "model/"))

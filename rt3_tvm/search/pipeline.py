@@ -211,7 +211,7 @@ def _train_alone(
 ) -> None:
     """Train every level alone for as long, to compare with: what sharing one weight costs."""
     for i in range(space.levels):
-        trained.load(start)
+        trained.set_weights(start)
 
         def cut(weights: dict[str, Any], part: float, i: int = i) -> tuple[Level, ...]:
             return (space.cut(choice, weights, part)[i],)

@@ -44,7 +44,7 @@ class Store:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def load(self, name: str) -> tuple[Tensors, Facts] | None:
+    def read(self, name: str) -> tuple[Tensors, Facts] | None:
         """Return a state, or None where there is none."""
         path = self.path(name)
         if not path.is_file():

@@ -271,16 +271,16 @@ def test_the_journal_refuses_another_configuration_and_damage(tmp_path):
 
 def test_states_are_whole_or_not_there(tmp_path):
     store = Store(tmp_path)
-    assert store.load("dense") is None
+    assert store.read("dense") is None
     store.save("dense", {"w": torch.arange(4.0)}, {"loss": [1.5]})
-    tensors, facts = store.load("dense")
+    tensors, facts = store.read("dense")
     assert torch.equal(tensors["w"], torch.arange(4.0))
     assert facts == {"loss": [1.5]}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dense.safetensors"]
     path = store.path("dense")
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(Rt3Error, match=r"dense.safetensors' is damaged .*restart"):
-        store.load("dense")
+        store.read("dense")
 
 
 BAD = [
