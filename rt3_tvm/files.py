@@ -148,7 +148,9 @@ def held(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Rt3Error(f"'{folder}' is in use by another process: wait for it, or choose another -o") from error
+            raise Rt3Error(
+                f"'{folder}' is in use by another process: wait for it, or choose another `output`"
+            ) from error
         except OSError as error:  # a file system without locks
             raise JobError(f"cannot lock '{folder}': {error.strerror or error}") from error
         yield

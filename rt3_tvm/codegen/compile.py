@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from rt3_tvm.codegen.differing import Built, Variant, first_difference
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
-from rt3_tvm.codegen.plan import Plan, plan_variant
+from rt3_tvm.codegen.options import CompileOptions
+from rt3_tvm.codegen.plan import VariantPlan, plan_variant
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
 from rt3_tvm.codegen.verify import Failure, Proof, room_for, runs_here, verify_bundle
 from rt3_tvm.codegen.weights import WeightStore
@@ -41,70 +41,6 @@ from rt3_tvm.runtime.check import BUNDLE_FORMAT, check_bundle, read_metadata
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
-
-MAX_THREADS = 64
-
-
-@dataclass(frozen=True)
-class CompileOptions:
-    """What a bundle is compiled for.
-
-    Parameters
-    ----------
-    device
-        Name of a device that comes with the package, or a path to a .toml.
-    frequencies
-        Hz, one per level, descending; None takes those that the checkpoint names, else the top, the lowest and evenly
-        spaced OPPs of the device.
-    latency
-        Instead: for each level the lowest OPP that meets the deadline, by a latency model: ``rt3``, or a file that
-        ``rt3 bench latency`` wrote.
-    lengths
-        Sequence lengths in tokens; a call takes the smallest that fits.
-    batch
-        Largest batch.
-    deadline_s
-        Deadline of one inference in s, the same at every level; 0 for none. The governor's `auto` watches it.
-    threads
-        Most threads of a run, 1 to 64; a run takes as many as there are cores, or what ``set_threads`` says.
-    cross_compiler
-        Command of the C compiler; None chooses one.
-    dump_ir
-        Folder that gets the module after each phase; nothing is taken from the cache then.
-    cache
-        Whether to take what was built before from the cache, and to keep what is built.
-    cluster
-        Name of the cluster whose cores will run the bundle; None takes the device's first.
-    verify
-        Whether every level and length is run and compared with the masked PyTorch model before the bundle gets its name.
-    """
-
-    device: str = "host"
-    frequencies: tuple[float, ...] | None = None
-    latency: str | None = None
-    lengths: tuple[int, ...] = (128,)
-    batch: int = 1
-    deadline_s: float = 0.0
-    threads: int = 1
-    cross_compiler: str | None = None
-    dump_ir: Path | None = None
-    cache: bool = True
-    cluster: str | None = None
-    verify: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.lengths or any(n < 1 for n in self.lengths):
-            raise Rt3Error(f"lengths {self.lengths}: give one or more, each at least 1")
-        if self.batch < 1:
-            raise Rt3Error(f"batch {self.batch} must be at least 1")
-        if not 1 <= self.threads <= MAX_THREADS:
-            raise Rt3Error(f"threads {self.threads}: give 1 to {MAX_THREADS}")
-        if not 0 <= self.deadline_s < math.inf:
-            raise Rt3Error(f"deadline {self.deadline_s} s must be finite and not negative")
-        if not all(a > b > 0 for a, b in pairwise((math.inf, *(self.frequencies or ())))):
-            raise Rt3Error(f"frequencies {self.frequencies} Hz: give them from the highest to the lowest, each once")
-        if self.latency is not None and (self.frequencies is not None or self.deadline_s == 0):
-            raise Rt3Error("`latency` needs `deadline_s`, and no `frequencies`: they follow from both")
 
 
 @dataclass
@@ -167,7 +103,7 @@ def compile_checkpoint(
         build.plan()
     except tvm.error.InternalError as error:
         reason = str(error).strip().splitlines()[0]
-        raise JobError(f"TVM failed on this model (-v shows where): {reason}") from error
+        raise JobError(f"TVM failed on this model: {reason}") from error
     levels = [LevelRow(f, options.deadline_s, lv.density) for f, lv in zip(hz, checkpoint.levels, strict=True)]
     metadata = build.metadata() | {
         "device": device.name,
@@ -280,7 +216,7 @@ class _Build:
                 self.variants[i, length] = Variant(imported, mod, context, plan)
 
     @property
-    def plans(self) -> list[Plan]:
+    def plans(self) -> list[VariantPlan]:
         """The plans of all variants."""
         return [variant.plan for variant in self.variants.values()]
 
