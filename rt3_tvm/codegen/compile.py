@@ -29,7 +29,7 @@ from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
 from rt3_tvm.codegen.options import CompileOptions
 from rt3_tvm.codegen.plan import VariantPlan, plan_variant
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
-from rt3_tvm.codegen.verify import Failure, Proof, room_for, runs_here, verify_bundle
+from rt3_tvm.codegen.verify import Failure, Proof, emulate_bundle, room_for, runs_here, verify_bundle
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.device import Device, level_frequencies
 from rt3_tvm.energy.latency import frequencies_in_time
@@ -98,7 +98,7 @@ def compile_checkpoint(
         return report
     cpu = CpuShape.of(cluster)
 
-    build = _Build(checkpoint, options, cpu, progress)
+    build = _Build(checkpoint, options, cpu, output.name, progress)
     try:
         build.plan()
     except tvm.error.InternalError as error:
@@ -124,11 +124,9 @@ def compile_checkpoint(
     report = CompileReport(output, compiler, metadata, latency_source=latency_source)
     try:
         with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
-            limits = build.write(Path(folder), levels, target, metadata)
-            progress(f"link with {' '.join(compiler)}")
-            with build.timed("link"):
-                link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so", output.name, limits)
-            metadata["verified"] = build.verify(Path(folder) / "bundle.so")
+            progress(f"compile {len(build.kernels.kernels)} kernels, link with {' '.join(compiler)}")
+            build.make(Path(folder), levels, target, compiler, metadata)
+            metadata["verified"] = build.verify(Path(folder), levels, target, compiler)
             replace_metadata(Path(folder) / "bundle.so", metadata)
             _install(Path(folder) / "bundle.so", output)
             if use_cache:
@@ -185,9 +183,14 @@ class _Build:
     """One compilation: plans of all variants over shared kernels and weights."""
 
     def __init__(
-        self, checkpoint: Checkpoint, options: CompileOptions, cpu: CpuShape, progress: Callable[[str], None]
+        self,
+        checkpoint: Checkpoint,
+        options: CompileOptions,
+        cpu: CpuShape,
+        soname: str,
+        progress: Callable[[str], None],
     ) -> None:
-        self.checkpoint, self.options, self.cpu, self.progress = checkpoint, options, cpu, progress
+        self.checkpoint, self.options, self.cpu, self.soname, self.progress = checkpoint, options, cpu, soname, progress
         self.kernels, self.store = KernelTable(), WeightStore(checkpoint)
         self.variants: dict[tuple[int, int], Variant] = {}
         self.seconds: dict[str, float] = {}
@@ -227,12 +230,16 @@ class _Build:
             raise Rt3Error(f"{type(model).__name__} takes inputs of one shape: leave out the sequence lengths")
         return [1]
 
-    def write(
-        self, folder: Path, levels: list[LevelRow], target: dict[str, Any], metadata: dict[str, Any]
-    ) -> dict[str, int]:
-        """Write kernels, weights and tables into a folder; return what the runtime's arrays are sized by."""
+    def make(
+        self,
+        folder: Path,
+        levels: list[LevelRow],
+        target: dict[str, Any],
+        compiler: list[str],
+        metadata: dict[str, Any],
+    ) -> Path:
+        """Write kernels, weights and tables for a target into a folder, and link them to ``bundle.so`` there."""
         assert self.imported is not None
-        self.progress(f"compile {len(self.kernels.kernels)} kernels")
         use_cache = self.options.cache and self.options.dump_ir is None
         with ThreadPoolExecutor(1) as pool, self.timed("kernels"):
             writing = pool.submit(self.store.write, folder / "weights.bin")
@@ -252,26 +259,52 @@ class _Build:
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
         assembly = blob_assembly(Path("weights.bin"), Path("metadata.json"))
         (folder / "weights.S").write_text(assembly, encoding="utf-8")
-        return {"RT3_MAX_THREADS": self.options.threads, **tables.limits}
+        with self.timed("link"):
+            limits = {"RT3_MAX_THREADS": self.options.threads, **tables.limits}
+            link_bundle(compiler, folder, ["kernels.o"], "bundle.so", self.soname, limits)
+        return folder / "bundle.so"
 
-    def verify(self, bundle: Path) -> dict[str, Any]:
-        """Compare a bundle with PyTorch and return what its metadata say of it."""
+    def verify(
+        self, folder: Path, levels: list[LevelRow], target: dict[str, Any], compiler: list[str]
+    ) -> dict[str, Any]:
+        """Compare the bundle in a folder with PyTorch and return what its metadata say of it.
+
+        One for another machine is compared by its host twin: the same plans and kernels, compiled for this machine.
+        """
         if not self.options.verify:
             return {"skipped": "--no-verify"}
-        if not runs_here(bundle):
-            return {"skipped": "it is for another machine"}
-        assert self.imported is not None
-        self.progress("verify every level and length")
+        imported, bundle = self.imported, folder / "bundle.so"
+        assert imported is not None
         lengths = tuple(sorted({p.length for p in self.plans}))
-        imported = self.imported
         proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, imported.exact_length)
+        if runs_here(bundle):
+            self.progress("verify every level and length")
+            with self.timed("verify"):
+                return verify_bundle(bundle, proof, partial(self._explain, folder))
+        self.progress("verify every level and length by its kernels, built for this machine")
         with self.timed("verify"):
-            return verify_bundle(bundle, proof, partial(self._explain, bundle.parent))
+            twin = self._twin(folder / "twin", levels)
+            facts = verify_bundle(twin, proof, partial(self._explain, twin.parent))
+            emulated = emulate_bundle(bundle, proof, target, compiler, self.soname)
+        return facts | {"what": "its kernels, built for the machine that compiled it,", "emulated": emulated}
+
+    def _twin(self, folder: Path, levels: list[LevelRow]) -> Path:
+        """Return the bundle of the same plans for this machine; what it takes counts as verification."""
+        folder.mkdir()
+        before = dict(self.seconds)
+        target = devices.load("host").cluster.target_dict()
+        machine = platform.machine()
+        try:
+            path = self.make(folder, levels, target, choose_compiler(machine, None, machine), {"format": BUNDLE_FORMAT})
+        except Rt3Error as error:
+            raise Rt3Error(f"{error}; it builds what this machine verifies, which --no-verify leaves out") from error
+        self.seconds = before
+        return path
 
     def _explain(self, folder: Path, failure: Failure) -> str:
-        """Say where the compiled model goes wrong; the folder has what it was linked from."""
-        compiler = choose_compiler(platform.machine(), None, platform.machine())
-        built = Built(folder, "kernels.o", self.kernels, compiler)
+        """Say where the compiled model goes wrong; the folder has what it was linked from, for this machine."""
+        machine = platform.machine()
+        built = Built(folder, "kernels.o", self.kernels, choose_compiler(machine, None, machine))
         variant = self.variants[failure.level, failure.length]
         return first_difference(variant, built, self.model, failure.trial)
 
