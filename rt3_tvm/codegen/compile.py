@@ -1,7 +1,6 @@
 """``rt3 compile``: a checkpoint becomes one shared library."""
 
 import math
-import os
 import platform
 import shutil
 import tempfile
@@ -9,8 +8,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,86 +22,25 @@ from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.cpu_features import required_features
+from rt3_tvm.codegen.differing import Built, Variant, first_difference
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
-from rt3_tvm.codegen.plan import Plan, plan_variant
+from rt3_tvm.codegen.options import CompileOptions
+from rt3_tvm.codegen.plan import VariantPlan, plan_variant
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
-from rt3_tvm.codegen.verify import Proof, room_for, runs_here, verify_bundle
+from rt3_tvm.codegen.verify import Failure, Proof, room_for, runs_here, verify_bundle
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.device import Device, level_frequencies
 from rt3_tvm.energy.latency import frequencies_in_time
 from rt3_tvm.energy.loads import checkpoint_facts
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.files import check_target, written_whole
 from rt3_tvm.frontend import ImportedModel, import_model
-from rt3_tvm.runtime.check import BUNDLE_FORMAT, read_metadata
+from rt3_tvm.runtime.check import BUNDLE_FORMAT, check_bundle, read_metadata
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
-
-MAX_THREADS = 64
-
-
-@dataclass(frozen=True)
-class CompileOptions:
-    """What a bundle is compiled for.
-
-    Parameters
-    ----------
-    device
-        Name of a device that comes with the package, or a path to a .toml.
-    frequencies
-        Hz, one per level, descending; None takes those that the checkpoint names, else the top, the lowest and evenly
-        spaced OPPs of the device.
-    latency
-        Instead: for each level the lowest OPP that meets the deadline, by a latency model: ``rt3``, or a file that
-        ``rt3 bench latency`` wrote.
-    lengths
-        Sequence lengths in tokens; a call takes the smallest that fits.
-    batch
-        Largest batch.
-    deadline_s
-        Deadline of one inference in s, the same at every level; 0 for none. The governor's `auto` watches it.
-    threads
-        Most threads of a run, 1 to 64; a run takes as many as there are cores, or what ``set_threads`` says.
-    cross_compiler
-        Command of the C compiler; None chooses one.
-    dump_ir
-        Folder that gets the module after each phase; nothing is taken from the cache then.
-    cache
-        Whether to take what was built before from the cache, and to keep what is built.
-    cluster
-        Name of the cluster whose cores will run the bundle; None takes the device's first.
-    verify
-        Whether every level and length is run and compared with the masked PyTorch model before the bundle gets its name.
-    """
-
-    device: str = "host"
-    frequencies: tuple[float, ...] | None = None
-    latency: str | None = None
-    lengths: tuple[int, ...] = (128,)
-    batch: int = 1
-    deadline_s: float = 0.0
-    threads: int = 1
-    cross_compiler: str | None = None
-    dump_ir: Path | None = None
-    cache: bool = True
-    cluster: str | None = None
-    verify: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.lengths or any(n < 1 for n in self.lengths):
-            raise Rt3Error(f"lengths {self.lengths}: give one or more, each at least 1")
-        if self.batch < 1:
-            raise Rt3Error(f"batch {self.batch} must be at least 1")
-        if not 1 <= self.threads <= MAX_THREADS:
-            raise Rt3Error(f"threads {self.threads}: give 1 to {MAX_THREADS}")
-        if not 0 <= self.deadline_s < math.inf:
-            raise Rt3Error(f"deadline {self.deadline_s} s must be finite and not negative")
-        if not all(a > b > 0 for a, b in pairwise((math.inf, *(self.frequencies or ())))):
-            raise Rt3Error(f"frequencies {self.frequencies} Hz: give them from the highest to the lowest, each once")
-        if self.latency is not None and (self.frequencies is not None or self.deadline_s == 0):
-            raise Rt3Error("`latency` needs `deadline_s`, and no `frequencies`: they follow from both")
 
 
 @dataclass
@@ -136,10 +74,7 @@ def compile_checkpoint(
     """
     options = options or CompileOptions()
     output = Path(output)
-    if not output.parent.is_dir():
-        raise Rt3Error(f"no such directory: '{output.parent}'")
-    if output.is_dir():
-        raise Rt3Error(f"'{output}' is a directory: -o takes the name of the bundle")
+    check_target(output)
     device = devices.load(options.device)
     if options.cluster is not None:
         device = device.with_cluster(options.cluster)
@@ -168,7 +103,7 @@ def compile_checkpoint(
         build.plan()
     except tvm.error.InternalError as error:
         reason = str(error).strip().splitlines()[0]
-        raise JobError(f"TVM failed on this model (-v shows where): {reason}") from error
+        raise JobError(f"TVM failed on this model: {reason}") from error
     levels = [LevelRow(f, options.deadline_s, lv.density) for f, lv in zip(hz, checkpoint.levels, strict=True)]
     metadata = build.metadata() | {
         "device": device.name,
@@ -189,10 +124,10 @@ def compile_checkpoint(
     report = CompileReport(output, compiler, metadata, latency_source=latency_source)
     try:
         with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
-            build.write(Path(folder), levels, target, metadata)
+            limits = build.write(Path(folder), levels, target, metadata)
             progress(f"link with {' '.join(compiler)}")
             with build.timed("link"):
-                link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so", output.name, options.threads)
+                link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so", output.name, limits)
             metadata["verified"] = build.verify(Path(folder) / "bundle.so")
             replace_metadata(Path(folder) / "bundle.so", metadata)
             _install(Path(folder) / "bundle.so", output)
@@ -221,26 +156,18 @@ def _from_cache(key: str, output: Path, compiler: list[str]) -> CompileReport | 
         if not cache.fetch(key, found):
             return None
         try:
+            check_bundle(found, for_this_machine=False)
             metadata = read_metadata(found)
         except Rt3Error:
             return None
-        try:
-            _install(found, output)
-        except OSError as error:
-            raise JobError(f"cannot write '{output}': {error.strerror or error}") from error
+        _install(found, output)
     seconds = {"cache": time.perf_counter() - start}
     return CompileReport(output, compiler, metadata, output.stat().st_size, seconds, from_cache=True)
 
 
 def _install(source: Path, target: Path) -> None:
-    """Copy under a temporary name beside the target, then rename."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with written_whole(target, mode=0o755) as temporary:
         shutil.copyfile(source, temporary)
-        temporary.chmod(0o755)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Timer:
@@ -262,7 +189,7 @@ class _Build:
     ) -> None:
         self.checkpoint, self.options, self.cpu, self.progress = checkpoint, options, cpu, progress
         self.kernels, self.store = KernelTable(), WeightStore(checkpoint)
-        self.plans: list[Plan] = []
+        self.variants: dict[tuple[int, int], Variant] = {}
         self.seconds: dict[str, float] = {}
         self.imported: ImportedModel | None = None
         self.model = checkpoint.dense_model()
@@ -285,7 +212,13 @@ class _Build:
                 with self.timed("transform"):
                     lowered = run_phases(mod, level_phases(context), self.options.dump_ir, f"t{length}_level{i}_")
                 with self.timed("plan"):
-                    self.plans.append(plan_variant(lowered, context, self.kernels, self.store))
+                    plan = plan_variant(lowered, context, self.kernels, self.store)
+                self.variants[i, length] = Variant(imported, mod, context, plan)
+
+    @property
+    def plans(self) -> list[VariantPlan]:
+        """The plans of all variants."""
+        return [variant.plan for variant in self.variants.values()]
 
     def _lengths(self, model: torch.nn.Module) -> list[int]:
         if models.has_length(models.inputs_of(model)):
@@ -294,8 +227,10 @@ class _Build:
             raise Rt3Error(f"{type(model).__name__} takes inputs of one shape: leave out the sequence lengths")
         return [1]
 
-    def write(self, folder: Path, levels: list[LevelRow], target: dict[str, Any], metadata: dict[str, Any]) -> None:
-        """Write kernels, weights and tables into a folder."""
+    def write(
+        self, folder: Path, levels: list[LevelRow], target: dict[str, Any], metadata: dict[str, Any]
+    ) -> dict[str, int]:
+        """Write kernels, weights and tables into a folder; return what the runtime's arrays are sized by."""
         assert self.imported is not None
         self.progress(f"compile {len(self.kernels.kernels)} kernels")
         use_cache = self.options.cache and self.options.dump_ir is None
@@ -317,6 +252,7 @@ class _Build:
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
         assembly = blob_assembly(Path("weights.bin"), Path("metadata.json"))
         (folder / "weights.S").write_text(assembly, encoding="utf-8")
+        return {"RT3_MAX_THREADS": self.options.threads, **tables.limits}
 
     def verify(self, bundle: Path) -> dict[str, Any]:
         """Compare a bundle with PyTorch and return what its metadata say of it."""
@@ -330,7 +266,14 @@ class _Build:
         imported = self.imported
         proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, imported.exact_length)
         with self.timed("verify"):
-            return verify_bundle(bundle, proof)
+            return verify_bundle(bundle, proof, partial(self._explain, bundle.parent))
+
+    def _explain(self, folder: Path, failure: Failure) -> str:
+        """Say where the compiled model goes wrong; the folder has what it was linked from."""
+        compiler = choose_compiler(platform.machine(), None, platform.machine())
+        built = Built(folder, "kernels.o", self.kernels, compiler)
+        variant = self.variants[failure.level, failure.length]
+        return first_difference(variant, built, self.model, failure.trial)
 
     def metadata(self) -> dict[str, Any]:
         """Return what ``rt3 inspect`` shows of a bundle."""

@@ -46,7 +46,7 @@ BAD = [
     (["--task", "qa"], 2, "unknown task 'qa': choose from lm, rte, sts, text"),
     (["--data", "nowhere"], 2, "train.txt' cannot be read: No such file"),
     (["--deadline", "0.001"], 2, "no sparsity meets"),
-    (["--deadline", "0"], 2, "give --deadline MS, or --sparsity"),
+    (["--deadline", "0"], 2, "give --deadline, or --sparsity"),
     (["--device", "nokia"], 2, "unknown device 'nokia'"),
     (["--freqs", "1.4GHz,1GHz,0.9GHz"], 2, "--freqs: no power is known at 900MHz: 1.4GHz, 1GHz, 800MHz"),
     (["--sparsity", "0.5,0.6,0.7,0.8", "--shares", "40,30,20,10", "--level-weights", "4,3,2,1"], 2,

@@ -52,7 +52,7 @@ def test_a_phase_is_done_again_with_what_came_before(found, tmp_path):
     before = Journal.read(folder_of(again) / "journal.jsonl")
     kept = before_joint(again)
     longer = replace(OPTIONS, epochs=(*OPTIONS.epochs[:3], OPTIONS.epochs[3] + 1))
-    with pytest.raises(Rt3Error, match=r"epochs was \[.*--restart joint to do phase joint again"):
+    with pytest.raises(Rt3Error, match=r"epochs was \[.*restart joint to do phase joint again"):
         search(MODEL, longer, again)
     result = search(MODEL, longer, again, restart="joint")
     assert len(result.figures["phases"]["joint"]["loss"]) == OPTIONS.epochs[3] + 1
@@ -61,7 +61,7 @@ def test_a_phase_is_done_again_with_what_came_before(found, tmp_path):
     assert after.of("child") == before.of("child") and after.of("episode") == before.of("episode")
     assert after.config["epochs"] == list(longer.epochs)
     fewer = replace(longer, children=3)
-    with pytest.raises(Rt3Error, match=r"--restart joint: children was 6, is 3: that takes --restart search"):
+    with pytest.raises(Rt3Error, match=r"^restart joint: children was 6, is 3: that takes restart search"):
         search(MODEL, fewer, again, restart="joint")
     assert search(MODEL, fewer, again, restart="search").figures["children"]["episodes"] == 3
     assert kept == before_joint(again)
@@ -69,7 +69,7 @@ def test_a_phase_is_done_again_with_what_came_before(found, tmp_path):
 
 def test_another_configuration_is_refused_and_restart_begins_anew(found):
     path, result = found
-    with pytest.raises(Rt3Error, match=r"another configuration: seed was 0, is 1: .*--restart"):
+    with pytest.raises(Rt3Error, match=r"another configuration: seed was 0, is 1: .*restart"):
         search(MODEL, replace(OPTIONS, seed=1), path)
     other = path.with_name("other.ckpt")
     options = replace(OPTIONS, search="none", epochs=(0, 0, 0, 0))
@@ -122,7 +122,7 @@ def test_a_diverging_loss_keeps_the_last_good_state(tmp_path, monkeypatch):
     monkeypatch.setattr(LanguageModelData, "loss", lambda *a: loss(*a) * (float("inf") if next(calls) > 100 else 1.0))
     options, path = replace(OPTIONS, search="none", epochs=(1, 0, 0, 4), pruned_rate=1.0), tmp_path / "a.ckpt"
     with pytest.raises(
-        JobError, match=r"joint: the loss diverged .*: lower --pruned-rate \(now 1\) and give --restart blocks"
+        JobError, match=r"joint: the loss diverged .*: lower pruned_rate \(now 1\) and give restart blocks"
     ):
         search(MODEL, options, path)
     from safetensors.torch import load_file
@@ -131,9 +131,9 @@ def test_a_diverging_loss_keeps_the_last_good_state(tmp_path, monkeypatch):
     assert all(torch.isfinite(v).all() for v in kept.values() if v.is_floating_point())
     monkeypatch.setattr(LanguageModelData, "loss", loss)
     dense = (folder_of(path) / "dense.safetensors").stat().st_mtime_ns
-    with pytest.raises(Rt3Error, match=r"pruned_rate was 1.0, is 0.001: .*or --restart blocks to do phase blocks and"):
+    with pytest.raises(Rt3Error, match=r"pruned_rate was 1.0, is 0.001: .*or restart blocks to do phase blocks and"):
         search(MODEL, replace(options, pruned_rate=1e-3), path)
-    with pytest.raises(Rt3Error, match=r"--restart joint: pruned_rate was .*: that takes --restart blocks, "):
+    with pytest.raises(Rt3Error, match=r"^restart joint: pruned_rate was .*: that takes restart blocks, "):
         search(MODEL, replace(options, pruned_rate=1e-3), path, restart="joint")
     assert search(MODEL, replace(options, pruned_rate=1e-3), path, restart="blocks").checkpoint.levels
     assert (folder_of(path) / "dense.safetensors").stat().st_mtime_ns == dense

@@ -109,9 +109,7 @@ def test_children_that_are_late_are_not_trained(tmp_path, monkeypatch):
 
 def test_children_that_all_diverge_are_said_to(tmp_path, monkeypatch):
     monkeypatch.setattr(ChildTrainer, "__call__", lambda *_: {"failed": "the loss diverged", "seconds": 0.1})
-    with pytest.raises(
-        JobError, match=r"none of 6 children could be trained; the last: the loss diverged: lower --pru"
-    ):
+    with pytest.raises(JobError, match=r"none of 6 children could be trained; the last: the loss diverged: lower pru"):
         search(MODEL, OPTIONS, tmp_path / "a.ckpt")
 
 

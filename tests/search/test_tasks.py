@@ -146,7 +146,7 @@ def test_what_is_not_utf8_is_named_by_line(tmp_path):
 
 @pytest.mark.parametrize("task", ["sts", "rte", "text"])
 def test_tasks_that_need_data_say_which(task):
-    with pytest.raises(Rt3Error, match=f"task {task} needs --data: a folder with"):
+    with pytest.raises(Rt3Error, match=f"task {task} needs data: a folder with"):
         load_task(task, None, "random-tiny" if task == "sts" else "minilm")
 
 
