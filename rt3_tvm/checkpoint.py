@@ -97,11 +97,15 @@ class Checkpoint:
         if not 0 <= level < len(self.levels):
             raise Rt3Error(f"level {level}: the checkpoint has levels 0 to {len(self.levels) - 1}")
         model = self.dense_model()
+        self.mask(model, level)
+        return model
+
+    def mask(self, model: torch.nn.Module, level: int) -> None:
+        """Mask the weights of a model of this checkpoint, whatever level they had, in place."""
         tensors = dict(model.named_parameters(remove_duplicate=False))
         for name, matrix in self.levels[level].matrices.items():
             # In place: a weight that two layers share is masked for both.
             tensors[name].data.copy_(torch.from_numpy(matrix.masked(self.weights[name])))
-        return model
 
     def dense_model(self) -> torch.nn.Module:
         """Return the PyTorch model with its shared weights unmasked."""

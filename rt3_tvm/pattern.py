@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from rt3_tvm import rt3
 from rt3_tvm.errors import Rt3Error
 
 Floats = npt.NDArray[np.float32]
@@ -283,10 +284,6 @@ def most_kept(backbone: Backbone, recipe: PatternRecipe, density: float) -> floa
     return (blocks * kept + min(kept, last)) / backbone.shape[1]
 
 
-MAP_BLOCKS, LEAST_MAPS = 10, 16
-"""RT3's: blocks that an importance map sums, and maps from which the most important are taken."""
-
-
 def cut_patterns(weight: Floats, backbone: Backbone, recipe: PatternRecipe, density: float) -> SparseMatrix:
     """Cut a pattern set from a matrix and assign it: each block takes the pattern that keeps most of its energy.
 
@@ -325,8 +322,8 @@ def cut_patterns(weight: Floats, backbone: Backbone, recipe: PatternRecipe, dens
 
 def _map_patterns(magnitude: npt.NDArray[np.float64], kept: int, count: int, rng: np.random.Generator) -> Ints:
     """Return the patterns of the ``count`` most important of RT3's maps; ``magnitude`` (blocks, groups, cols) sums |w|."""
-    maps = max(LEAST_MAPS, 2 * count)
-    sampled = rng.integers(len(magnitude), size=(maps, min(MAP_BLOCKS, len(magnitude))))
+    maps = max(rt3.LEAST_MAPS, 2 * count)
+    sampled = rng.integers(len(magnitude), size=(maps, min(rt3.MAP_BLOCKS, len(magnitude))))
     sums = magnitude[sampled].sum(1)  # (maps, groups, cols)
     columns = _largest(sums, kept)
     importance = np.take_along_axis(sums, columns.astype(np.int64), axis=2).sum((1, 2))

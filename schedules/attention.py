@@ -1,7 +1,8 @@
 """Attention on feature-major activations, fused per head and query tile.
 
 Q, K and V are (tiles, heads * dim, 16): a head's K is already packed as 16 keys per feature, the panel form that a matrix
-product wants, so scores, softmax and context are all vectors over 16 queries. Only one (keys, 16) tile of scores exists.
+product wants, so scores, softmax and context are all vectors over 16 queries. Only the scores of one query tile exist, and of
+them only those of key tiles that one of its queries sees.
 """
 
 from dataclasses import dataclass
@@ -11,25 +12,35 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
-from rt3_tvm.schedules.cpu import STACK_BYTES, CpuShape
+from rt3_tvm.schedules.attention_mask import StaticMask
+from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layout import tiles_of
 from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, largest_divisor
 from rt3_tvm.schedules.tasks import share_loop
-from rt3_tvm.schedules.vector_math import exp
+from rt3_tvm.schedules.vector_math import exp, tanh
 
 MASKED = -3.4e38
-"""Score of the keys that only pad a tile."""
-
-
-MAX_LENGTH = STACK_BYTES // (4 * TOKEN_TILE)
-"""Tokens whose scores fit the stack of a thread: all keys of 16 queries."""
+"""Score of the keys that a band hides and of those that only pad a tile."""
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Sizes of attention: ``kv_heads`` divides ``heads`` (grouped queries); ``causal`` hides later keys.
+    """Sizes of attention, and what becomes of a score q.k before the softmax: scaled, capped, biased, hidden.
 
-    ``bias`` is the shape of what is added to the scores: (batch or 1, heads or 1, length or 1, length); None adds nothing.
+    Parameters
+    ----------
+    batch, length, heads, dim
+        Of the queries; ``dim`` is that of the keys too.
+    scale
+        Factor of the scores.
+    mask
+        What is hidden at compile time; None hides nothing.
+    key_bias, score_bias
+        (batch or 1, heads or 1) of what is added to all scores of a key, and to each score; None adds nothing.
+    kv_heads, v_dim, keys
+        Of keys and values where they differ from the queries': heads (a divisor), features of a value, length.
+    soft_cap
+        c of c * tanh(score / c), before the biases; 0 for none.
     """
 
     batch: int
@@ -37,9 +48,39 @@ class AttentionShape:
     heads: int
     dim: int
     scale: float
-    bias: tuple[int, int, int, int] | None = None
+    mask: StaticMask | None = None
+    key_bias: tuple[int, int] | None = None
+    score_bias: tuple[int, int] | None = None
     kv_heads: int = 0
-    causal: bool = False
+    v_dim: int = 0
+    keys: int = 0
+    soft_cap: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, default in (("kv_heads", self.heads), ("v_dim", self.dim), ("keys", self.length)):
+            object.__setattr__(self, name, getattr(self, name) or default)
+        if self.mask is None:
+            object.__setattr__(self, "mask", StaticMask.none(self.length, self.keys))
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of both products, on whole tiles."""
+        return 2.0 * self.batch * self.heads * (self.dim + self.v_dim) * self.mask.pairs * TOKEN_TILE**2
+
+    def hidden(self, score: tirx.Expr, q: tirx.Expr, k: tirx.Expr, value: float) -> tirx.Expr:
+        """Return a score, or ``value`` where the key is outside of the band or only pads its tile."""
+        left, right, other = self.mask.left, self.mask.right, tirx.const(value, "float32")
+        if right is not None:
+            score = tirx.Select(k <= q + right, score, other)
+        if left is not None:
+            score = tirx.Select(k >= q - left, score, other)
+        return tirx.Select(k < self.keys, score, other) if self.keys % TOKEN_TILE else score
+
+    def capped(self, score: tirx.Expr) -> tirx.Expr:
+        """Return a scaled score behind the soft cap."""
+        if not self.soft_cap:
+            return score * tirx.const(self.scale, "float32")
+        return tirx.const(self.soft_cap, "float32") * tanh(score * tirx.const(self.scale / self.soft_cap, "float32"))
 
 
 def register_rows(cpu: CpuShape) -> int:
@@ -47,138 +88,170 @@ def register_rows(cpu: CpuShape) -> int:
     return (16 if cpu.registers > 16 else 8) * min(cpu.lanes, TOKEN_TILE) // TOKEN_TILE
 
 
+def piecewise(values: list[int], i: tirx.Var) -> tirx.Expr | int:
+    """Return ``values[i]`` as arithmetic: a clamped line where that is what they are, else one comparison for each step."""
+    low, high = min(values), max(values)
+    if low == high:
+        return low
+    for offset in {v - j for j, v in enumerate(values)}:
+        if all(v == min(max(j + offset, low), high) for j, v in enumerate(values)):
+            return tirx.min(tirx.max(i + offset, low), high)
+    result: tirx.Expr = tirx.const(values[0], "int32")
+    for j in range(1, len(values)):
+        if values[j] != values[j - 1]:
+            result = tirx.Select(i >= j, tirx.const(values[j], "int32"), result)
+    return result
+
+
 @cache  # TVMScript is parsed anew on every call
 def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
-    """Return the kernel (q (batch * tiles, heads * dim, 16), k, v (.., kv_heads * dim, 16), bias) -> y like q.
+    """Return the kernel (q, k, v, key_bias, score_bias) -> y.
 
-    Two tiles (keys, 16), scores and weights, live on the stack. ``register_rows``: keys of a register block of scores, and
-    the most features of one of the context.
+    q and y are (batch * tiles, heads * dim, 16), k and v (batch * key tiles, kv heads * dim, 16), ``key_bias`` (batch or 1,
+    heads or 1, 1, keys), ``score_bias`` (.. * tiles, keys, 16), each query tile's 16 beside each other; biases that the shape
+    does not have have one element. ``register_rows``: keys of a register block of scores, and the most features of one of
+    the context.
     """
-    batch, length, heads, dim, scale, causal = (
-        shape.batch, shape.length, shape.heads, shape.dim, shape.scale, shape.causal,
+    batch, heads, dim, v_dim, kv_heads, keys = (
+        shape.batch, shape.heads, shape.dim, shape.v_dim, shape.kv_heads, shape.keys,
     )  # fmt: skip
-    tiles = tiles_of(length)
-    keys, features = tiles * TOKEN_TILE, heads * dim
-    kv_heads = shape.kv_heads or heads
-    kv_features, share = kv_heads * dim, heads // kv_heads
+    tiles, key_tiles, widest = tiles_of(shape.length), tiles_of(keys), shape.mask.widest
+    share = heads // kv_heads
     block = largest_divisor(TOKEN_TILE, register_rows)
-    rows = largest_divisor(dim, register_rows)
-    bias_shape = shape.bias
-    bb, bh, bq, bk = bias_shape or (1, 1, 1, 1)
-    # A tile of queries sees no key of a later tile.
-    visible = (lambda i: i + 1) if causal else (lambda i: tiles)
+    rows = largest_divisor(v_dim, register_rows)
+    key_batch, key_heads = shape.key_bias or (1, 1)
+    score_batch, score_heads = shape.score_bias or (1, 1)
+    biased_keys = keys if shape.key_bias else 1
+    score_shape = (score_batch * score_heads * tiles, keys, TOKEN_TILE) if shape.score_bias else (1, 1, 1)
+    firsts, lasts = ([t[side] for t in shape.mask.tiles] for side in (0, 1))
 
-    def biased(score: tirx.Expr, bias: tirx.Buffer, b: tirx.Var, h: tirx.Var, q: tirx.Expr, k: tirx.Expr) -> tirx.Expr:
-        score = score * tirx.const(scale, "float32")
-        if bias_shape is not None:
-            at = (
-                b if bb > 1 else 0,
-                h if bh > 1 else 0,
-                tirx.min(q, length - 1) if bq > 1 else 0,
-                tirx.min(k, length - 1) if bk > 1 else 0,
-            )
-            score = score + bias[at]
-        hidden = tirx.const(MASKED, "float32")
-        if length != keys:
-            score = tirx.Select(k < length, score, hidden)
-        return tirx.Select(k <= q, score, hidden) if causal else score
+    def first(i: tirx.Var) -> tirx.Expr | int:
+        return piecewise(firsts, i)
 
-    def weight(score: tirx.Expr, q: tirx.Expr, k: tirx.Expr) -> tirx.Expr:
-        result = exp(score)
-        if length != keys:
-            result = tirx.Select(k < length, result, tirx.const(0.0, "float32"))
-        return tirx.Select(k <= q, result, tirx.const(0.0, "float32")) if causal else result
+    def seen(i: tirx.Var) -> tirx.Expr | int:
+        return piecewise(lasts, i) - first(i)
+
+    def biased(score: tirx.Expr, key_bias: tirx.Buffer, score_bias: tirx.Buffer, at: tuple) -> tirx.Expr:
+        b, h, i, t, key = at
+        score, key_ = shape.capped(score), key if keys % TOKEN_TILE == 0 else tirx.min(key, keys - 1)
+        if shape.key_bias:
+            score = score + key_bias[b if key_batch > 1 else 0, h if key_heads > 1 else 0, 0, key_]
+        if shape.score_bias:
+            row = (b if score_batch > 1 else 0) * score_heads + (h if score_heads > 1 else 0)
+            score = score + score_bias[row * tiles + i, key_, t]
+        return shape.hidden(score, i * TOKEN_TILE + t, key, MASKED)
+
+    @T.inline
+    def scores(Q, K, key_bias, score_bias, S, h, b, i):
+        """S = biased(K Q^T) of the key tiles that the query tile sees, a register block of keys at a time."""
+        for kt, kb in T.grid(seen(i), TOKEN_TILE // block):
+            with T.sblock("keys"):
+                vkt, vkb = T.axis.remap("SS", [kt, kb])
+                T.reads(
+                    Q[0 : batch * tiles, 0 : heads * dim, 0:TOKEN_TILE],
+                    K[0 : batch * key_tiles, 0 : kv_heads * dim, 0:TOKEN_TILE],
+                    key_bias[0:key_batch, 0:key_heads, 0, 0:biased_keys],
+                    score_bias[0 : score_shape[0], 0 : score_shape[1], 0 : score_shape[2]],
+                )
+                T.writes(S[vkt * TOKEN_TILE + vkb * block : vkt * TOKEN_TILE + vkb * block + block, 0:TOKEN_TILE])
+                acc = T.sblock_alloc_buffer((block, TOKEN_TILE), "float32")
+                for d, j, t in T.grid(dim, block, TOKEN_TILE):
+                    with T.sblock("score"):
+                        vd = T.axis.reduce(dim, d)
+                        vj, vt = T.axis.remap("SS", [j, t])
+                        with T.init():
+                            acc[vj, vt] = T.float32(0)
+                        acc[vj, vt] = (
+                            acc[vj, vt]
+                            + K[b * key_tiles + first(i) + vkt, T.floordiv(h, share) * dim + vd, vkb * block + vj]
+                            * Q[b * tiles + i, h * dim + vd, vt]
+                        )
+                for j, t in T.grid(block, TOKEN_TILE):
+                    with T.sblock("bias"):
+                        vj, vt = T.axis.remap("SS", [j, t])
+                        S[vkt * TOKEN_TILE + vkb * block + vj, vt] = biased(
+                            acc[vj, vt],
+                            key_bias,
+                            score_bias,
+                            (b, h, i, vt, (first(i) + vkt) * TOKEN_TILE + vkb * block + vj),
+                        )
+
+    @T.inline
+    def softmax(S, P, total, i):
+        """P = exp(S - largest), what is hidden exactly 0; total = their sum."""
+        largest = T.sblock_alloc_buffer((TOKEN_TILE,), "float32")
+        for c, t in T.grid(seen(i) * TOKEN_TILE, TOKEN_TILE):
+            with T.sblock("max"):
+                vc, vt = T.axis.remap("RS", [c, t])
+                with T.init():
+                    largest[vt] = T.float32(MASKED)
+                largest[vt] = T.max(largest[vt], S[vc, vt])
+        for c, t in T.grid(seen(i) * TOKEN_TILE, TOKEN_TILE):
+            with T.sblock("exp"):
+                vc, vt = T.axis.remap("SS", [c, t])
+                P[vc, vt] = shape.hidden(
+                    exp(S[vc, vt] - largest[vt]), i * TOKEN_TILE + vt, first(i) * TOKEN_TILE + vc, 0.0
+                )
+        for c, t in T.grid(seen(i) * TOKEN_TILE, TOKEN_TILE):
+            with T.sblock("sum"):
+                vc, vt = T.axis.remap("RS", [c, t])
+                with T.init():
+                    total[vt] = T.float32(0)
+                total[vt] = total[vt] + P[vc, vt]
+
+    @T.inline
+    def context(V, P, total, Y, h, b, i):
+        """Y = V P / total, a register block of features at a time."""
+        for db in range(v_dim // rows):
+            with T.sblock("features"):
+                vdb = T.axis.spatial(v_dim // rows, db)
+                T.reads(
+                    V[0 : batch * key_tiles, 0 : kv_heads * v_dim, 0:TOKEN_TILE],
+                    P[0 : widest * TOKEN_TILE, 0:TOKEN_TILE],
+                    total[0:TOKEN_TILE],
+                )
+                T.writes(Y[b * tiles + i, h * v_dim + vdb * rows : h * v_dim + vdb * rows + rows, 0:TOKEN_TILE])
+                mix = T.sblock_alloc_buffer((rows, TOKEN_TILE), "float32")
+                for kt, kl, r, t in T.grid(seen(i), TOKEN_TILE, rows, TOKEN_TILE):
+                    with T.sblock("context"):
+                        vkt, vkl, vr, vt = T.axis.remap("RRSS", [kt, kl, r, t])
+                        with T.init():
+                            mix[vr, vt] = T.float32(0)
+                        mix[vr, vt] = (
+                            mix[vr, vt]
+                            + V[b * key_tiles + first(i) + vkt, T.floordiv(h, share) * v_dim + vdb * rows + vr, vkl]
+                            * P[vkt * TOKEN_TILE + vkl, vt]
+                        )
+                for r, t in T.grid(rows, TOKEN_TILE):
+                    with T.sblock("divide"):
+                        vr, vt = T.axis.remap("SS", [r, t])
+                        Y[b * tiles + i, h * v_dim + vdb * rows + vr, vt] = mix[vr, vt] / total[vt]
 
     @T.prim_func(s_tir=True)
-    def attention(q: T.handle, k: T.handle, v: T.handle, m: T.handle, y: T.handle):
-        Q = T.match_buffer(q, (batch * tiles, features, TOKEN_TILE), "float32")
-        K = T.match_buffer(k, (batch * tiles, kv_features, TOKEN_TILE), "float32")
-        V = T.match_buffer(v, (batch * tiles, kv_features, TOKEN_TILE), "float32")
-        bias = T.match_buffer(m, (bb, bh, bq, bk), "float32")
-        Y = T.match_buffer(y, (batch * tiles, features, TOKEN_TILE), "float32")
+    def attention(q: T.handle, k: T.handle, v: T.handle, m: T.handle, s: T.handle, y: T.handle):
+        Q = T.match_buffer(q, (batch * tiles, heads * dim, TOKEN_TILE), "float32")
+        K = T.match_buffer(k, (batch * key_tiles, kv_heads * dim, TOKEN_TILE), "float32")
+        V = T.match_buffer(v, (batch * key_tiles, kv_heads * v_dim, TOKEN_TILE), "float32")
+        key_bias = T.match_buffer(m, (key_batch, key_heads, 1, biased_keys), "float32")
+        score_bias = T.match_buffer(s, score_shape, "float32")
+        Y = T.match_buffer(y, (batch * tiles, heads * v_dim, TOKEN_TILE), "float32")
         for h, b, i in T.grid(heads, batch, tiles):
             with T.sblock("tile"):
                 vh, vb, vi = T.axis.remap("SSS", [h, b, i])
                 T.reads(
-                    Q[0 : batch * tiles, 0:features, 0:TOKEN_TILE],
-                    K[0 : batch * tiles, 0:kv_features, 0:TOKEN_TILE],
-                    V[0 : batch * tiles, 0:kv_features, 0:TOKEN_TILE],
-                    bias[0:bb, 0:bh, 0:bq, 0:bk],
+                    Q[0 : batch * tiles, 0 : heads * dim, 0:TOKEN_TILE],
+                    K[0 : batch * key_tiles, 0 : kv_heads * dim, 0:TOKEN_TILE],
+                    V[0 : batch * key_tiles, 0 : kv_heads * v_dim, 0:TOKEN_TILE],
+                    key_bias[0:key_batch, 0:key_heads, 0, 0:biased_keys],
+                    score_bias[0 : score_shape[0], 0 : score_shape[1], 0 : score_shape[2]],
                 )
-                T.writes(Y[0 : batch * tiles, 0:features, 0:TOKEN_TILE])
-                S = T.sblock_alloc_buffer((keys, TOKEN_TILE), "float32")
-                P = T.sblock_alloc_buffer((keys, TOKEN_TILE), "float32")
-                largest = T.sblock_alloc_buffer((TOKEN_TILE,), "float32")
+                T.writes(Y[vb * tiles + vi, vh * v_dim : vh * v_dim + v_dim, 0:TOKEN_TILE])
+                S = T.sblock_alloc_buffer((widest * TOKEN_TILE, TOKEN_TILE), "float32")
+                P = T.sblock_alloc_buffer((widest * TOKEN_TILE, TOKEN_TILE), "float32")
                 total = T.sblock_alloc_buffer((TOKEN_TILE,), "float32")
-                for kt, kb in T.grid(visible(vi), TOKEN_TILE // block):
-                    with T.sblock("keys"):
-                        vkt, vkb = T.axis.remap("SS", [kt, kb])
-                        T.reads(
-                            Q[0 : batch * tiles, 0:features, 0:TOKEN_TILE],
-                            K[0 : batch * tiles, 0:kv_features, 0:TOKEN_TILE],
-                            bias[0:bb, 0:bh, 0:bq, 0:bk],
-                        )
-                        T.writes(
-                            S[vkt * TOKEN_TILE + vkb * block : vkt * TOKEN_TILE + vkb * block + block, 0:TOKEN_TILE]
-                        )
-                        acc = T.sblock_alloc_buffer((block, TOKEN_TILE), "float32")
-                        for d, j, t in T.grid(dim, block, TOKEN_TILE):
-                            with T.sblock("score"):
-                                vd = T.axis.reduce(dim, d)
-                                vj, vt = T.axis.remap("SS", [j, t])
-                                with T.init():
-                                    acc[vj, vt] = T.float32(0)
-                                acc[vj, vt] = (
-                                    acc[vj, vt]
-                                    + K[vb * tiles + vkt, T.floordiv(vh, share) * dim + vd, vkb * block + vj]
-                                    * Q[vb * tiles + vi, vh * dim + vd, vt]
-                                )
-                        for j, t in T.grid(block, TOKEN_TILE):
-                            with T.sblock("bias"):
-                                vj, vt = T.axis.remap("SS", [j, t])
-                                S[vkt * TOKEN_TILE + vkb * block + vj, vt] = biased(
-                                    acc[vj, vt], bias, vb, vh, vi * TOKEN_TILE + vt, vkt * TOKEN_TILE + vkb * block + vj
-                                )
-                for c, t in T.grid(visible(vi) * TOKEN_TILE, TOKEN_TILE):
-                    with T.sblock("max"):
-                        vc, vt = T.axis.remap("RS", [c, t])
-                        with T.init():
-                            largest[vt] = T.float32(MASKED)
-                        largest[vt] = T.max(largest[vt], S[vc, vt])
-                for c, t in T.grid(visible(vi) * TOKEN_TILE, TOKEN_TILE):
-                    with T.sblock("exp"):
-                        vc, vt = T.axis.remap("SS", [c, t])
-                        P[vc, vt] = weight(S[vc, vt] - largest[vt], vi * TOKEN_TILE + vt, vc)
-                for c, t in T.grid(visible(vi) * TOKEN_TILE, TOKEN_TILE):
-                    with T.sblock("sum"):
-                        vc, vt = T.axis.remap("RS", [c, t])
-                        with T.init():
-                            total[vt] = T.float32(0)
-                        total[vt] = total[vt] + P[vc, vt]
-                for db in range(dim // rows):
-                    with T.sblock("features"):
-                        vdb = T.axis.spatial(dim // rows, db)
-                        T.reads(
-                            V[0 : batch * tiles, 0:kv_features, 0:TOKEN_TILE],
-                            P[0:keys, 0:TOKEN_TILE],
-                            total[0:TOKEN_TILE],
-                        )
-                        T.writes(Y[vb * tiles + vi, vh * dim + vdb * rows : vh * dim + vdb * rows + rows, 0:TOKEN_TILE])
-                        mix = T.sblock_alloc_buffer((rows, TOKEN_TILE), "float32")
-                        for kt, kl, r, t in T.grid(visible(vi), TOKEN_TILE, rows, TOKEN_TILE):
-                            with T.sblock("context"):
-                                vkt, vkl, vr, vt = T.axis.remap("RRSS", [kt, kl, r, t])
-                                with T.init():
-                                    mix[vr, vt] = T.float32(0)
-                                mix[vr, vt] = (
-                                    mix[vr, vt]
-                                    + V[vb * tiles + vkt, T.floordiv(vh, share) * dim + vdb * rows + vr, vkl]
-                                    * P[vkt * TOKEN_TILE + vkl, vt]
-                                )
-                        for r, t in T.grid(rows, TOKEN_TILE):
-                            with T.sblock("divide"):
-                                vr, vt = T.axis.remap("SS", [r, t])
-                                Y[vb * tiles + vi, vh * dim + vdb * rows + vr, vt] = mix[vr, vt] / total[vt]
+                scores(Q, K, key_bias, score_bias, S, vh, vb, vi)
+                softmax(S, P, total, vi)
+                context(V, P, total, Y, vh, vb, vi)
 
     return attention
 
@@ -186,28 +259,34 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
 def schedule_attention(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Vectors over queries everywhere; score and context blocks in registers."""
     sch = Schedule(func)
-
-    def vectorise(name: str, unrolled: int) -> None:
-        loops = sch.get_loops(sch.get_sblock(name))
-        t0, t1 = sch.split(loops[-1], [None, lanes])
-        sch.vectorize(t1)
-        for loop in (*loops[len(loops) - 1 - unrolled : -1], t0):
-            sch.unroll(loop)
-
-    for name, unrolled in (
-        ("score", 1),
-        ("bias", 1),
-        ("context", 1),
-        ("divide", 1),
-        ("max", 0),
-        ("sum", 0),
-        ("exp", 0),
-    ):
-        vectorise(name, unrolled)
-    for name, depth in (("score", 4), ("max", 3), ("sum", 3), ("context", 5)):
-        block = sch.get_sblock(name)
-        init = sch.decompose_reduction(block, sch.get_loops(block)[-depth])
-        for loop in sch.get_loops(init)[-(2 if name in ("max", "sum") else 3) : -1]:
-            sch.unroll(loop)
+    for name, unrolled in STEPS.items():
+        _vectorise(sch, name, lanes, unrolled)
+    for name, reduced in REDUCTIONS.items():
+        _initialise_before(sch, name, reduced)
     share_loop(sch, sch.get_loops(sch.get_sblock("tile"))[0])  # heads
     return sch.mod["main"]
+
+
+STEPS = {"score": True, "bias": True, "max": False, "exp": False, "sum": False, "context": True, "divide": True}
+"""The blocks in order, and whether the loop before their 16 queries is a register block, which is unrolled."""
+REDUCTIONS = {"score": 1, "max": 1, "sum": 1, "context": 2}
+"""The blocks that sum or take a maximum, and over how many loops: those that are outside of their register block."""
+
+
+def _vectorise(sch: Schedule, name: str, lanes: int, unrolled: bool) -> None:
+    """``.., [r,] t`` becomes ``.., [r unrolled,] t0 unrolled, t1 a vector``."""
+    *_, r, t = sch.get_loops(sch.get_sblock(name))
+    t0, t1 = sch.split(t, [None, lanes])
+    sch.vectorize(t1)
+    if unrolled:
+        sch.unroll(r)
+    sch.unroll(t0)
+
+
+def _initialise_before(sch: Schedule, name: str, reduced: int) -> None:
+    """Zero the accumulators in a nest of its own before the loops that are summed over, its register block unrolled."""
+    block = sch.get_sblock(name)
+    inside = 3 if STEPS[name] else 2  # [r,] t0, t1
+    init = sch.decompose_reduction(block, sch.get_loops(block)[-inside - reduced])
+    for loop in sch.get_loops(init)[-inside:-1]:
+        sch.unroll(loop)

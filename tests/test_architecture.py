@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 # So the search stands on models of latency and power, not on the compiler, and running a bundle needs next to nothing.
 ORDER = [
     "errors",
+    "rt3",
     "files",
     "timing",
     "runtime",
@@ -19,6 +20,7 @@ ORDER = [
     "model",
     "masks",
     "export",
+    "trials",
     "checkpoint",
     "prune",
     "energy",

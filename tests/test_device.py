@@ -40,19 +40,37 @@ def test_bad_frequencies(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("1GHz", "names 1 frequencies, the checkpoint has 2"), ("1GHz,2GHz", "highest to the lowest")]
+    ("given", "message"),
+    [
+        ((1e9,), "frequencies: 1 for 2 levels: give one for each level"),
+        ((8e8, 1e9), "frequencies 800MHz,1GHz: give them from the highest to the lowest"),
+        ((1.3e9, 1e9), "frequencies: cluster 'cpu' does not have 1.3GHz: its frequencies are 1.4GHz, 1GHz"),
+    ],
 )
-def test_bad_frequency_lists(text, message):
+def test_bad_frequency_lists(given, message):
     with pytest.raises(Rt3Error, match=message):
-        device.parse_frequencies(text, 2)
+        device.level_frequencies(device.parse(GOOD, "board.toml", "board"), 2, given)
+
+
+def test_levels_take_what_is_given_then_what_the_checkpoint_names_then_the_devices():
+    board = device.parse(GOOD, "board.toml", "board")
+    assert device.level_frequencies(board, 2, (1.4e9, 8e8), named=(1e9, 2e8)) == (1.4e9, 8e8)
+    assert device.level_frequencies(board, 2, named=(1e9, 2e8)) == (1e9, 2e8)
+    assert device.level_frequencies(board, 2, named=(0.0, 0.0)) == (1.4e9, 2e8)
+    assert device.level_frequencies(board, 2, powered=(1e9, 8e8)) == (1e9, 8e8)
+    assert device.level_frequencies(board, 2, (1.3e9, 1e9), labels=True) == (1.3e9, 1e9)
+    with pytest.raises(Rt3Error, match="no power is known at 200MHz: 1GHz, 800MHz"):
+        device.level_frequencies(board, 2, (1e9, 2e8), powered=(1e9, 8e8))
+    with pytest.raises(Rt3Error, match=r"level 1 is for another device than 'board': give frequencies: .* 900MHz"):
+        device.level_frequencies(board, 2, named=(1e9, 9e8))
 
 
 def test_defaults_are_top_middle_and_lowest():
     board = device.parse(GOOD, "board.toml", "board")
-    assert board.default_frequencies(3) == (1.4e9, 8e8, 2e8)
-    assert board.default_frequencies(1) == (1.4e9,)
+    assert device.level_frequencies(board, 3) == (1.4e9, 8e8, 2e8)
+    assert device.level_frequencies(board, 1) == (1.4e9,)
     with pytest.raises(Rt3Error, match="4 operating points"):
-        board.default_frequencies(5)
+        device.level_frequencies(board, 5)
 
 
 @pytest.mark.parametrize(

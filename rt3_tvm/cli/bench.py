@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rt3_tvm.cli.options import console, numbers
+from rt3_tvm.cli.options import console, frequencies, numbers
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -48,6 +48,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     latency.add_argument(
         "--freqs",
+        dest="frequencies",
+        type=frequencies,
         metavar="F,F,F",
         help="hold these frequencies one by one (root); default measure at the clock it runs at",
     )
@@ -100,11 +102,9 @@ def drive_latency(args: argparse.Namespace) -> None:
     from rt3_tvm import model as models
     from rt3_tvm.bench.latency import LatencyOptions, bench_latency
     from rt3_tvm.checkpoint import Checkpoint
-    from rt3_tvm.device import parse_frequency
     from rt3_tvm.files import write_text
 
-    frequencies = tuple(parse_frequency(f) for f in args.freqs.split(",")) if args.freqs else None
-    options = LatencyOptions(args.seq_len, tuple(args.groups), tuple(args.sparsity), frequencies)
+    options = LatencyOptions(args.seq_len, tuple(args.groups), tuple(args.sparsity), args.frequencies)
     path = Path(args.model)
     is_checkpoint = (path / "checkpoint.json").is_file()
     model = Checkpoint.load(path).dense_model() if is_checkpoint else models.load(args.model)

@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from rt3_tvm.cli.options import add_device_options, chosen_device, numbers
+from rt3_tvm.cli.options import add_device_options, chosen_device, frequencies, milliseconds, numbers
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -16,6 +16,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     table = p.add_mutually_exclusive_group()
     table.add_argument(
         "--freqs",
+        dest="frequencies",
+        type=frequencies,
         metavar="F,F,F",
         help="one per level, descending, as 1.4GHz,1.0GHz,0.8GHz; default those that the checkpoint names, else the top, "
         "the lowest and evenly spaced operating points of the device",
@@ -35,10 +37,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--batch", type=int, default=1, metavar="N", help="largest batch; default 1")
     p.add_argument("--threads", type=int, default=1, metavar="N", help="most threads of a run; default 1")
     p.add_argument(
-        "--deadline", type=float, default=0.0, metavar="MS", help="deadline that `auto` watches; default none"
+        "--deadline",
+        dest="deadline_s",
+        type=milliseconds,
+        default=0.0,
+        metavar="MS",
+        help="deadline that `auto` watches; default none",
     )
     p.add_argument("--cross-compiler", metavar="CMD", help="C compiler for the device, with its options")
     p.add_argument("--no-cache", action="store_true", help="build everything anew, and keep nothing for the next time")
+    p.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="leave out the comparison of every level and length with PyTorch; the bundle says so",
+    )
     p.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after each phase")
     p.set_defaults(drive=drive)
 
@@ -47,23 +59,21 @@ def drive(args: argparse.Namespace) -> None:
     """Run the command."""
     from rt3_tvm.checkpoint import Checkpoint
     from rt3_tvm.codegen import CompileOptions, compile_checkpoint
-    from rt3_tvm.device import parse_frequencies
 
     checkpoint = Checkpoint.load(args.checkpoint)
-    frequencies = parse_frequencies(args.freqs, len(checkpoint.levels)) if args.freqs else None
-    if args.latency is not None:
-        frequencies = _by_latency(args)
     options = CompileOptions(
         device=chosen_device(args),
         cluster=args.cluster,
-        frequencies=frequencies,
+        frequencies=args.frequencies,
+        latency=args.latency,
         lengths=tuple(args.seq_len),
         batch=args.batch,
-        deadline_s=args.deadline / 1e3,
+        deadline_s=args.deadline_s,
         threads=args.threads,
         cross_compiler=args.cross_compiler,
         dump_ir=args.dump_ir,
         cache=not args.no_cache,
+        verify=not args.no_verify,
     )
     report = compile_checkpoint(checkpoint, args.output, options, logging.info)
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in report.seconds.items())
@@ -73,28 +83,10 @@ def drive(args: argparse.Namespace) -> None:
     )
     for name in report.metadata["unmatched"]:
         print(f"{name}: no linear layer was matched, runs dense with its mask")
+    if report.latency_source:
+        print(f"frequencies by latency: {report.latency_source}")
     logging.info("linked with %s", " ".join(report.compiler))
     print(
         f"{args.output}: {report.bytes / 2**20:.1f} MiB, levels {levels}; seconds: {seconds}"
         + ("; built before, taken from the cache" if report.from_cache else "")
     )
-
-
-def _by_latency(args: argparse.Namespace) -> tuple[float, ...]:
-    """Return the lowest frequency at which each level meets the deadline."""
-    from rt3_tvm import device
-    from rt3_tvm.energy.latency import latency_model, lowest_frequencies, source_for
-    from rt3_tvm.energy.loads import read_facts
-    from rt3_tvm.errors import Rt3Error
-
-    if args.deadline <= 0:
-        raise Rt3Error("--latency needs --deadline MS: the frequencies follow from both")
-    board = device.load(chosen_device(args))
-    cluster = (board.with_cluster(args.cluster) if args.cluster else board).cluster
-    if not cluster.opps:
-        raise Rt3Error(f"--latency: device '{board.name}' shows no operating points: pass --freqs")
-    levels = [level.loads for level in read_facts(args.checkpoint).levels]
-    model = latency_model(args.latency, max(args.seq_len))
-    found = lowest_frequencies(model, levels, [opp.hz for opp in cluster.opps], args.deadline / 1e3)
-    print(f"frequencies by latency: {', '.join(map(device.frequency_name, found))}; {source_for(model, cluster.core)}")
-    return found

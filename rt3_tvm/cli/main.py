@@ -35,6 +35,20 @@ def build_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     return parser, dict(commands.choices)
 
 
+def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Return the options of a command."""
+    return [a for a in parser._actions if a.option_strings and a.dest != "help"]
+
+
+def option_names(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, str]:
+    """Return what the user of a command types for a field, by the field."""
+    names = {a.dest: a.option_strings[0] for a in options_of(parser)}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and (chosen := getattr(args, action.dest)):
+            names |= option_names(action.choices[chosen], args)
+    return names
+
+
 def apply_config(path: Path, parsers: dict[str, argparse.ArgumentParser]) -> None:
     """Make the values of a configuration file the defaults of the options they name."""
     try:
@@ -44,12 +58,12 @@ def apply_config(path: Path, parsers: dict[str, argparse.ArgumentParser]) -> Non
     for command, values in tables.items():
         if command not in parsers or not isinstance(values, dict):
             raise Rt3Error(f"--config {path}: '{command}' is not a table of a command: choose from {choices(parsers)}")
-        actions = {a.dest: a for a in parsers[command]._actions if a.option_strings and a.dest != "help"}
+        actions = {name.lstrip("-"): a for a in options_of(parsers[command]) for name in a.option_strings}
         for key, value in values.items():
-            dest = key.replace("-", "_")
-            if dest not in actions:
+            name = key.replace("_", "-")
+            if name not in actions:
                 raise Rt3Error(f"--config {path}: {command}.{key} is no option: choose from {choices(actions)}")
-            action = actions[dest]
+            action = actions[name]
             action.required = False
             action.default = value if isinstance(value, bool) else str(value)
 
@@ -58,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 for a failed job, 2 for bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "-v" in arguments or "--verbose" in arguments
+    typed: dict[str, str] = {}
     try:
         parser, parsers = build_parser()
         config = argparse.ArgumentParser(add_help=False)
@@ -67,12 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             apply_config(given, parsers)
         args = parser.parse_args(arguments)
         logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
+        typed = option_names(parsers[args.command], args)
         args.drive(args)
     except (Rt3Error, JobError) as error:
         if verbose:
             raise
-        print(f"rt3: error: {error}", file=sys.stderr)
+        print(f"rt3: error: {error.shown(typed)}", file=sys.stderr)
         return 2 if isinstance(error, Rt3Error) else 1
+    except SystemExit as stop:  # argparse's: an option that cannot be read, --help, --version
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -43,6 +43,19 @@ def console() -> Console:
 
 
 @checked
+def frequencies(text: str) -> tuple[float, ...]:
+    """Return the Hz of frequencies that commas separate."""
+    from rt3_tvm.device import parse_frequencies
+
+    return parse_frequencies(text)
+
+
+def milliseconds(text: str) -> float:
+    """Return the s of a number of ms."""
+    return float(text) / 1e3
+
+
+@checked
 def block_shape(text: str) -> tuple[int, int]:
     """Return the rows and columns of '4x32'."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)

@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from rt3_tvm.cli.options import add_patterns_option, block_shape, numbers
+from rt3_tvm.cli.options import add_patterns_option, block_shape, frequencies, numbers
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -44,6 +44,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="weights that stay dense; repeatable")
     p.add_argument(
         "--freqs",
+        dest="frequencies",
+        type=frequencies,
         metavar="F,F,F",
         help="frequencies of the levels, kept in the checkpoint; default none, rt3 compile chooses",
     )
@@ -57,7 +59,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def drive(args: argparse.Namespace) -> None:
     """Run the command."""
     from rt3_tvm import model as models
-    from rt3_tvm.device import parse_frequencies
     from rt3_tvm.pattern import PatternShape
     from rt3_tvm.prune import PruneOptions, prune_one_shot
 
@@ -72,7 +73,7 @@ def drive(args: argparse.Namespace) -> None:
         block_rows=block_rows,
         exclude=tuple(args.exclude),
         embeddings=args.embeddings,
-        frequencies=parse_frequencies(args.freqs, len(args.sparsity)) if args.freqs else None,
+        frequencies=args.frequencies,
         seed=args.seed,
     )
     model = models.load(args.model, not args.without_head)

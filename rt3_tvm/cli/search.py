@@ -14,6 +14,7 @@ from rt3_tvm.cli.options import (
     checked,
     chosen_device,
     console,
+    frequencies,
     numbers,
 )
 from rt3_tvm.errors import Rt3Error, choices
@@ -53,7 +54,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def _add_levels(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("levels")
     add_device_options(g)
-    g.add_argument("--freqs", metavar="F,F,F", help="one per level, descending; default three of the device's")
+    g.add_argument(
+        "--freqs",
+        dest="frequencies",
+        type=frequencies,
+        metavar="F,F,F",
+        help="one per level, descending; default three of the device's",
+    )
     g.add_argument("--deadline", type=float, default=0.0, metavar="MS", help="of one inference, at every frequency")
     g.add_argument(
         "--sparsity", type=numbers(float, "one sparsity per level"), metavar="S,S,S", help="of each level, not searched"
@@ -193,7 +200,6 @@ def _add_running(p: argparse.ArgumentParser) -> None:
 
 def search_options(args: argparse.Namespace) -> "SearchOptions":
     """Return what the options ask for."""
-    from rt3_tvm.device import parse_frequency
     from rt3_tvm.energy.battery import parse_battery
     from rt3_tvm.pattern import PatternShape
     from rt3_tvm.search import ControllerOptions, RewardOptions, SearchOptions
@@ -204,7 +210,7 @@ def search_options(args: argparse.Namespace) -> "SearchOptions":
         task=args.task,
         device=chosen_device(args),
         cluster=args.cluster,
-        frequencies=tuple(parse_frequency(f) for f in args.freqs.split(",")) if args.freqs else None,
+        frequencies=args.frequencies,
         deadline_s=args.deadline / 1e3,
         sparsity=args.sparsity,
         latency=args.latency,

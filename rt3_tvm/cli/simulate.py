@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rt3_tvm.cli.options import add_device_options, checked, chosen_device, console, numbers
+from rt3_tvm.cli.options import add_device_options, checked, chosen_device, console, frequencies, numbers
 from rt3_tvm.errors import Rt3Error
 
 if TYPE_CHECKING:
@@ -72,7 +72,11 @@ def add_simulate_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--deadline", type=float, default=0.0, metavar="MS", help="deadline of an inference; default none")
     p.add_argument("--hours", type=float, default=math.inf, metavar="H", help="end here although charge is left")
     p.add_argument(
-        "--freqs", metavar="F,F,F", help="frequencies of the levels; default those the model names, else the device's"
+        "--freqs",
+        dest="frequencies",
+        type=frequencies,
+        metavar="F,F,F",
+        help="frequencies of the levels; default those the model names, else the device's",
     )
     p.add_argument(
         "--accuracy", type=numbers(float, "accuracies"), metavar="A,A,..", help="of the dense model, then of each level"
@@ -81,7 +85,6 @@ def add_simulate_options(p: argparse.ArgumentParser) -> None:
 
 def simulate_options(args: argparse.Namespace) -> "SimulateOptions":
     """Return what the options ask for."""
-    from rt3_tvm.device import parse_frequency
     from rt3_tvm.energy.comparison import SimulateOptions
 
     return SimulateOptions(
@@ -99,7 +102,7 @@ def simulate_options(args: argparse.Namespace) -> "SimulateOptions":
         rate=args.rate,
         deadline_s=args.deadline / 1e3,
         hours=args.hours,
-        frequencies=tuple(parse_frequency(f) for f in args.freqs.split(",")) if args.freqs else None,
+        frequencies=args.frequencies,
         accuracy=args.accuracy,
     )
 
@@ -159,13 +162,14 @@ def _print(found: "Comparison") -> None:
 def _drive_paper(as_json: bool) -> None:
     from rich.table import Table
 
-    from rt3_tvm.energy.paper import BATTERY_J, DEVICE, paper_rows
+    from rt3_tvm import rt3
+    from rt3_tvm.energy.paper import paper_rows
 
     rows = paper_rows()
     if as_json:
         print(json.dumps({"rows": [row.to_json() for row in rows]}))
         return
-    table = Table(title=f"RT3's language model on {DEVICE}, {BATTERY_J:g} J; everything modelled")
+    table = Table(title=f"RT3's language model on {rt3.DEVICE}, {rt3.BATTERY_J:g} J; everything modelled")
     for head in ("configuration", "ms", "sparsity %", "million runs", "over the first"):
         table.add_column(head, justify="left" if head == "configuration" else "right")
     for row in rows:

@@ -1,6 +1,5 @@
 """``rt3 compile``: a checkpoint becomes one shared library."""
 
-import json
 import math
 import os
 import platform
@@ -26,9 +25,14 @@ from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.cpu_features import required_features
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
+from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
 from rt3_tvm.codegen.plan import Plan, plan_variant
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
+from rt3_tvm.codegen.verify import Proof, room_for, runs_here, verify_bundle
 from rt3_tvm.codegen.weights import WeightStore
+from rt3_tvm.device import Device, level_frequencies
+from rt3_tvm.energy.latency import frequencies_in_time
+from rt3_tvm.energy.loads import checkpoint_facts
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.frontend import ImportedModel, import_model
 from rt3_tvm.runtime.check import BUNDLE_FORMAT, read_metadata
@@ -50,6 +54,9 @@ class CompileOptions:
     frequencies
         Hz, one per level, descending; None takes those that the checkpoint names, else the top, the lowest and evenly
         spaced OPPs of the device.
+    latency
+        Instead: for each level the lowest OPP that meets the deadline, by a latency model: ``rt3``, or a file that
+        ``rt3 bench latency`` wrote.
     lengths
         Sequence lengths in tokens; a call takes the smallest that fits.
     batch
@@ -66,10 +73,13 @@ class CompileOptions:
         Whether to take what was built before from the cache, and to keep what is built.
     cluster
         Name of the cluster whose cores will run the bundle; None takes the device's first.
+    verify
+        Whether every level and length is run and compared with the masked PyTorch model before the bundle gets its name.
     """
 
     device: str = "host"
     frequencies: tuple[float, ...] | None = None
+    latency: str | None = None
     lengths: tuple[int, ...] = (128,)
     batch: int = 1
     deadline_s: float = 0.0
@@ -78,6 +88,7 @@ class CompileOptions:
     dump_ir: Path | None = None
     cache: bool = True
     cluster: str | None = None
+    verify: bool = True
 
     def __post_init__(self) -> None:
         if not self.lengths or any(n < 1 for n in self.lengths):
@@ -90,6 +101,8 @@ class CompileOptions:
             raise Rt3Error(f"deadline {self.deadline_s} s must be finite and not negative")
         if not all(a > b > 0 for a, b in pairwise((math.inf, *(self.frequencies or ())))):
             raise Rt3Error(f"frequencies {self.frequencies} Hz: give them from the highest to the lowest, each once")
+        if self.latency is not None and (self.frequencies is not None or self.deadline_s == 0):
+            raise Rt3Error("`latency` needs `deadline_s`, and no `frequencies`: they follow from both")
 
 
 @dataclass
@@ -102,6 +115,8 @@ class CompileReport:
     bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     from_cache: bool = False
+    latency_source: str = ""
+    """Where the latency comes from that the frequencies follow from; empty where they do not."""
 
 
 def compile_checkpoint(
@@ -132,12 +147,10 @@ def compile_checkpoint(
     target = cluster.target_dict()
     triple = str(target.get("mtriple", ""))
     compiler = choose_compiler(triple, options.cross_compiler, platform.machine())
-    hz = options.frequencies or _frequencies_of(checkpoint, device)
-    if len(hz) != len(checkpoint.levels):
-        raise Rt3Error(f"{len(hz)} frequencies for {len(checkpoint.levels)} levels: give one per level")
+    hz, latency_source = _frequencies(checkpoint, device, options)
     key = cache.key_of(
         checkpoint=checkpoint.digest,
-        options=replace(options, device="", cluster=None, dump_ir=None).__dict__ | {"frequencies": hz},
+        options=replace(options, device="", cluster=None, dump_ir=None, latency=None).__dict__ | {"frequencies": hz},
         name=output.name,
         device=repr(device),
         compiler=[compiler, compiler_version(compiler)],
@@ -146,6 +159,7 @@ def compile_checkpoint(
     use_cache = options.cache and options.dump_ir is None
     if use_cache and (report := _from_cache(key, output, compiler)) is not None:
         progress(f"{output} was built before: taken from {cache.folder()}")
+        report.latency_source = latency_source
         return report
     cpu = CpuShape.of(cluster)
 
@@ -172,13 +186,15 @@ def compile_checkpoint(
             for row, lv in zip(levels, checkpoint.levels, strict=True)
         ],
     }
-    report = CompileReport(output, compiler, metadata)
+    report = CompileReport(output, compiler, metadata, latency_source=latency_source)
     try:
         with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
             build.write(Path(folder), levels, target, metadata)
             progress(f"link with {' '.join(compiler)}")
             with build.timed("link"):
                 link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so", output.name, options.threads)
+            metadata["verified"] = build.verify(Path(folder) / "bundle.so")
+            replace_metadata(Path(folder) / "bundle.so", metadata)
             _install(Path(folder) / "bundle.so", output)
             if use_cache:
                 cache.store(key, Path(folder) / "bundle.so")
@@ -188,14 +204,13 @@ def compile_checkpoint(
     return report
 
 
-def _frequencies_of(checkpoint: Checkpoint, device: devices.Device) -> tuple[float, ...]:
-    """Return the frequencies that the levels name, which the device must have; where they name none, the device's defaults."""
-    named = tuple(level.frequency_hz for level in checkpoint.levels)
-    if not all(named):
-        return device.default_frequencies(len(checkpoint.levels))
-    for i, hz in enumerate(named) if device.cluster.opps else ():
-        device.cluster.operating_point(hz, f"level {i} is for another device than '{device.name}': pass --freqs")
-    return named
+def _frequencies(checkpoint: Checkpoint, device: Device, options: CompileOptions) -> tuple[tuple[float, ...], str]:
+    """Return the Hz of each level, and where the latency comes from that they follow from, if they do."""
+    if options.latency is not None:
+        levels = [level.loads for level in checkpoint_facts(checkpoint).levels]
+        return frequencies_in_time(device, levels, options.latency, max(options.lengths), options.deadline_s)
+    named = [level.frequency_hz for level in checkpoint.levels]
+    return level_frequencies(device, len(checkpoint.levels), options.frequencies, named, labels=True), ""
 
 
 def _from_cache(key: str, output: Path, compiler: list[str]) -> CompileReport | None:
@@ -250,13 +265,14 @@ class _Build:
         self.plans: list[Plan] = []
         self.seconds: dict[str, float] = {}
         self.imported: ImportedModel | None = None
+        self.model = checkpoint.dense_model()
 
     def timed(self, name: str) -> _Timer:
         return _Timer(self.seconds, name)
 
     def plan(self) -> None:
         """Import, transform and plan every level at every length."""
-        model = self.checkpoint.dense_model()
+        model = self.model
         for length in self._lengths(model):
             self.progress(f"import at length {length}")
             with self.timed("import"):
@@ -287,7 +303,7 @@ class _Build:
             writing = pool.submit(self.store.write, folder / "weights.bin")
             self.kernels.compile(target, folder / "kernels.o", use_cache)
             writing.result()
-        (folder / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
+        (folder / "metadata.json").write_bytes(encode_metadata(metadata, room_for(len(self.plans))))
         tables = Tables(
             levels,
             self.plans,
@@ -301,6 +317,20 @@ class _Build:
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
         assembly = blob_assembly(Path("weights.bin"), Path("metadata.json"))
         (folder / "weights.S").write_text(assembly, encoding="utf-8")
+
+    def verify(self, bundle: Path) -> dict[str, Any]:
+        """Compare a bundle with PyTorch and return what its metadata say of it."""
+        if not self.options.verify:
+            return {"skipped": "--no-verify"}
+        if not runs_here(bundle):
+            return {"skipped": "it is for another machine"}
+        assert self.imported is not None
+        self.progress("verify every level and length")
+        lengths = tuple(sorted({p.length for p in self.plans}))
+        imported = self.imported
+        proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, imported.exact_length)
+        with self.timed("verify"):
+            return verify_bundle(bundle, proof)
 
     def metadata(self) -> dict[str, Any]:
         """Return what ``rt3 inspect`` shows of a bundle."""

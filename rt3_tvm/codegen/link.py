@@ -22,7 +22,7 @@ EXPORTS = """{
 """
 C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 LINK_FLAGS = ("-shared", "-Wl,--as-needed", "-Wl,--no-undefined", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack")
-SOURCES = ("dispatcher.c", "cpu.c", "governor.c", "pool.c", "tvm_ffi.c")
+SOURCES = ("dispatcher.c", "cpu.c", "governor.c", "cpufreq.c", "pool.c", "tvm_ffi.c")
 
 # GNU triple and zig target of the architectures that a device may name.
 CROSS = {

@@ -1,6 +1,7 @@
 """Frequencies as users write them."""
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 from rt3_tvm.errors import Rt3Error
@@ -17,16 +18,24 @@ def parse_frequency(text: str) -> float:
     return value
 
 
-def parse_frequencies(text: str, levels: int) -> tuple[float, ...]:
-    """Return comma-separated frequencies, one per level, strictly descending."""
-    values = tuple(parse_frequency(part) for part in text.split(","))
-    if len(values) != levels:
-        raise Rt3Error(
-            f"--freqs names {len(values)} frequencies, the checkpoint has {levels} levels: give one per level"
-        )
-    if any(a <= b for a, b in pairwise(values)):
-        raise Rt3Error(f"--freqs {text}: give them from the highest to the lowest, each once")
-    return values
+def parse_frequencies(text: str) -> tuple[float, ...]:
+    """Return the Hz of frequencies that commas separate."""
+    return tuple(parse_frequency(part) for part in text.split(","))
+
+
+def check_frequencies(given: Sequence[float], levels: int) -> None:
+    """Check that there is one frequency for each level, descending.
+
+    Raises
+    ------
+    Rt3Error
+        It is not so.
+    """
+    if len(given) != levels:
+        raise Rt3Error(f"`frequencies`: {len(given)} for {levels} levels: give one for each level")
+    if any(a <= b for a, b in pairwise(given)):
+        listed = ",".join(map(frequency_name, given))
+        raise Rt3Error(f"`frequencies` {listed}: give them from the highest to the lowest, each once")
 
 
 def frequency_name(hz: float) -> str:

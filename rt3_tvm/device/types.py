@@ -1,14 +1,10 @@
 """What a device is."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rt3_tvm.device.frequencies import frequency_name
 from rt3_tvm.errors import Rt3Error, choices
-
-HOST_LABELS_HZ = (1.4e9, 1.0e9, 0.8e9)
-"""RT3's three frequencies, used as labels where the host shows no cpufreq."""
 
 ASSUMED_L1D_BYTES, ASSUMED_L2_BYTES = 32 * 1024, 256 * 1024
 """Caches of a core whose own are not known: the smallest of the boards in ``targets`` that say."""
@@ -108,19 +104,3 @@ class Device:
             raise Rt3Error(f"device '{self.name}' has no cluster '{name}': choose from {known}")
         rest = tuple(c for c in self.clusters if c.name != name)
         return Device(self.name, self.title, (chosen[0], *rest), self.source, self.published, self.notes)
-
-    def default_frequencies(self, levels: int) -> tuple[float, ...]:
-        """Return the top OPP, the lowest, and evenly spaced ones between, descending, in Hz."""
-        hz = [o.hz for o in self.cluster.opps]
-        if not hz:
-            hz = list(HOST_LABELS_HZ)
-        return spread(hz, levels, self.name)
-
-
-def spread(hz: Sequence[float], levels: int, name: str) -> tuple[float, ...]:
-    """Return the first of descending frequencies, the last, and evenly spaced ones between; ``name`` of the device."""
-    if levels == 1:
-        return (hz[0],)
-    if levels > len(hz):
-        raise Rt3Error(f"{levels} levels but device '{name}' has {len(hz)} operating points: pass --freqs")
-    return tuple(hz[round(i * (len(hz) - 1) / (levels - 1))] for i in range(levels))

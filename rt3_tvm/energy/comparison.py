@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rt3_tvm import device as devices
-from rt3_tvm.device import Device, frequency_name
-from rt3_tvm.energy.governors import SHARES, Governor, governor, read_trace
+from rt3_tvm import rt3
+from rt3_tvm.device import Device, frequency_name, level_frequencies
+from rt3_tvm.energy.governors import Governor, governor, read_trace
 from rt3_tvm.energy.latency import LatencyModel, TableLatency, latency_model, source_for
 from rt3_tvm.energy.loads import LevelFacts, ModelFacts, read_facts
-from rt3_tvm.energy.power import Power, measured_power, modelled_power, published_power
+from rt3_tvm.energy.power import Power, power_of
 from rt3_tvm.energy.simulation import Outcome, Plan, simulate
 from rt3_tvm.errors import Rt3Error
-
-BATTERY_J = 37_800.0
-"""RT3's battery."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,10 @@ class SimulateOptions:
     power: str | None = None
     static_w: float | None = None
     cores: int = 1
-    battery_j: float = BATTERY_J
+    battery_j: float = rt3.BATTERY_J
     governor: str = "rt3"
     trace: Path | None = None
-    shares: tuple[float, ...] = SHARES
+    shares: tuple[float, ...] = rt3.SHARES
     rate: float = 0.0
     deadline_s: float = 0.0
     hours: float = math.inf
@@ -158,9 +156,10 @@ def compare(path: Path, options: SimulateOptions) -> Comparison:
     device = devices.load(options.device)
     if options.cluster is not None:
         device = device.with_cluster(options.cluster)
-    power = _power(device, options)
+    power = power_of(device, options.power, options.cores, options.static_w)
     opps = tuple(state.hz for state in power.states)
-    frequencies = _level_frequencies(facts, device, options, opps)
+    named = tuple(level.frequency_hz for level in facts.levels)
+    frequencies = level_frequencies(device, len(facts.levels), options.frequencies, named, opps)
     model = _latency(facts, options)
     period = 1.0 / options.rate if options.rate else 0.0
     if options.trace is not None:
@@ -168,7 +167,7 @@ def compare(path: Path, options: SimulateOptions) -> Comparison:
     else:
         policy = governor(options.governor, opps, frequencies, options.shares, period)
     top = governor("performance", opps, frequencies)
-    named = any(level.frequency_hz for level in facts.levels) or options.frequencies is not None
+    chosen = any(named) or options.frequencies is not None
     backbone, backbone_name = facts.backbone, "backbone"
     if backbone is None:
         backbone, backbone_name = facts.levels[0], "level 0 alone (no backbone)"
@@ -189,7 +188,7 @@ def compare(path: Path, options: SimulateOptions) -> Comparison:
     add(f"dense, {frequency_name(opps[0])} only", [facts.dense], top)
     add("dense + DVFS", [facts.dense], policy)
     add(f"{backbone_name} + DVFS", [backbone], policy)
-    add("RT3's levels + DVFS", facts.levels, policy, by_deadline=options.deadline_s > 0 and not named)
+    add("RT3's levels + DVFS", facts.levels, policy, by_deadline=options.deadline_s > 0 and not chosen)
     return Comparison(
         facts, device, options, frequencies, opps, tuple(rows), _sources(facts, model, power, device, options)
     )
@@ -207,51 +206,11 @@ def _with_accuracy(facts: ModelFacts, accuracy: tuple[float, ...] | None) -> Mod
     return replace(facts, levels=levels, dense_accuracy=accuracy[0], accuracy_source="given (--accuracy)")
 
 
-def _power(device: Device, options: SimulateOptions) -> Power:
-    cluster = device.cluster
-    if options.cores > cluster.cores:
-        raise Rt3Error(f"--cores {options.cores}: cluster '{cluster.name}' of {device.name} has {cluster.cores}")
-    if options.power == "published":
-        return published_power(device, options.cores)
-    if options.power is not None:
-        return measured_power(Path(options.power), cluster, options.cores, options.static_w)
-    return modelled_power(cluster, device.name, options.cores, options.static_w)
-
-
 def _latency(facts: ModelFacts, options: SimulateOptions) -> LatencyModel:
     model = latency_model(options.latency, options.tokens or facts.tokens or 1)
     if isinstance(model, TableLatency) and options.tokens not in (None, model.tokens):
         raise Rt3Error(f"--seq-len {options.tokens}: {options.latency} was measured with {model.tokens} tokens")
     return model
-
-
-def _level_frequencies(
-    facts: ModelFacts, device: Device, options: SimulateOptions, opps: tuple[float, ...]
-) -> tuple[float, ...]:
-    """Return the frequency of each level, every one an operating point whose power is known."""
-    named = tuple(level.frequency_hz for level in facts.levels)
-    if options.frequencies is not None:
-        where, wanted = "--freqs", options.frequencies
-        if len(wanted) != len(facts.levels):
-            raise Rt3Error(f"--freqs names {len(wanted)} frequencies, {facts.path} has {len(facts.levels)} levels")
-    elif all(named):
-        where, wanted = f"{facts.path} is for another device than '{device.name}', pass --freqs", named
-    else:
-        if len(facts.levels) > len(opps):
-            raise Rt3Error(
-                f"{len(facts.levels)} levels but '{device.name}' has {len(opps)} operating points with known power"
-            )
-        last = max(1, len(facts.levels) - 1)
-        return tuple(opps[round(i * (len(opps) - 1) / last)] for i in range(len(facts.levels)))
-    found = []
-    for hz in wanted:
-        opp = device.cluster.operating_point(hz, where)
-        if opp.hz not in opps:
-            raise Rt3Error(
-                f"{where}: no power is known at {frequency_name(opp.hz)}: {', '.join(map(frequency_name, opps))}"
-            )
-        found.append(opp.hz)
-    return tuple(found)
 
 
 def _plan(

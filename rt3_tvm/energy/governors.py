@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rt3_tvm import rt3
 from rt3_tvm.device import Cluster, frequency_name, parse_frequency
 from rt3_tvm.errors import Rt3Error, choices
 
@@ -20,8 +21,6 @@ SAMPLING_S = 0.1
 UP_THRESHOLD, DOWN_THRESHOLD, FREQUENCY_STEP = 0.80, 0.20, 0.05
 """Linux's defaults of ondemand (up) and conservative (up, down, step as a part of the top frequency)."""
 SCHEDUTIL_MARGIN = 1.25
-SHARES = (0.5, 0.3, 0.2)
-"""Parts of the charge that RT3 spends at its three frequencies, from the highest down."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def governor(
     name: str,
     hz: Sequence[float],
     levels_hz: Sequence[float],
-    shares: Sequence[float] = SHARES,
+    shares: Sequence[float] = rt3.SHARES,
     workload_period_s: float = 0.0,
 ) -> Governor:
     """Return a policy by its name.

@@ -7,17 +7,13 @@ import json
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from rt3_tvm.device import frequency_name
+from rt3_tvm import rt3
+from rt3_tvm.device import Device, frequency_name, lowest_in_time
 from rt3_tvm.errors import Rt3Error
-
-RT3_REFERENCE_HZ = 3.0e9
-"""Clock of the CPU that RT3's constants are of."""
-RT3_MS_PER_MULTIPLY, RT3_MS_PER_ADD = 0.014370e-4, 0.014575e-4
-"""ms of a multiplication and of an addition there. Source: RT3's public code (DAC 2021, arXiv 2102.06336)."""
 
 TABLE_FORMAT = "rt3-latency-1"
 DENSE_GROUP = 0
@@ -92,8 +88,8 @@ class Rt3Latency:
         """Return the s of one inference at a frequency."""
         multiplies = sum(m.weights * m.density for m in loads)
         adds = multiplies - sum(m.rows if m.saved_adds is None else m.saved_adds for m in loads)
-        ms = self.tokens * (RT3_MS_PER_MULTIPLY * multiplies + RT3_MS_PER_ADD * adds)
-        return max(0.0, ms) * 1e-3 * RT3_REFERENCE_HZ / hz
+        ms = self.tokens * (rt3.MS_PER_MULTIPLY * multiplies + rt3.MS_PER_ADD * adds)
+        return max(0.0, ms) * 1e-3 * rt3.REFERENCE_HZ / hz
 
 
 @dataclass(frozen=True)
@@ -246,34 +242,22 @@ def source_for(model: LatencyModel, core: str) -> str:
     return model.source
 
 
-def lowest_frequencies(
-    model: LatencyModel, levels: Sequence[Loads], opps: Sequence[float], deadline: float
-) -> tuple[float, ...]:
-    """Return for each level the lowest operating point at which it is within ``deadline`` s: the dispatcher's table.
-
-    ``levels``: densest first; ``opps``: Hz.
+def frequencies_in_time(
+    device: Device, levels: Sequence[Loads], latency: str, tokens: int, deadline_s: float
+) -> tuple[tuple[float, ...], str]:
+    """Return for each level the lowest operating point of a device that meets a deadline, and where the latency comes from.
 
     Raises
     ------
     Rt3Error
-        A level is late even at the top, or no lower than the one before it, so that it would never run.
+        The device shows no operating points, or a level is late, or would never run.
     """
-    found: list[float] = []
-    for i, loads in enumerate(levels):
-        in_time = [hz for hz in opps if model.seconds(hz, loads) <= deadline]
-        if not in_time:
-            best = 1e3 * model.seconds(max(opps), loads)
-            raise Rt3Error(
-                f"deadline {1e3 * deadline:g} ms: level {i} takes {best:.4g} ms even at {frequency_name(max(opps))}: "
-                "prune more, or allow more time"
-            )
-        if found and min(in_time) >= found[-1]:
-            raise Rt3Error(
-                f"deadline {1e3 * deadline:g} ms: levels {i - 1} and {i} both need {frequency_name(min(in_time))}: level {i} "
-                "would never run; prune it more, or allow less time"
-            )
-        found.append(min(in_time))
-    return tuple(found)
+    cluster = device.cluster
+    if not cluster.opps:
+        raise Rt3Error(f"`latency`: device '{device.name}' shows no operating points: give `frequencies`")
+    model = latency_model(latency, tokens)
+    seconds = [partial(model.seconds, loads=loads) for loads in levels]
+    return lowest_in_time(seconds, [opp.hz for opp in cluster.opps], deadline_s), source_for(model, cluster.core)
 
 
 def smallest_sparsity(

@@ -3,12 +3,15 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rt3_tvm.energy.latency import DENSE_GROUP, MatrixLoad, at_density
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.pattern import SparseMatrix
 from rt3_tvm.runtime.check import read_metadata
+
+if TYPE_CHECKING:
+    from rt3_tvm.checkpoint import Checkpoint
 
 SMALLEST = 32
 """Linear layers with fewer rows or columns are heads: what they take counts with everything but the linear layers."""
@@ -52,16 +55,19 @@ def read_facts(path: Path) -> ModelFacts:
     """
     if not path.exists():
         raise Rt3Error(f"no such checkpoint or bundle: '{path}'")
-    return _checkpoint_facts(path) if path.is_dir() else _bundle_facts(path)
+    if not path.is_dir():
+        return _bundle_facts(path)
+    from rt3_tvm.checkpoint import Checkpoint
+
+    return checkpoint_facts(Checkpoint.load(path), str(path))
 
 
-def _checkpoint_facts(path: Path) -> ModelFacts:
+def checkpoint_facts(checkpoint: "Checkpoint", path: str = "") -> ModelFacts:
+    """Return the facts of a checkpoint; ``path`` is what messages call it."""
     from torch import nn
 
     from rt3_tvm import model as models
-    from rt3_tvm.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint.load(path)
     modules = models.build(checkpoint.description).named_modules()
     lookups = {f"{name}.weight" for name, module in modules if isinstance(module, nn.Embedding)}
     kept_dense = [
@@ -86,7 +92,7 @@ def _checkpoint_facts(path: Path) -> ModelFacts:
         backbone = LevelFacts((*loads, *kept_dense), kept)
     facts = checkpoint.facts
     return ModelFacts(
-        str(path),
+        path,
         str(checkpoint.description["class"]),
         tuple(levels),
         backbone,

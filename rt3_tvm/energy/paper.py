@@ -4,17 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rt3_tvm import device as devices
+from rt3_tvm import rt3
 from rt3_tvm.energy.battery import runs_per_charge
 from rt3_tvm.energy.latency import Rt3Latency, at_density, language_model_loads, smallest_sparsity
 from rt3_tvm.energy.power import PowerState, dynamic_power
 from rt3_tvm.transformer_lm import TransformerLMConfig
-
-BATTERY_J = 37_800.0
-SHARES = (0.5, 0.3, 0.2)
-"""Parts of the charge that RT3 spends at its three levels, from the highest clock to the lowest."""
-BACKBONE_SPARSITY = 0.6431
-DEADLINES_S = (0.115, 0.104, 0.094)
-DEVICE = "odroid-xu3"
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ class PaperRow:
 
 def paper_rows() -> list[PaperRow]:
     """Return dense and backbone at the top clock and with DVFS, then RT3's levels for its three deadlines."""
-    published = devices.load(DEVICE).published
+    published = devices.load(rt3.DEVICE).published
     assert published is not None
     states = [PowerState(o.hz, dynamic_power(o.hz, o.volts, published.power_uw_per_mhz_v2)) for o in published.opps]
     sizes = TransformerLMConfig()
@@ -51,15 +45,15 @@ def paper_rows() -> list[PaperRow]:
     def add(name: str, sparsity: tuple[float, ...]) -> None:
         used = states[: len(sparsity)]
         seconds = [model.seconds(s.hz, at_density(loads, 1.0 - p)) for s, p in zip(used, sparsity, strict=True)]
-        shares = SHARES if len(used) > 1 else (1.0,)
-        runs = runs_per_charge(BATTERY_J, used, seconds, shares)
+        shares = rt3.SHARES if len(used) > 1 else (1.0,)
+        runs = runs_per_charge(rt3.BATTERY_J, used, seconds, shares)
         ratio = runs / rows[0].runs if rows else 1.0
         rows.append(PaperRow(name, tuple(1e3 * s for s in seconds), sparsity, runs, ratio))
 
-    for name, sparsity in (("dense", 0.0), (f"backbone {BACKBONE_SPARSITY:.2%}", BACKBONE_SPARSITY)):
+    for name, sparsity in (("dense", 0.0), (f"backbone {rt3.BACKBONE_SPARSITY:.2%}", rt3.BACKBONE_SPARSITY)):
         add(f"{name}, {states[0].hz / 1e9:g} GHz only", (sparsity,))
         add(f"{name} + DVFS", (sparsity,) * len(states))
-    for deadline in DEADLINES_S:
-        levels = tuple(smallest_sparsity(model, loads, s.hz, deadline, at_least=BACKBONE_SPARSITY) for s in states)
+    for deadline in rt3.DEADLINES_S:
+        levels = tuple(smallest_sparsity(model, loads, s.hz, deadline, at_least=rt3.BACKBONE_SPARSITY) for s in states)
         add(f"RT3, deadline {1e3 * deadline:g} ms", levels)
     return rows

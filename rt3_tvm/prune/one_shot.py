@@ -10,6 +10,7 @@ import torch
 
 from rt3_tvm import model as models
 from rt3_tvm.checkpoint import TOKENIZER_FILES, Checkpoint, Level, check_finite
+from rt3_tvm.device import check_frequencies
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer, embeddings_in, export, linears_in
 from rt3_tvm.pattern import Backbone, PatternRecipe, PatternShape, cut_backbone, cut_patterns
@@ -67,6 +68,8 @@ class PruneOptions:
                 f"block sparsity {self.block_sparsity:g} exceeds the first level's sparsity {self.sparsity[0]:g}: "
                 "the backbone must hold every level"
             )
+        if self.frequencies is not None:
+            check_frequencies(self.frequencies, len(self.sparsity))
         if self.patterns < 1 or self.block_rows < 1:
             raise Rt3Error(f"--patterns {self.patterns} and --block-rows {self.block_rows} must be at least 1")
         if self.block_rows % self.shape.group:

@@ -63,6 +63,7 @@ def tables(facts: dict[str, Any]) -> list[Any]:
         parts.append(
             f"weights {facts['weights_bytes'] / 2**20:.1f} MiB, workspace {facts['workspace_bytes'] / 2**20:.2f} MiB"
         )
+        parts.append(_verified(facts.get("verified", {"skipped": "made by an rt3 that did not"})))
     parts.append(_levels_table(facts, is_bundle))
     parts.append(_matrices_table(facts))
     if is_bundle:
@@ -72,6 +73,17 @@ def tables(facts: dict[str, Any]) -> list[Any]:
     else:
         parts.extend(f"dense: {name} ({reason})" for name, reason in facts["skipped"].items())
     return parts
+
+
+def _verified(facts: dict[str, Any]) -> str:
+    """Return what a bundle says of its comparison with PyTorch, in a line."""
+    if "skipped" in facts:
+        return f"not verified: {facts['skipped']}"
+    worst = max(facts["errors"], key=lambda row: row["error"])
+    return (
+        f"verified: {facts['what']} against masked PyTorch, largest error {worst['error']:g} (level {worst['level']}, length "
+        f"{worst['length']}; tolerated {facts['tolerance']['float32']:g})"
+    )
 
 
 def ops_table(rows: list[OpRow]) -> Table:

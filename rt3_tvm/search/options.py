@@ -5,16 +5,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rt3_tvm import rt3
+from rt3_tvm.device import check_frequencies
 from rt3_tvm.errors import Rt3Error, choices
 from rt3_tvm.pattern import PatternShape
 from rt3_tvm.search.training import PRECISIONS
-
-LEVEL_WEIGHTS = (0.5, 0.3, 0.2)
-"""RT3's: weights of the levels in the loss and in the accuracy, and parts of the charge."""
-PATTERN_SPARSITIES = (0.01, 0.13, 0.25, 0.37, 0.50, 0.62, 0.75, 0.87, 0.93, 0.99)
-"""RT3's ten: what a pattern cuts of what block pruning left."""
-RT3_ACCURACY_MIN, RT3_ACCURACY_DENSE = 0.85, 0.9745
-"""RT3's A_min and A_orig."""
 
 BLOCK_METHODS = ("lasso", "gradual", "one-shot", "random")
 PATTERN_METHODS = ("maps", "magnitude", "random")
@@ -62,15 +57,15 @@ class RewardOptions:
     runs_weight: float = 1.0
     order_penalty: float = 0.5
     missed: float = -1.0
-    battery_j: float = 37_800.0
-    shares: tuple[float, ...] = LEVEL_WEIGHTS
+    battery_j: float = rt3.BATTERY_J
+    shares: tuple[float, ...] = rt3.SHARES
 
 
 @dataclass(frozen=True)
 class ControllerOptions:
     """The recurrent policy and REINFORCE: units (RT3's 35), learning rate, memory of the baseline, weight of the entropy."""
 
-    hidden: int = 35
+    hidden: int = rt3.CONTROLLER_UNITS
     rate: float = 0.02
     baseline: float = 0.9
     entropy: float = 0.01
@@ -131,13 +126,13 @@ class SearchOptions:
     block: str = "lasso"
     block_sparsity: float | None = None
     block_sparsity_of: tuple[tuple[str, float], ...] = ()
-    block_rows: int = 100
+    block_rows: int = rt3.BLOCK_ROWS
     pattern: str = "maps"
     shape: PatternShape = PatternShape(1, 32, 1)
     groups: tuple[int, ...] = (1,)
     patterns: int = 256
     candidates: int = 4
-    grid: tuple[float, ...] = PATTERN_SPARSITIES
+    grid: tuple[float, ...] = rt3.PATTERN_SPARSITIES
     exclude: tuple[str, ...] = ()
     embeddings: bool = False
     group_rows: bool = False
@@ -145,14 +140,14 @@ class SearchOptions:
     epoch_steps: int = 0
     rate: float | None = None
     pruned_rate: float | None = None
-    lasso: float = 1e-4
+    lasso: float = rt3.LASSO
     distillation: float = 0.5
     unlabelled: tuple[Path, ...] = ()
     unlabelled_batches: int = 1
     masked_gradients: bool = True
     gradual: bool = True
     precision: str = "float32"
-    level_weights: tuple[float, ...] = LEVEL_WEIGHTS
+    level_weights: tuple[float, ...] = rt3.SHARES
     search: str = "rl"
     children: int = 100
     episode_batch: int = 5
@@ -179,8 +174,8 @@ class SearchOptions:
                 raise Rt3Error(
                     f"{len(self.sparsity)} levels for {levels} frequencies: give one sparsity for each frequency"
                 )
-        if self.frequencies is not None and any(a <= b for a, b in pairwise(self.frequencies)):
-            raise Rt3Error("--freqs: give them from the highest to the lowest, each once")
+        if self.frequencies is not None:
+            check_frequencies(self.frequencies, levels)
         for option, values in (("--level-weights", self.level_weights), ("--shares", self.reward.shares)):
             if len(values) != levels or not all(v > 0 for v in values):
                 raise Rt3Error(f"{option} {_listed(values)}: give one above 0 for each of {levels} levels")

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from rt3_tvm import rt3
 from rt3_tvm.energy.battery import runs_per_charge
 from rt3_tvm.energy.power import PowerState
-from rt3_tvm.search.options import RT3_ACCURACY_DENSE, RT3_ACCURACY_MIN, RewardOptions
+from rt3_tvm.search.options import RewardOptions
 
-ACCURACY_MIN_OF_DENSE = RT3_ACCURACY_MIN / RT3_ACCURACY_DENSE
+ACCURACY_MIN_OF_DENSE = rt3.ACCURACY_MIN / rt3.ACCURACY_DENSE
 """RT3's A_min over its A_orig."""
 
 

@@ -11,7 +11,7 @@ from rt3_tvm import __version__
 from rt3_tvm import device as devices
 from rt3_tvm import model as models
 from rt3_tvm.energy.latency import LatencyModel, latency_model, source_for
-from rt3_tvm.energy.power import Power, PowerState, measured_power, modelled_power, published_power
+from rt3_tvm.energy.power import Power, PowerState, power_of
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer
 from rt3_tvm.prune.one_shot import find_prunable
@@ -43,8 +43,9 @@ def load_setting(model_name: str, options: SearchOptions, data: Path | None) -> 
     if options.cluster is not None:
         device = device.with_cluster(options.cluster)
     power = _power(device, options)
-    frequencies = options.frequencies or _default_frequencies(device, power, options)
-    states = _states(frequencies, power, device, options)
+    powered = [state.hz for state in power.states] if power else None
+    frequencies = devices.level_frequencies(device, options.levels, options.frequencies, powered=powered)
+    states = power.at(frequencies) if power else ()
     model, dataset = load_task(options.task, data, model_name, options.seed)
     found = find_prunable(model, options.exclude, options.embeddings)
     if not found.layers:
@@ -75,41 +76,14 @@ def _power(device: devices.Device, options: SearchOptions) -> Power | None:
     """Return the power of the device; None where it does not matter or, without a search, is not known."""
     if options.reward.runs_weight == 0.0:
         return None
-    if options.power == "published":
-        return published_power(device, options.cores)
-    if options.power is not None:
-        return measured_power(Path(options.power), device.cluster, options.cores)
     try:
-        return modelled_power(device.cluster, device.name, options.cores)
+        return power_of(device, options.power, options.cores)
     except Rt3Error as error:
+        if options.power is not None:
+            raise
         if options.search == "none":
             return None
-        raise Rt3Error(f"{error}; or leave energy out of the reward with --runs-weight 0") from error
-
-
-def _default_frequencies(device: devices.Device, power: Power | None, options: SearchOptions) -> tuple[float, ...]:
-    """Return as many frequencies as there are levels, of those whose power is known."""
-    if power is None:
-        return device.default_frequencies(options.levels)
-    return devices.spread([s.hz for s in power.states], options.levels, device.name)
-
-
-def _states(
-    frequencies: tuple[float, ...], power: Power | None, device: devices.Device, options: SearchOptions
-) -> tuple[PowerState, ...]:
-    """Return the power at each frequency, every one an operating point."""
-    if power is None:
-        for hz in frequencies if device.cluster.opps else ():
-            device.cluster.operating_point(hz, "--freqs")
-        return ()
-    known = {round(state.hz): state for state in power.states}
-    for hz in frequencies:
-        if round(hz) not in known:
-            names = ", ".join(devices.frequency_name(s.hz) for s in power.states)
-            raise Rt3Error(
-                f"--freqs: '{device.name}' has no operating point with known power at {devices.frequency_name(hz)}: {names}"
-            )
-    return tuple(known[round(hz)] for hz in frequencies)
+        raise Rt3Error(f"{error.text}; or leave energy out of the reward with `runs_weight` 0") from error
 
 
 def configuration(setting: Setting) -> dict[str, Any]:

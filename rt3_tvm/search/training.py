@@ -12,6 +12,7 @@ import torch
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rt3_tvm import rt3
 from rt3_tvm.errors import JobError
 from rt3_tvm.pattern import SparseMatrix
 from rt3_tvm.tasks.base import Batch, Dataset
@@ -51,7 +52,7 @@ class TrainOptions:
     """
 
     rate: float
-    clip: float = 0.5
+    clip: float = rt3.CLIP
     distillation: float = 0.5
     masked_gradients: bool = True
     dropout: bool = True

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from rt3_tvm import rt3
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.tasks.base import Batch, Forward, Prediction, digest_of, read_lines
 from rt3_tvm.transformer_lm import TransformerLM
 
-LENGTH, BATCH = 35, 20
-"""RT3's: words of a stretch, stretches of a batch."""
+LENGTH, BATCH = rt3.STRETCH, rt3.BATCH
+"""Words of a stretch, stretches of a batch."""
 UNKNOWN, END = "<unk>", "<eos>"
 FILES = {"train": "train.txt", "valid": "valid.txt", "test": "test.txt"}
 

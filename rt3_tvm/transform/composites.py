@@ -16,17 +16,20 @@ ACTIVATION_OPS = {
     "tanh": "relax.tanh",
 }
 
+ATTENTION = "rt3.attention"
+"""Name of the composite that FuseAttention makes."""
+
 
 @dataclass(frozen=True, eq=False)
 class Composite:
-    """One composite.
+    """One composite; without a pattern, one whose functions name their parameters by role.
 
     ``roles`` names the wildcards, so that a fused function's parameters can be told apart; ``activation`` and
     ``transposed`` (the weight is stored as (cols, rows)) are for linears.
     """
 
     name: str
-    pattern: DFPattern
+    pattern: DFPattern | None
     roles: dict[str, DFPattern]
     check: Callable[[dict[str, relax.Expr]], bool] = field(default=lambda _: True)
     activation: str = "none"
@@ -44,12 +47,16 @@ class Composite:
 
     def match(self, func: relax.Function) -> Mapping[DFPattern, relax.Expr] | None:
         """Return what the parts of the pattern are in a fused function."""
+        if self.pattern is None:
+            return {} if str(func.attrs["Composite"]) == self.name else None
         values = relax.analysis.get_var2val(func)
         results = [values.get(f, f) for f in result_fields(func)]
         return next(filter(None, (self.pattern.extract_matched_expr(r, values) for r in results)), None)
 
     def arguments(self, func: relax.Function, call: relax.Call) -> dict[str, relax.Expr]:
         """Return what a call of the fused function passes, by role."""
+        if self.pattern is None:
+            return {param.name: arg for param, arg in zip(func.params, call.args, strict=True)}
         matched = self.match(func)
         assert matched is not None
         position = {param: i for i, param in enumerate(func.params)}
@@ -104,27 +111,9 @@ def _linears(transposed: bool) -> Iterator[Composite]:
             yield Composite(name, out, roles, _is_linear(transposed), activation, transposed)
 
 
-def _attention(with_bias: bool, grouped: bool) -> Composite:
-    """Return attention on (batch, length, heads, dim); ``grouped``: k and v are (batch, kv heads, length, dim), repeated."""
-    q, k, v, bias = wildcard(), wildcard(), wildcard(), wildcard()
-
-    def repeated(t: DFPattern) -> DFPattern:
-        if not grouped:
-            return t
-        spread = is_op("relax.broadcast_to")(is_op("relax.expand_dims")(t), wildcard())
-        return is_op("relax.permute_dims")(is_op("relax.reshape")(spread, wildcard()))
-
-    def check(e: dict[str, relax.Expr]) -> bool:
-        q, k, v = (static_shape(e[r]) for r in "qkv")
-        if k != v or len(q) != 4 or len(k) != 4:
-            return False
-        return (k[0], k[2], k[3]) == (q[0], q[1], q[3]) and q[2] % k[1] == 0 if grouped else q == k
-
-    heads = (q, repeated(k), repeated(v))
-    out = is_op("relax.nn.attention_bias")(*heads, bias) if with_bias else is_op("relax.nn.attention")(*heads)
-    roles = {"q": q, "k": k, "v": v} | ({"bias": bias} if with_bias else {})
-    name = "rt3.attention" + ("_grouped" if grouped else "") + ("_bias" if with_bias else "")
-    return Composite(name, out, roles, check)
+def _attention() -> Composite:
+    """Return attention on (batch, heads, length, dim): its functions are made by FuseAttention, with these parameters."""
+    return Composite(ATTENTION, None, {})
 
 
 def _rotary() -> Composite:
@@ -175,7 +164,7 @@ def composites() -> dict[str, Composite]:
         *_linears(transposed=False),
         *_linears(transposed=True),
         _rotary(),
-        *(_attention(bias, grouped) for grouped in (True, False) for bias in (True, False)),
+        _attention(),
         *(_norm(operator, residual) for operator in ("layer_norm", "rms_norm") for residual in (True, False)),
         _embedding(),
     ]

@@ -17,7 +17,8 @@ from rt3_tvm.schedules.layout import tiles_of
 from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
 from rt3_tvm.transform.composites import is_float32, static_shape
 from rt3_tvm.transform.context import VariantContext, WeightRef
-from rt3_tvm.transform.recognise_idioms import HEADS_FIRST, constant
+from rt3_tvm.transform.graph import constant
+from rt3_tvm.transform.recognise_idioms import HEADS_FIRST
 
 OPAQUE = 8
 """TVM's pattern kind of a function that operator fusion leaves alone: our kernels have schedules of their own."""
@@ -81,6 +82,7 @@ class Layouts:
         self.plain: dict[relax.Var, relax.Expr] = {}
         self.feature_major: dict[relax.Var, relax.Expr] = {}
         self.heads_first: dict[relax.Var, relax.Expr] = {}
+        self.score_tiles: dict[relax.Var, relax.Expr] = {}
         self.parameters: dict[str, relax.Var] = {}
 
     def as_plain(self, expr: relax.Expr) -> relax.Expr:
@@ -133,6 +135,21 @@ class Layouts:
                 "to_feature_major", func, [rows], Tokens(batch, length, heads * dim).ty()
             )
         return self.heads_first[expr]
+
+    def as_score_tiles(self, expr: relax.Expr) -> relax.Expr:
+        """Return a (batch or 1, heads or 1, queries, keys) tensor as (.. * query tiles, keys, 16), constants at compile time.
+
+        That is the feature-major layout of queries whose features are keys; layers that share a bias share the result.
+        """
+        batch, heads, queries, keys = static_shape(expr)
+        t, array = Tokens(batch * heads, queries, keys), constant(expr)
+        if array is not None:
+            return relax.const(to_tiles(array.reshape(t.batch, queries, keys)), "float32")
+        if expr not in self.score_tiles:
+            func = layout_kernel.to_feature_major(t.batch, queries, keys)
+            source = self.builder.emit(relax.op.reshape(self.as_plain(expr), (t.batch, queries, keys)))
+            self.score_tiles[expr] = self.kernel("to_feature_major", func, [source], t.ty())
+        return self.score_tiles[expr]
 
     def parameter(self, ref: WeightRef, ty: relax.TensorType) -> relax.Var:
         """Return the parameter of the new ``main`` that holds a weight."""

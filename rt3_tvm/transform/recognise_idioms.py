@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import IRModule, relax
-from tvm.ir.expr import GenericConst
 from tvm.relax.dpl import DFPattern, is_const, is_op, rewrite_call, wildcard
 
 from rt3_tvm.transform.composites import static_shape
+from rt3_tvm.transform.graph import scalar
 
 Matches = dict[DFPattern, relax.Expr]
 HEADS_FIRST = [0, 2, 1, 3]
 """Axes that turn (batch, length, heads, dim) into (batch, heads, length, dim) and back."""
-HIDDEN = -1e30
-"""What is added to a score below this hides a key."""
+LAST_TWO = [0, 1, 3, 2]
+"""Axes that turn (batch, heads, length, dim) into (batch, heads, dim, length) and back."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,17 +30,6 @@ class Idiom:
     name: str
     pattern: DFPattern
     replace: Callable[[relax.Expr, Matches], relax.Expr | None]
-
-
-def constant(expr: relax.Expr) -> np.ndarray | None:
-    """Return the value of a constant."""
-    return np.asarray(expr.value.numpy()) if isinstance(expr, GenericConst) else None
-
-
-def scalar(expr: relax.Expr) -> float | None:
-    """Return the value of a constant of one element."""
-    array = constant(expr)
-    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
 def _is(expr: relax.Expr, value: float) -> bool:
@@ -117,55 +106,26 @@ def _rms_norm(weight_first: bool) -> Idiom:
     return Idiom("RMSNorm", pattern, replace)
 
 
-def _eager_attention(scaling: str, biases: int) -> Idiom:
-    q, k, v, scale = wildcard(), wildcard(), wildcard(), is_const()
-    swapped = is_op("relax.permute_dims")(k)
-    scores = is_op(scaling)(is_op("relax.matmul")(q, swapped), scale)
-    added = [wildcard() for _ in range(biases)]
-    for bias in added:
-        scores = is_op("relax.add")(scores, bias)
-    softmax = is_op("relax.nn.softmax")(scores)
-    pattern = is_op("relax.matmul")(softmax, v)
-
-    def replace(_expr: relax.Expr, m: Matches) -> relax.Expr | None:
-        axes = m[swapped].attrs.axes
-        shapes = [static_shape(m[p]) for p in (q, k, v)]
-        if axes is None or [int(a) for a in axes] != [0, 1, 3, 2] or int(m[softmax].attrs.axis) not in (-1, 3):
-            return None
-        value = scalar(m[scale])
-        if any(len(s) != 4 for s in shapes) or len(set(shapes)) != 1 or value is None:
-            return None
-        bias = None
-        for p in added:
-            bias = m[p] if bias is None else relax.op.add(bias, m[p])
-        heads = [relax.op.permute_dims(m[p], HEADS_FIRST) for p in (q, k, v)]
-        out = relax.op.nn.attention(*heads, bias, scale=1 / value if scaling == "relax.divide" else value)
-        return relax.op.permute_dims(out, HEADS_FIRST)
-
-    return Idiom(f"attention spelt out ({scaling}, {biases} biases)", pattern, replace)
-
-
-def _attention_under_a_triangle() -> Idiom:
-    q, k, v, keys, triangle = *(wildcard() for _ in range(4)), is_const()
-    pattern = is_op("relax.nn.attention_bias")(q, k, v, is_op("relax.minimum")(keys, triangle))
+def _attention(operator: str) -> Idiom:
+    """Return attention on (batch, length, heads, dim) as what it is short for: one form for all that follows."""
+    operands = [wildcard() for _ in range(4 if operator == "relax.nn.attention_bias" else 3)]
 
     def replace(expr: relax.Call, m: Matches) -> relax.Expr | None:
-        hidden = constant(m[triangle])
-        length = static_shape(m[q])[1]
-        if hidden is None or hidden.shape != (1, 1, length, length):
+        op, (query, key, value) = relax.op, operands[:3]
+        (_, queries, _, dim), keys = static_shape(m[query]), static_shape(m[key])[1]
+        if expr.attrs.causal_mask not in (None, "TopLeft") or expr.attrs.window_size is not None:
             return None
-        later = np.triu(np.ones((length, length), np.bool_), 1)
-        if not ((hidden[0, 0][~later] == 0).all() and (hidden[0, 0][later] < HIDDEN).all()):
-            return None
-        return relax.op.nn.attention(
-            m[q], m[k], m[v], m[keys], scale=_scale(expr, static_shape(m[q])[3]), causal_mask="TopLeft"
-        )
+        q, k, v = (op.permute_dims(m[p], HEADS_FIRST) for p in (query, key, value))
+        scale = float(expr.attrs.scale) if expr.attrs.scale is not None else dim**-0.5
+        scores = op.multiply(op.matmul(q, op.permute_dims(k, LAST_TWO)), relax.const(scale, "float32"))
+        for bias in operands[3:]:
+            scores = op.add(scores, m[bias])
+        if expr.attrs.causal_mask is not None:
+            triangle = np.triu(np.full((queries, keys), np.finfo(np.float32).min, np.float32), 1)
+            scores = op.add(scores, relax.const(triangle))
+        return op.permute_dims(op.matmul(op.nn.softmax(scores, axis=-1), v), HEADS_FIRST)
 
-    return Idiom("causal attention", pattern, replace)
-
-
-def _scale(call: relax.Call, dim: int) -> float:
-    return float(call.attrs.scale) if call.attrs.scale is not None else dim**-0.5
+    return Idiom(operator, is_op(operator)(*operands), replace)
 
 
 IDIOMS = (
@@ -177,8 +137,8 @@ IDIOMS = (
     _silu(sigmoid_first=True),
     _rms_norm(weight_first=True),
     _rms_norm(weight_first=False),
-    *(_eager_attention(s, n) for s in ("relax.divide", "relax.multiply") for n in (2, 1, 0)),
-    _attention_under_a_triangle(),
+    _attention("relax.nn.attention"),
+    _attention("relax.nn.attention_bias"),
     _cancelled_transposes(),
 )
 

@@ -3,6 +3,7 @@
 import tvm
 from tvm import relax
 
+from rt3_tvm.transform.own_transposes import OwnTransposes
 from rt3_tvm.transform.recognise_idioms import RecogniseIdioms
 
 
@@ -12,5 +13,7 @@ def simplify_passes() -> list[tvm.transform.Pass]:
         RecogniseIdioms(),
         relax.transform.CanonicalizeBindings(),
         relax.transform.FoldConstant(),
+        relax.transform.CanonicalizeBindings(),  # fields of constants that were cut in two
         relax.transform.DeadCodeElimination(),
+        OwnTransposes(),
     ]

@@ -9,14 +9,13 @@ from collections.abc import Callable
 import tvm
 from tvm import IRModule, relax, tirx
 
-from rt3_tvm.errors import Rt3Error
 from rt3_tvm.schedules import DECISIONS_ATTR
 from rt3_tvm.schedules import attention as attention_kernel
 from rt3_tvm.schedules import layer_norm as norm_kernel
 from rt3_tvm.schedules import layout as layout_kernel
 from rt3_tvm.schedules import rotary as rotary_kernel
+from rt3_tvm.schedules.attention_mask import StaticMask
 from rt3_tvm.schedules.few_tokens import few_token_linear, few_tokens
-from rt3_tvm.schedules.layout import tiles_of
 from rt3_tvm.schedules.linear_decisions import (
     TOKEN_TILE,
     LinearShape,
@@ -29,8 +28,9 @@ from rt3_tvm.schedules.packing import column_dtype, offset_dtype
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
 from rt3_tvm.transform.composites import Composite, composite_of, find_op, result_fields, static_shape
 from rt3_tvm.transform.context import Kind, VariantContext, WeightRef
+from rt3_tvm.transform.graph import constant
 from rt3_tvm.transform.layouts import Layouts, Tokens, is_scalar, tensor, token_shape, tokens_of
-from rt3_tvm.transform.recognise_idioms import HEADS_FIRST, constant
+from rt3_tvm.transform.recognise_idioms import HEADS_FIRST
 
 ELEMENTWISE = frozenset(
     f"relax.{name}"
@@ -93,34 +93,38 @@ class _Lowering(Layouts):
         self.feature_major[var] = result[0]
         return True
 
-    def attention(self, var: relax.Var, row: Composite, func: relax.Function, args: Arguments) -> bool:
-        """Lower attention, causal or under a mask of the shape (batch or 1, heads or 1, length or 1, length)."""
-        t, (heads, dim) = token_shape(args["q"]), static_shape(args["q"])[2:]
-        op = find_op(func, "relax.nn.attention_bias" if "bias" in args else "relax.nn.attention")
-        bias_shape = static_shape(args["bias"]) if "bias" in args else None
-        if bias_shape is not None and (len(bias_shape) != 4 or bias_shape[3] != t.length):
-            return False
-        if t.length > attention_kernel.MAX_LENGTH:
-            raise Rt3Error(f"length {t.length}: attention takes up to {attention_kernel.MAX_LENGTH} tokens")
-        grouped = "grouped" in row.name
+    def attention(self, var: relax.Var, _row: Composite, func: relax.Function, args: Arguments) -> bool:
+        """Lower attention by what phase 2 has said of it."""
+        (batch, heads, queries, dim), (_, kv_heads, keys, v_dim) = (static_shape(args[r]) for r in "qv")
+        mask = StaticMask.of(func.attrs["rt3.mask"]) if "rt3.mask" in func.attrs else None
+
+        def spread(role: str) -> tuple[int, int] | None:
+            return (static_shape(args[role])[0], static_shape(args[role])[1]) if role in args else None
+
         shape = attention_kernel.AttentionShape(
-            t.batch,
-            t.length,
+            batch,
+            queries,
             heads,
             dim,
-            float(op.attrs.scale) if op.attrs.scale is not None else dim**-0.5,
-            bias_shape,
-            kv_heads=static_shape(args["k"])[1] if grouped else heads,
-            causal=op.attrs.causal_mask is not None,
+            float(func.attrs["rt3.scale"]),
+            mask,
+            spread("key_bias"),
+            spread("score_bias"),
+            kv_heads,
+            v_dim,
+            keys,
+            float(func.attrs["rt3.soft_cap"]),
         )
         algorithm = attention_kernel.attention(shape, attention_kernel.register_rows(self.context.cpu))
-        bias = self.as_plain(args["bias"]) if "bias" in args else relax.const([[[[0.0]]]], "float32")
-        keys = [(self.as_heads_first if grouped else self.as_feature_major)(args[r]) for r in "kv"]
-        tiles = tiles_of(t.length)
-        pairs = tiles * (tiles + 1) // 2 if shape.causal else tiles**2
-        flops = 4.0 * t.features * t.batch * pairs * TOKEN_TILE**2
-        operands = [self.as_feature_major(args["q"]), *keys, bias]
-        self.feature_major[var] = self.kernel("attention", algorithm, operands, t.ty(), flops)
+        operands = [self.as_heads_first(args[r]) for r in "qkv"]
+        key_bias = self.as_plain(args["key_bias"]) if "key_bias" in args else relax.const([[[[0.0]]]], "float32")
+        score_bias = (
+            self.as_score_tiles(args["score_bias"]) if "score_bias" in args else relax.const([[[0.0]]], "float32")
+        )
+        out = Tokens(batch, queries, heads * v_dim)
+        self.heads_first[var] = self.kernel(
+            "attention", algorithm, [*operands, key_bias, score_bias], out.ty(), shape.flops
+        )
         return True
 
     def rotary(self, var: relax.Var, _row: Composite, _func: relax.Function, args: Arguments) -> bool:

@@ -91,7 +91,8 @@ def test_the_whole_path(tmp_path):
     for path, kind in ((checkpoint, "checkpoint"), (bundle, "bundle")):
         facts = json.loads(rt3("inspect", path, "--json", check=0)[1])
         assert facts["kind"] == kind and len(facts["levels"]) == 2 and len(facts["matrices"]) == 13
-        assert "matrices" in rt3("inspect", path, check=0)[1]
+        shown = rt3("inspect", path, check=0)[1]
+        assert "matrices" in shown and ("verified: the bundle itself" in shown) == (kind == "bundle")
     _, out, _ = rt3("bench", "model", bundle, "--against", "torch", "--json", check=0)
     assert len(json.loads(out)["levels"]) == 2
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
@@ -167,7 +168,7 @@ def test_bad_arguments(capsys, tmp_path, monkeypatch, args, message):
     ("args", "code", "message"),
     [
         (["--device", "rpi9"], 2, "unknown device 'rpi9'"),
-        (["--freqs", "1GHz"], 2, "names 1 frequencies, the checkpoint has 3 levels"),
+        (["--freqs", "1GHz"], 2, "--freqs: 1 for 3 levels: give one for each level"),
         (["--seq-len", "0"], 2, "at least 1"),
         (["--seq-len", "65"], 2, "exceeds the 64 positions"),
         (["--batch", "0"], 2, "batch 0"),

@@ -88,43 +88,6 @@ def test_norm(rng, batch, length, features, residual, keep_sum, centred):
     np.testing.assert_allclose(from_tiles(y, batch, length), want, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("batch", "length", "heads", "dim"), [(1, 128, 3, 32), (2, 7, 3, 12), (2, 33, 2, 10), (1, 16, 1, 7)]
-)
-@pytest.mark.parametrize("mask", ["none", "keys", "causal"])
-def test_attention(rng, batch, length, heads, dim, mask):
-    features = heads * dim
-    q, k, v = (rng.standard_normal((batch, length, features)).astype(np.float32) for _ in range(3))
-    bias = None
-    if mask == "keys":
-        bias = np.where(rng.random((batch, 1, 1, length)) < 0.4, np.finfo(np.float32).min, 0).astype(np.float32)
-        bias[..., 0] = 0
-    elif mask == "causal":
-        bias = np.triu(np.full((1, 1, length, length), np.finfo(np.float32).min, np.float32), 1)
-    tiles = to_tiles(q)
-    y = np.full_like(tiles, np.nan)
-    shape = AttentionShape(batch, length, heads, dim, dim**-0.5, None if bias is None else bias.shape)
-    func = attention.attention(shape, attention.register_rows(CPU))
-    run_kernel(
-        "attention",
-        func,
-        tiles,
-        to_tiles(k),
-        to_tiles(v),
-        np.zeros((1, 1, 1, 1), np.float32) if bias is None else bias,
-        y,
-    )
-
-    def heads_first(x):
-        return torch.from_numpy(x).reshape(batch, length, heads, dim).transpose(1, 2)
-
-    want = torch.nn.functional.scaled_dot_product_attention(
-        *map(heads_first, (q, k, v)), None if bias is None else torch.from_numpy(bias)
-    )
-    want = want.transpose(1, 2).reshape(batch, length, features)
-    np.testing.assert_allclose(from_tiles(y, batch, length), want, atol=2e-6, rtol=0)
-
-
 def test_rotary(rng):
     batch, length, heads, dim = 2, 20, 3, 8
     x = rng.standard_normal((batch, heads, length, dim)).astype(np.float32)
@@ -136,27 +99,6 @@ def test_rotary(rng):
     y = np.full_like(tiles, np.nan)
     run_kernel("rotary", rotary.rotary(batch, length, heads, dim), tiles, to_tiles(cos), to_tiles(sin), y)
     np.testing.assert_allclose(from_tiles(y, batch, length), want, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("length", [128, 33, 7])
-@pytest.mark.parametrize("register_rows", [4, 8, 16])
-def test_causal_attention_with_grouped_queries(rng, length, register_rows):
-    batch, heads, kv_heads, dim = 2, 4, 2, 12
-    q = rng.standard_normal((batch, length, heads * dim)).astype(np.float32)
-    k, v = (rng.standard_normal((batch, length, kv_heads * dim)).astype(np.float32) for _ in range(2))
-    y = np.full_like(to_tiles(q), np.nan)
-    shape = AttentionShape(batch, length, heads, dim, 0.3, None, kv_heads, causal=True)
-    func = attention.attention(shape, register_rows)
-    run_kernel("attention", func, to_tiles(q), to_tiles(k), to_tiles(v), np.zeros((1, 1, 1, 1), np.float32), y)
-
-    def heads_first(x):
-        return torch.from_numpy(x).reshape(batch, length, -1, dim).transpose(1, 2)
-
-    want = torch.nn.functional.scaled_dot_product_attention(
-        *map(heads_first, (q, k, v)), is_causal=True, scale=0.3, enable_gqa=True
-    )
-    want = want.transpose(1, 2).reshape(batch, length, heads * dim)
-    np.testing.assert_allclose(from_tiles(y, batch, length), want, atol=2e-6, rtol=0)
 
 
 def test_elementwise_with_a_reduction_in_the_middle(rng):
@@ -187,7 +129,7 @@ EXAMPLES = {
     "pattern_linear": lambda: _linear(4),
     "dense_linear": lambda: _linear(32),
     "few_token_linear": lambda: few_token_linear(LinearShape(1, 32, 64, 16, 4), LinearPacking(4, 2, 4), 2, "gelu"),
-    "attention": lambda: attention.attention(AttentionShape(1, 32, 2, 16, 0.25, (1, 1, 1, 32))),
+    "attention": lambda: attention.attention(AttentionShape(1, 32, 2, 16, 0.25, key_bias=(1, 1))),
     "layer_norm": lambda: layer_norm.layer_norm(NormShape(2, 64, 1e-5, residual=True)),
     "rotary": lambda: rotary.rotary(1, 32, 2, 8),
     "embedding": lambda: layout.embedding(1, 32, 10, 64, "int32"),

@@ -1,20 +1,25 @@
 """Latency models: RT3's, tables, what is measured here, and bad input."""
 
 import json
+from functools import partial
 
 import pytest
 
+from rt3_tvm import device
 from rt3_tvm import model as models
 from rt3_tvm.bench.clock import CPUFREQ, pinned
 from rt3_tvm.bench.latency import LatencyOptions, bench_latency
+from rt3_tvm.bench.peak import clock_hz
 from rt3_tvm.cli.main import main
+from rt3_tvm.codegen import CompileOptions
+from rt3_tvm.device import lowest_in_time
 from rt3_tvm.energy.latency import (
     MatrixLoad,
     Rt3Latency,
     TableLatency,
     TableRow,
     at_density,
-    lowest_frequencies,
+    frequencies_in_time,
     smallest_sparsity,
 )
 from rt3_tvm.errors import JobError, Rt3Error
@@ -92,13 +97,26 @@ def test_bad_tables(tmp_path, change, message):
 
 def test_the_level_table_follows_from_a_latency_model():
     """At 1 GHz 10 ms at half density: 0.25 and 1.0 by hand from the table."""
-    levels = [at_density(ONE, d, 4) for d in (1.0, 0.5, 0.25)]
+    levels = [partial(TABLE.seconds, loads=at_density(ONE, d, 4)) for d in (1.0, 0.5, 0.25)]
     opps = (2e9, 1.5e9, 1e9, 5e8)
-    assert lowest_frequencies(TABLE, levels, opps, 0.0121) == (1.5e9, 1e9, 5e8)
+    assert lowest_in_time(levels, opps, 0.0121) == (1.5e9, 1e9, 5e8)
     with pytest.raises(Rt3Error, match=r"deadline 5 ms: level 0 takes 10 ms even at 2GHz: prune more"):
-        lowest_frequencies(TABLE, levels, opps, 0.005)
+        lowest_in_time(levels, opps, 0.005)
     with pytest.raises(Rt3Error, match=r"levels 0 and 1 both need 500MHz: level 1 would never run"):
-        lowest_frequencies(TABLE, levels, opps, 1.0)
+        lowest_in_time(levels, opps, 1.0)
+
+
+def test_frequencies_in_time_are_the_boards_own():
+    """RT3's model by hand, 16 tokens: m multiplications and m - 64 additions, at 3 GHz over the clock."""
+    board = device.load("odroid-xu3")
+    levels = [at_density([MatrixLoad(64, 4096)], d) for d in (1.0, 0.5)]
+    ms = [16 * (0.014370e-4 * m + 0.014575e-4 * (m - 64)) for m in (64 * 4096, 32 * 4096)]
+    deadline = ms[0] * 1e-3 * 3e9 / 1.35e9  # between two operating points
+    found, source = frequencies_in_time(board, levels, "rt3", 16, deadline)
+    in_time = [[o.hz for o in board.cluster.opps if m * 1e-3 * 3e9 / o.hz <= deadline] for m in ms]
+    assert found == tuple(map(min, in_time)) and found[0] == 1.4e9 and source.startswith("modelled: RT3's")
+    with pytest.raises(Rt3Error, match="latency needs deadline_s, and no frequencies"):
+        CompileOptions(latency="rt3", deadline_s=1.0, frequencies=(1e9, 8e8))
 
 
 def test_smallest_sparsity_of_a_table():
@@ -116,9 +134,10 @@ def test_measured_table_of_a_model(tmp_path):
     table = bench_latency(models.load("random-tiny"), LatencyOptions(32, (4,), (0.5,)))
     shapes = {(r.rows, r.cols) for r in table.table}
     assert shapes == {(0, 0), (48, 48), (96, 48), (48, 96)}
-    assert all(r.compute_s > 0 and 5e8 < r.hz < 1e10 for r in table.table)
+    assert {r.hz for r in table.table} == {clock_hz()}, "all of it at the clock that was measured in this process"
+    assert all(r.compute_s > 0 for r in table.table)
     loads = [MatrixLoad(*s, density=0.5, group=4) for s in shapes if s[0]]
-    assert 0 < table.seconds(table.table[0].hz, loads) < table.seconds(table.table[0].hz / 2, loads)
+    assert 0 < table.seconds(clock_hz(), loads) < table.seconds(clock_hz() / 2, loads)
 
 
 def fake_cpufreq(root, low, high):

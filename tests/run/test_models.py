@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import tvm
 
 from rt3_tvm import CompileOptions, PruneOptions, compile, load, prune
 from rt3_tvm.checkpoint import Checkpoint
@@ -56,10 +57,8 @@ TINY = {"vocab_size": 500, "hidden_size": 48, "num_hidden_layers": 2, "num_atten
 def tiny(model: str, **config):
     """Return a small model of another architecture with random weights."""
     torch.manual_seed(0)
-    config_class = getattr(
-        transformers, model.removesuffix("Model").removesuffix("ForSequenceClassification") + "Config"
-    )
-    return getattr(transformers, model)(config_class(**TINY | {"max_position_embeddings": 66} | config)).eval()
+    model_class = getattr(transformers, model)
+    return model_class(model_class.config_class(**TINY | {"max_position_embeddings": 66} | config)).eval()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +104,28 @@ def tiny(model: str, **config):
             lambda: tiny("Qwen2Model", num_key_value_heads=2), PruneOptions((0.5, 0.75)), 1, (33,), id="qwen2"
         ),
         pytest.param(lambda: tiny("GPTNeoXModel"), PruneOptions((0.5,)), 2, (20,), id="gpt-neox"),
+        # Windows shorter than the length; positions that count real tokens; layers that share weights; a concat with nothing.
+        pytest.param(
+            lambda: tiny("MistralModel", num_key_value_heads=2, sliding_window=7),
+            PruneOptions((0.5,)),
+            2,
+            (40,),
+            id="window",
+        ),
+        pytest.param(lambda: tiny("OPTModel", word_embed_proj_dim=48), PruneOptions((0.5,)), 2, (20,), id="opt"),
+        pytest.param(lambda: tiny("AlbertModel", embedding_size=32), PruneOptions((0.5,)), 2, (20,), id="albert"),
+        pytest.param(
+            lambda: tiny("Phi3Model", num_key_value_heads=2, pad_token_id=0), PruneOptions((0.5,)), 1, (20,), id="phi3"
+        ),
+        # One weight for the embedding and the head: dense, and pruned for both.
+        pytest.param(lambda: tiny("BertForMaskedLM", vocab_size=501), PruneOptions((0.5,)), 2, (20,), id="tied-head"),
+        pytest.param(
+            lambda: tiny("GPT2LMHeadModel", vocab_size=501),
+            PruneOptions((0.5, 0.75), embeddings=True),
+            2,
+            (20,),
+            id="tied-head-pruned",
+        ),
         pytest.param(
             lambda: TransformerLM(TransformerLMConfig(500, 48, 96, 4, 2, 64)).eval(),
             PruneOptions((0.5, 0.75)),
@@ -259,8 +280,12 @@ def test_a_model_that_tvm_cannot_import_is_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_inside_tvm_is_one_line(tmp_path):
-    checkpoint = prune(tiny("AlbertModel"), PruneOptions((0.5,)))
+def test_a_failure_inside_tvm_is_one_line(tmp_path, tiny_checkpoint, monkeypatch):
+    def fail(*_):
+        raise tvm.error.InternalError("Check failed: so it is\nstack")
+
+    monkeypatch.setattr("rt3_tvm.codegen.compile.plan_variant", fail)
+    checkpoint = tiny_checkpoint
     with pytest.raises(JobError, match=r"^TVM failed on this model[^\n]*$"):
         compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(20,)))
     assert list(tmp_path.iterdir()) == []
@@ -321,3 +346,28 @@ def test_where_padding_shows_only_compiled_lengths_are_taken(tmp_path):
 def test_padding_does_not_show_in_a_bert(tiny_bundle):
     with load(tiny_bundle) as bundle:
         assert not bundle.metadata["exact_lengths"]
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel", "BertForQuestionAnswering", "T5EncoderModel"])
+def test_a_directory_gives_the_class_that_its_configuration_names(tmp_path, name):
+    from rt3_tvm import model as models
+
+    tiny(name, d_model=48, d_kv=12, d_ff=96, num_layers=1, num_heads=4).save_pretrained(tmp_path)
+    assert type(models.load(str(tmp_path))).__name__ == name
+    assert models.build(models.describe(models.load(str(tmp_path)))).state_dict().keys()
+    if "For" in name or "Head" in name:
+        bare = models.load(str(tmp_path), with_head=False)
+        assert (
+            type(bare).__name__ == name.partition("For")[0].removesuffix("LMHeadModel").removesuffix("Model") + "Model"
+        )
+
+
+def test_an_unknown_class_is_one_line(tmp_path):
+    from rt3_tvm import model as models
+
+    model = tiny("BertModel")
+    model.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"BertModel"', '"SecretModel"'))
+    with pytest.raises(Rt3Error, match=r"^model class 'SecretModel' is not one of transformers"):
+        models.load(str(tmp_path))

@@ -1,4 +1,5 @@
 /* Every function of rt3.h with bad arguments, and the promises of the header. Exit code 0 when all hold. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,7 +111,15 @@ static void check_auto(rt3_model *model) {
   memset(&options, 0, sizeof options);
   options.sysfs_root = "/nonexistent";
   EXPECT(rt3_set_auto(model, &options) == RT3_ERROR_SYSTEM);
-  options.dwell_s = -1.0;
+  double *const fields[] = {&options.dwell_s, &options.poll_s, &options.hysteresis};
+  const double wrong[] = {-1.0, NAN, INFINITY, -INFINITY};
+  for (int i = 0; i < 12; ++i) {
+    *fields[i / 4] = wrong[i % 4];
+    EXPECT(rt3_set_auto(model, &options) == RT3_ERROR_ARGUMENT);
+    *fields[i / 4] = 0.0;
+  }
+  for (int i = 0; i < 4; ++i) EXPECT(rt3_set_frequency(model, wrong[i]) == RT3_ERROR_ARGUMENT);
+  options.policy = -1;
   EXPECT(rt3_set_auto(model, &options) == RT3_ERROR_ARGUMENT);
 }
 

@@ -358,7 +358,7 @@ BAD = [
     (["--deadline", "0.001"], 2, "no sparsity meets"),
     (["--deadline", "0"], 2, "give --deadline MS, or --sparsity"),
     (["--device", "nokia"], 2, "unknown device 'nokia'"),
-    (["--freqs", "1.4GHz,1GHz,0.9GHz"], 2, "no operating point with known power at 900MHz: 1.4GHz, 1GHz, 800MHz"),
+    (["--freqs", "1.4GHz,1GHz,0.9GHz"], 2, "--freqs: no power is known at 900MHz: 1.4GHz, 1GHz, 800MHz"),
     (["--sparsity", "0.5,0.6,0.7,0.8", "--shares", "40,30,20,10", "--level-weights", "4,3,2,1"], 2,
      "4 levels but device 'odroid-xu3' has 3 operating points"),
     (["--device", "raspberrypi4", "--power", "published"], 2, "nothing was published for 'raspberrypi4'"),

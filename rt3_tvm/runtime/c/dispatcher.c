@@ -69,8 +69,7 @@ rt3_status rt3_open(rt3_model **model) {
   memset(workspace, 0, rt3_bundle_tables.workspace_bytes); /* touch every page now, not in the first run */
   opened->workspace = workspace;
   atomic_init(&opened->threads, rt3_online_cores());
-  atomic_init(&opened->level, 0);
-  atomic_init(&opened->follow, false);
+  atomic_init(&opened->choice, 0);
   atomic_flag_clear(&opened->busy);
   *model = opened;
   return RT3_OK;
@@ -102,51 +101,54 @@ rt3_status rt3_level(const rt3_model *model, int32_t level, rt3_level_info *info
 
 int32_t rt3_current_level(const rt3_model *model) {
   if (model == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_current_level: model is NULL");
-  return atomic_load_explicit(&((rt3_model *)model)->level, memory_order_acquire);
+  return atomic_load_explicit(&((rt3_model *)model)->choice, memory_order_acquire) & ~RT3_FOLLOW;
 }
 
 rt3_status rt3_set_level(rt3_model *model, int32_t level) {
   if (model == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_set_level: model is NULL");
   rt3_status status = check_level(level);
   if (status != RT3_OK) return status;
-  atomic_store_explicit(&model->follow, false, memory_order_release);
-  atomic_store_explicit(&model->level, level, memory_order_release);
+  atomic_store_explicit(&model->choice, level, memory_order_release);
   return RT3_OK;
 }
 
-int32_t rt3_level_for(double hz, bool *below) {
-  for (int32_t i = 0; i < rt3_bundle_tables.level_count; ++i) {
-    if (rt3_bundle_tables.levels[i].frequency_hz <= hz) {
-      *below = false;
-      return i;
-    }
-  }
-  *below = true;
-  return rt3_bundle_tables.level_count - 1;
+static rt3_level_table level_table(void) {
+  return (rt3_level_table){rt3_bundle_tables.levels, rt3_bundle_tables.level_count};
 }
 
 rt3_status rt3_set_frequency(rt3_model *model, double hz) {
   if (model == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_set_frequency: model is NULL");
-  if (!(hz > 0)) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_set_frequency: %g Hz is not a frequency", hz);
+  if (!(hz > 0 && hz < INFINITY))
+    return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_set_frequency: %g Hz is not a frequency", hz);
   bool below = false;
-  int32_t level = rt3_level_for(hz, &below);
-  atomic_store_explicit(&model->follow, false, memory_order_release);
-  atomic_store_explicit(&model->level, level, memory_order_release);
+  int32_t level = rt3_level_for(level_table(), hz, &below);
+  atomic_store_explicit(&model->choice, level, memory_order_release);
   return below ? RT3_BELOW_RANGE : RT3_OK;
 }
 
+/* Written so that NaN fails. */
+static bool is_duration(double seconds) { return seconds >= 0 && seconds < INFINITY; }
+
 rt3_status rt3_set_auto(rt3_model *model, const rt3_auto_options *options) {
+  const rt3_auto_options defaults = {0};
+  const rt3_auto_options *o = options != NULL ? options : &defaults;
   if (model == NULL) return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_set_auto: model is NULL");
+  if (!is_duration(o->dwell_s) || !is_duration(o->poll_s) || !is_duration(o->hysteresis) || o->policy < 0)
+    return rt3_fail(RT3_ERROR_ARGUMENT,
+                    "rt3_set_auto: dwell, poll, hysteresis and policy must be finite and at least 0");
+  char path[sizeof model->clock_path];
+  double hz = 0;
+  const rt3_status status = rt3_cpufreq_start(o, path, sizeof path, &hz);
+  if (status != RT3_OK) return status;
   if (atomic_flag_test_and_set_explicit(&model->busy, memory_order_acquire))
     return rt3_fail(RT3_ERROR_BUSY, "rt3_set_auto: the handle is running");
-  int32_t level = 0;
-  rt3_status status = rt3_governor_start(&model->governor, options, &level);
-  if (status == RT3_OK) {
-    atomic_store_explicit(&model->level, level, memory_order_release);
-    atomic_store_explicit(&model->follow, true, memory_order_release);
-  }
+  memcpy(model->clock_path, path, sizeof path);
+  rt3_governor_start(&model->governor, o, level_table(), rt3_now());
+  bool below = false;
+  const int32_t level = rt3_level_for(level_table(), hz, &below);
+  atomic_store_explicit(&model->choice, level | RT3_FOLLOW, memory_order_release);
   atomic_flag_clear_explicit(&model->busy, memory_order_release);
-  return status;
+  return RT3_OK;
 }
 
 int32_t rt3_input_count(const rt3_model *model) {
@@ -416,6 +418,19 @@ static void run_steps(const rt3_variant *variant, unsigned char *workspace, rt3_
   rt3_pool_end(pool);
 }
 
+/* The level of a run that begins now. Under `auto` the governor chooses it, unless one is set by hand meanwhile. */
+static int32_t take_level(rt3_model *model, double now, bool *follow) {
+  int32_t choice = atomic_load_explicit(&model->choice, memory_order_acquire);
+  *follow = (choice & RT3_FOLLOW) != 0;
+  if (!*follow) return choice;
+  double hz = 0;
+  if (rt3_governor_polls(&model->governor, now) && !rt3_cpufreq_read(model->clock_path, &hz)) hz = 0;
+  const int32_t chosen = rt3_governor_choose(&model->governor, choice & ~RT3_FOLLOW, hz, now);
+  if (atomic_compare_exchange_strong(&model->choice, &choice, chosen | RT3_FOLLOW)) return chosen;
+  *follow = false;
+  return choice;
+}
+
 static rt3_status run_locked(rt3_model *model, const rt3_tensor *inputs, int32_t input_count, rt3_tensor *outputs,
                              int32_t output_count, const rt3_profile_sink *sink) {
   rt3_extent extent = {0, 0};
@@ -429,14 +444,9 @@ static rt3_status run_locked(rt3_model *model, const rt3_tensor *inputs, int32_t
   if (status == RT3_OK) status = match_pool(model);
   if (status != RT3_OK) return status;
 
-  const bool follow = atomic_load_explicit(&model->follow, memory_order_acquire);
-  int32_t level = atomic_load_explicit(&model->level, memory_order_acquire);
-  const double start = follow ? rt3_now() : 0.0;
-  if (follow) {
-    const int32_t chosen = rt3_governor_choose(&model->governor, level, start);
-    /* A level set by hand since `follow` was read wins. */
-    if (chosen != level && atomic_compare_exchange_strong(&model->level, &level, chosen)) level = chosen;
-  }
+  bool follow = false;
+  const double start = rt3_now();
+  const int32_t level = take_level(model, start, &follow);
   const rt3_variant *variant = find_variant(level, extent.length);
   if (sink != NULL) {
     const int32_t room = *sink->count;

@@ -68,13 +68,15 @@ typedef struct {
   int32_t optional; /* inputs: may be left out */
 } rt3_tensor_info;
 
-/* How `auto` follows the CPU's frequency. Zero-initialised fields take the defaults. */
+/* How `auto` follows the CPU's frequency. Zero-initialised fields take the defaults.
+ * A denser level is taken after the dwell time, at the operating point that it is for, with `hysteresis` to spare above
+ * it, or when the clock has stayed above it for one more dwell time; a sparser one at once. */
 typedef struct {
   const char *sysfs_root; /* default "/sys" */
   int32_t policy;         /* cpufreq policy number */
   double dwell_s;         /* least time between two steps to a denser level; default 0.1 */
   double poll_s;          /* least time between two reads of sysfs; default 0.01 */
-  double hysteresis;      /* a denser level needs this much more than its frequency; default 0.02 */
+  double hysteresis;      /* part of a level's frequency that is enough to spare; default 0.02 */
 } rt3_auto_options;
 
 /* Returns a handle on this bundle's model, at level 0. RT3_ERROR_BUNDLE: its tables are damaged, or its

@@ -84,13 +84,23 @@ extern const rt3_bundle rt3_bundle_tables;
 extern const unsigned char rt3_weights[];
 extern const char rt3_metadata_json[];
 
+/* Levels by descending frequency, densest first. */
+typedef struct {
+  const rt3_level_info *levels;
+  int32_t count;
+} rt3_level_table;
+
+/* cpufreq counts in kHz and drops the rest: a clock is taken for the highest that it may be. */
+#define RT3_CLOCK_STEP_HZ 1e3
+
 /* State of `auto`; touched only by the thread that holds the handle's busy flag. */
 typedef struct {
-  char path[256];
-  rt3_auto_options options;
+  rt3_level_table table;
+  double dwell_s, poll_s, hysteresis; /* of rt3_auto_options */
   double last_poll, last_rise;
-  int32_t missed; /* deadlines missed in a row */
-  int32_t extra;  /* levels taken below what the frequency alone asks for */
+  double high_since; /* since when each clock that was read allowed a denser level than the current one */
+  int32_t missed;    /* deadlines missed in a row */
+  int32_t extra;     /* levels taken below what the frequency alone asks for */
 } rt3_governor;
 
 typedef struct rt3_pool rt3_pool;
@@ -107,27 +117,40 @@ void rt3_pool_run(rt3_pool *pool, const rt3_step *step, void *const *args);
 /* Cores that are online, at most RT3_MAX_THREADS. */
 int32_t rt3_online_cores(void);
 
+#define RT3_FOLLOW (1 << 30)
+
 struct rt3_model {
-  atomic_int level;
-  atomic_bool follow; /* auto */
+  atomic_int
+      choice; /* the level, and RT3_FOLLOW while `auto` chooses it: one word, so that neither outlives the other */
   atomic_flag busy;
   unsigned char *workspace;
   rt3_pool *pool;     /* NULL: one thread */
   atomic_int threads; /* wanted; the pool is made to match by the next run */
   rt3_governor governor;
+  char clock_path[256]; /* the file that `auto` reads */
 };
 
 /* Records the message that rt3_last_error returns, and returns `status`. */
 rt3_status rt3_fail(rt3_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* The densest level whose frequency is at most hz; the sparsest, and below = true, where there is none. */
-int32_t rt3_level_for(double hz, bool *below);
+int32_t rt3_level_for(rt3_level_table table, double hz, bool *below);
 double rt3_now(void);
 
 /* Fails when this CPU lacks a feature that the kernels were compiled for. */
 rt3_status rt3_check_cpu(void);
 
-rt3_status rt3_governor_start(rt3_governor *governor, const rt3_auto_options *options, int32_t *level);
-int32_t rt3_governor_choose(rt3_governor *governor, int32_t current, double now);
+/* Begins at `now` with options that were checked; zeros take their defaults. */
+void rt3_governor_start(rt3_governor *governor, const rt3_auto_options *options, rt3_level_table table, double now);
+/* Whether it is time to read the clock again. */
+bool rt3_governor_polls(const rt3_governor *governor, double now);
+/* The level to take at `now`; hz is the clock if it was read, else 0. */
+int32_t rt3_governor_choose(rt3_governor *governor, int32_t current, double hz, double now);
+/* Tells how long an inference took. */
 void rt3_governor_finish(rt3_governor *governor, int32_t level, double seconds);
+
+/* Writes the name of the file that tells the policy's clock, and reads it for the first time. */
+rt3_status rt3_cpufreq_start(const rt3_auto_options *options, char *path, size_t size, double *hz);
+/* Reads the clock in Hz; false, and errno, when it cannot. */
+bool rt3_cpufreq_read(const char *path, double *hz);
 
 #endif /* RT3_INTERNAL_H_ */

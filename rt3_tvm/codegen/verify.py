@@ -1,0 +1,122 @@
+"""Every bundle proves itself: before it gets its name, each level and length is compared with the masked PyTorch model."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rt3_tvm.checkpoint import Checkpoint
+from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.model import OutputSpec, inputs_of
+from rt3_tvm.runtime import load
+from rt3_tvm.runtime.check import check_bundle
+from rt3_tvm.trials import TOLERANCES, Difference, Trial, reference, trials_of, worst_difference
+
+ROOM = 1024
+"""Bytes of metadata for the facts of a verification, and as many again for each eight variants."""
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """What a bundle is compared with.
+
+    Parameters
+    ----------
+    model
+        A PyTorch model of the checkpoint's description; it gets the weights of one level after the other.
+    outputs
+        The outputs of the bundle.
+    lengths
+        The compiled lengths, ascending; 1 alone for a model without tokens.
+    exact_lengths
+        Whether other lengths are refused, because padding shows in the outputs.
+    """
+
+    checkpoint: Checkpoint
+    model: torch.nn.Module
+    outputs: tuple[OutputSpec, ...]
+    lengths: tuple[int, ...]
+    batch: int
+    exact_lengths: bool = False
+
+    @cached_property
+    def trials(self) -> dict[int, tuple[Trial, ...]]:
+        """The trials of each length."""
+        specs = inputs_of(self.model)
+        return {
+            length: trials_of(specs, self.batch, length, length - 1 if self.exact_lengths else below)
+            for below, length in zip((0, *self.lengths), self.lengths, strict=False)
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Failure:
+    """A trial whose result is wrong."""
+
+    level: int
+    length: int
+    trial: Trial
+    difference: Difference
+
+    def __str__(self) -> str:
+        found = self.difference
+        what = found.reason or f"is off by {found.error:.2g} of its size, {TOLERANCES['float32']:g} is tolerated"
+        return f"level {self.level}, length {self.length}: output '{found.output}' {what} ({self.trial.name}, {self.trial.shape})"
+
+
+def room_for(variants: int) -> int:
+    """Return the bytes of metadata that the facts of a verification take."""
+    return ROOM * (1 + -(-variants // 8))
+
+
+def runs_here(bundle: Path) -> bool:
+    """Return whether a bundle is for this kind of machine."""
+    try:
+        check_bundle(bundle)
+    except Rt3Error:
+        return False
+    return True
+
+
+def verify_bundle(path: Path, proof: Proof) -> dict[str, Any]:
+    """Run a bundle and return what its metadata say of it.
+
+    Raises
+    ------
+    JobError
+        An output that is further from PyTorch's than its element type allows.
+    """
+    rows = []
+    with load(path) as bundle, _beside() as torch_side:
+        for level in range(len(proof.checkpoint.levels)):
+            proof.checkpoint.mask(proof.model, level)
+            bundle.set_level(level)
+            for length, trials in proof.trials.items():
+                wanted = [torch_side.submit(reference, proof.model, trial) for trial in trials]
+                worst = 0.0
+                for trial, want in zip(trials, wanted, strict=True):
+                    found = worst_difference(proof.outputs, trial, bundle(**trial.inputs), want.result())
+                    if not found.tolerated:
+                        raise JobError(f"the compiled model is wrong: {Failure(level, length, trial, found)}")
+                    worst = max(worst, found.error)
+                rows.append({"level": level, "length": length, "error": float(f"{worst:.3g}")})
+    return {"what": "the bundle itself", "tolerance": TOLERANCES, "errors": rows}
+
+
+@contextmanager
+def _beside() -> Iterator[ThreadPoolExecutor]:
+    """Yield a thread that runs PyTorch on half of the cores, while the bundle runs on the others.
+
+    Both on all of them would wait for each other at every operator, which takes many times what they compute.
+    """
+    threads = torch.get_num_threads()
+    half = max(1, (os.cpu_count() or 1) // 2)
+    with ThreadPoolExecutor(1, initializer=partial(torch.set_num_threads, half)) as pool:
+        yield pool
+    torch.set_num_threads(threads)  # PyTorch would give later threads what the last one took

@@ -1,0 +1,171 @@
+"""What is added to the scores of attention, taken apart: a constant, what depends on keys alone, and the rest.
+
+Sums, scales, masks of logical connectives and the minimum of masks are looked into, so that a triangle that a model combines
+with the mask of its tokens at run time is known at compile time all the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from tvm import relax
+
+from rt3_tvm.schedules.attention_mask import HIDDEN
+from rt3_tvm.transform.attention_scores import Scores
+from rt3_tvm.transform.composites import is_float32, static_shape
+from rt3_tvm.transform.graph import Graph, constant
+
+MASK_VALUE = float(np.finfo(np.float32).min)
+"""What hides a key: finite, so that the softmax of a row that is hidden whole is too."""
+
+# Of booleans the two families of operators mean the same.
+_NOT, _AND, _OR = (tuple(f"{kind}_{name}" for kind in ("logical", "bitwise")) for name in ("not", "and", "or"))
+Shape4 = tuple[int, int, int, int]
+
+
+@dataclass
+class BiasParts:
+    """Collects what is added to scores of ``shape``, (batch, heads, queries, keys).
+
+    ``constant`` broadcasts to the shape; ``keys`` are (batch or 1, heads or 1, 1, keys) and ``scores`` the same with queries.
+    """
+
+    graph: Graph
+    emit: Callable[[relax.Expr], relax.Var]
+    shape: Shape4
+    constant: np.ndarray = field(default_factory=lambda: np.zeros((1, 1, 1, 1), np.float32))
+    keys: list[relax.Expr] = field(default_factory=list)
+    scores: list[relax.Expr] = field(default_factory=list)
+
+    def collect(self, scores: Scores) -> None:
+        """Take apart all biases and conditions of scores."""
+        for bias in scores.biases:
+            self.add(bias.expr, bias.factor, bias.rank)
+        for condition in scores.conditions:
+            self.hide(condition.expr, condition.shown, condition.rank)
+
+    def add(self, expr: relax.Expr, factor: float, rank: int) -> None:
+        """Take apart ``factor`` times an expression that broadcasts to scores of ``rank`` axes."""
+        value, call = constant(expr), self.graph.call(expr)
+        if value is not None:
+            self.add_constant(value * np.float32(factor), rank)
+            return
+        step = _STEPS.get(call.op.name) if call is not None else None
+        if step is None or not step(self, call, factor, rank):
+            self._add_at_run_time(expr, factor, rank)
+
+    def add_constant(self, value: np.ndarray, rank: int) -> None:
+        """Add an array; what is hidden twice stays finite."""
+        with np.errstate(over="ignore"):
+            total = self.constant + value.astype(np.float32).reshape(self._aligned(value.shape, rank))
+        self.constant = np.maximum(total, np.float32(MASK_VALUE))
+
+    def hide(self, condition: relax.Expr, shown: bool, rank: int) -> None:
+        """Hide the scores where a condition is not ``shown``."""
+        value = constant(condition)
+        if value is not None:
+            self.add_constant(np.where(value == shown, np.float32(0), np.float32(MASK_VALUE)), rank)
+            return
+        call = self.graph.call(condition, *_NOT, *(_AND if shown else _OR), "broadcast_to")
+        if call is None:
+            values = (0.0, MASK_VALUE) if shown else (MASK_VALUE, 0.0)
+            yes, no = (relax.const(v, "float32") for v in values)
+            self._add_at_run_time(self.emit(relax.op.where(condition, yes, no)), 1.0, rank)
+        elif call.op.name.removeprefix("relax.") in _NOT:
+            self.hide(call.args[0], not shown, rank)
+        elif call.op.name == "relax.broadcast_to":
+            self.hide(call.args[0], shown, rank)
+        else:
+            for part in call.args:
+                self.hide(part, shown, rank)
+
+    def _add_at_run_time(self, expr: relax.Expr, factor: float, rank: int) -> None:
+        shape = self._aligned(static_shape(expr), rank)
+        if not is_float32(expr):
+            expr = self.emit(relax.op.astype(expr, "float32"))
+        if factor != 1.0:
+            expr = self.emit(relax.op.multiply(expr, relax.const(factor, "float32")))
+        if static_shape(expr) != shape:
+            expr = self.emit(relax.op.reshape(expr, shape))
+        wanted = (*shape[:3], self.shape[3])
+        if shape != wanted:
+            expr = self.emit(relax.op.broadcast_to(expr, wanted))
+        (self.keys if shape[2] == 1 else self.scores).append(expr)
+
+    def _aligned(self, shape: tuple[int, ...], rank: int) -> Shape4:
+        """Return the four axes of what broadcasts to scores of ``rank`` axes; of three, the first is batch and heads."""
+        padded = (1,) * (rank - len(shape)) + tuple(shape)
+        if rank == 3:
+            padded = (*(self.shape[:2] if padded[0] > 1 else (1, 1)), *padded[1:])
+        return padded[0], padded[1], padded[2], padded[3]
+
+
+def _sum(parts: BiasParts, call: relax.Call, factor: float, rank: int) -> bool:
+    for operand in call.args:
+        parts.add(operand, factor, rank)
+    return True
+
+
+def _scaled(parts: BiasParts, call: relax.Call, factor: float, rank: int) -> bool:
+    found = parts.graph.scaled(call)
+    if found is None:
+        return False
+    parts.add(found[0], factor * found[1], rank)
+    return True
+
+
+def _broadcast(parts: BiasParts, call: relax.Call, factor: float, rank: int) -> bool:
+    parts.add(call.args[0], factor, rank)
+    return True
+
+
+def _hides(value: np.ndarray | None) -> bool:
+    return value is not None and bool((value < HIDDEN).all())
+
+
+def _shows(value: np.ndarray | None) -> bool:
+    return value is not None and not value.any()
+
+
+def _chosen(parts: BiasParts, call: relax.Call, factor: float, rank: int) -> bool:
+    """Zero where a condition holds and what hides elsewhere, or the other way around."""
+    condition, yes, no = call.args[0], constant(call.args[1]), constant(call.args[2])
+    for shown, zero, hidden in ((True, yes, no), (False, no, yes)):
+        if factor > 0 and _shows(zero) and _hides(hidden):
+            parts.hide(condition, shown, rank)
+            return True
+    return False
+
+
+def _minimum(parts: BiasParts, call: relax.Call, factor: float, rank: int) -> bool:
+    """The minimum of a mask and a constant that shows or hides, as their sum: what is added must not be positive then."""
+    for mask, other in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
+        value = constant(other)
+        if factor <= 0 or value is None or not ((value == 0) | (value < HIDDEN)).all():
+            continue
+        parts.add_constant(value, rank)
+        if not _never_positive(parts.graph, mask):
+            mask = parts.emit(relax.op.minimum(mask, relax.const(0.0, "float32")))  # noqa: PLW2901
+        parts.add(mask, factor, rank)
+        return True
+    return False
+
+
+def _never_positive(graph: Graph, expr: relax.Expr) -> bool:
+    """Return whether a mask is made of constants that are not positive."""
+    value, call = constant(expr), graph.call(expr, "where", "minimum")
+    if call is None:
+        return value is not None and bool((value <= 0).all())
+    if call.op.name == "relax.minimum":
+        return any(_never_positive(graph, a) for a in call.args)
+    return all(_never_positive(graph, a) for a in call.args[1:])
+
+
+_STEPS: dict[str, Callable[[BiasParts, relax.Call, float, int], bool]] = {
+    "relax.add": _sum,
+    "relax.multiply": _scaled,
+    "relax.divide": _scaled,
+    "relax.broadcast_to": _broadcast,
+    "relax.where": _chosen,
+    "relax.minimum": _minimum,
+}

@@ -1,0 +1,182 @@
+"""Trials: inputs that show whether two forms of a model say the same, and how far their outputs are apart.
+
+One form is always the model as a user calls it, ``model(input_ids=..., attention_mask=...)`` with a two-dimensional mask.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.model import InputSpec, OutputSpec, has_length, quiet
+
+TOLERANCES = {"float32": 5e-5}
+"""Largest error by element type, as a part of an output's largest value.
+
+Sums in another order move a float32 result by parts of the size of what is summed, so that is what an error is measured against.
+Models that are right stay below 2e-6 (random weights, up to 16 layers). A lost mask can be as small as 1e-4: one key too many in
+a row of attention of a small random model. The bound lies between the two.
+"""
+
+SMALLEST = 0.1
+"""An output whose values are all smaller is measured against this: tanh and its like are approximated to some 1e-7 of 1."""
+
+TILE = 16
+"""Kernels work on this many tokens at a time: a length that it divides pads nothing within a tile."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Inputs of one call, and which tokens are real: (batch, length), or None for a model without tokens."""
+
+    name: str
+    inputs: dict[str, np.ndarray]
+    real: np.ndarray | None
+
+    @property
+    def shape(self) -> str:
+        """What an error says of the size of the input."""
+        if self.real is None:
+            return f"batch {len(next(iter(self.inputs.values())))}"
+        return "batch {} of {} tokens".format(*self.real.shape)
+
+
+def trials_of(specs: tuple[InputSpec, ...], batch: int, length: int, below: int = 0) -> tuple[Trial, ...]:
+    """Return the trials of a model, or of the code that serves lengths in (``below``, ``length``] and batches up to ``batch``.
+
+    Ids, types and images are random over everything that they may be. Every row of a padded batch has its own number of real
+    tokens; beside them stands what a tokenizer pads with.
+    """
+    rng = np.random.default_rng(length)
+    if not has_length(specs):
+        return tuple(Trial("images", _random(rng, specs, b, length), None) for b in sorted({batch, 1}, reverse=True))
+    trials = [_padded(rng, specs, batch, length, side) for side in ("full mask", "right-padded", "left-padded")]
+    shorter = shorter_length(below, length)
+    if shorter:
+        ids = specs[0]
+        trials += [_padded(rng, specs, batch, shorter, side) for side in ("right-padded", "left-padded")]
+        alone = {ids.name: _random(rng, (ids,), 1, shorter)[ids.name]}
+        trials.append(Trial("no mask given", alone, np.ones((1, shorter), np.bool_)))
+    if batch > 1:
+        trials.append(_padded(rng, specs, 1, length, "full mask"))
+    masked = any(spec.mask for spec in specs)
+    return tuple(t for t in trials if masked or "padded" not in t.name)
+
+
+def shorter_length(below: int, length: int) -> int:
+    """Return a length in (``below``, ``length``) that fills no last tile; 0 where there is none."""
+    shorter = length - max(1, (length - below) // 3)
+    shorter -= shorter % TILE == 0
+    return shorter if shorter > below else 0
+
+
+def _random(rng: np.random.Generator, specs: tuple[InputSpec, ...], batch: int, length: int) -> dict[str, np.ndarray]:
+    inputs: dict[str, np.ndarray] = {}
+    for s in specs:
+        shape = s.shape(batch, length)
+        if s.dtype == "float32":
+            inputs[s.name] = rng.standard_normal(shape).astype(np.float32)
+        else:
+            inputs[s.name] = np.ones(shape, np.int64) if s.mask else rng.integers(0, s.limit, shape)
+    return inputs
+
+
+def _padded(rng: np.random.Generator, specs: tuple[InputSpec, ...], batch: int, length: int, side: str) -> Trial:
+    """Return a trial whose rows are padded on a side, or not at all."""
+    counts = 1 + length * (2 * np.arange(batch) + 1) // (
+        2 * batch + 1
+    )  # each its own where there are enough to choose from
+    places = np.arange(length)
+    masks = {
+        "full mask": np.ones((batch, length), np.bool_),
+        "right-padded": places < counts[:, None],
+        "left-padded": places >= length - counts[:, None],
+    }
+    inputs, real = _random(rng, specs, batch, length), masks[side]
+    for s in specs:
+        if s.mask:
+            inputs[s.name] = real.astype(np.int64)
+        elif "length" in s.axes:
+            inputs[s.name] = np.where(real, inputs[s.name], s.fill)
+    return Trial(side, inputs, real)
+
+
+def reference(model: torch.nn.Module, trial: Trial) -> dict[str, np.ndarray]:
+    """Return what a model gives when it is called as a user calls it."""
+    with torch.inference_mode(), quiet():
+        try:
+            outputs = model(**{name: torch.from_numpy(value) for name, value in trial.inputs.items()})
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise Rt3Error(
+                f"{type(model).__name__} fails on {trial.shape}, {trial.name}: {type(error).__name__} {reason}"
+            ) from error
+    return {name: value.numpy() for name, value in dict(outputs.items()).items() if isinstance(value, torch.Tensor)}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an output is from the reference: ``error`` as TOLERANCES measures it; ``reason`` where numbers do not say it."""
+
+    output: str
+    error: float
+    reason: str = ""
+
+    @property
+    def tolerated(self) -> bool:
+        """Whether the output is right."""
+        return not self.reason and self.error <= TOLERANCES["float32"]
+
+
+def worst_difference(
+    specs: tuple[OutputSpec, ...], trial: Trial, got: dict[str, np.ndarray], want: dict[str, np.ndarray]
+) -> Difference:
+    """Return the difference of the output that is furthest from the reference.
+
+    Of an output with an axis of tokens only what belongs to real tokens counts: what a model makes of padding is its own affair,
+    NaN where such a row sees nothing. Outputs without one are compared whole.
+
+    Raises
+    ------
+    JobError
+        The model itself gives NaN for a real token.
+    """
+    names = {s.name for s in specs}
+    for name in (*(want.keys() - names), *(names - want.keys())):
+        there, missing = ("the model", "the compiled one") if name in want else ("the compiled one", "the model")
+        return Difference(name, np.inf, f"{there} has it, {missing} does not")
+    return max((_difference(s, trial, got[s.name], want[s.name]) for s in specs), key=lambda d: d.error)
+
+
+def _difference(spec: OutputSpec, trial: Trial, got: np.ndarray, want: np.ndarray) -> Difference:
+    if got.shape != want.shape:
+        return Difference(spec.name, np.inf, f"its shape is {got.shape}, not {want.shape}")
+    real = real_elements(spec, trial, want.shape)
+    if np.isnan(want[real]).any():
+        raise JobError(f"PyTorch gives NaN in output '{spec.name}' for real tokens on {trial.shape}, {trial.name}")
+    return Difference(spec.name, relative_error(got[real], want[real]))
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    """Return the largest error over the largest finite value, SMALLEST at least; infinite where only one of them is finite."""
+    if not want.size:
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        error = np.where(got == want, 0.0, np.abs(got - want))
+    size = np.abs(want, where=np.isfinite(want), out=np.zeros(want.shape)).max()
+    return float(np.nan_to_num(error, nan=np.inf, posinf=np.inf).max() / max(SMALLEST, size))
+
+
+def real_elements(spec: OutputSpec, trial: Trial, shape: tuple[int, ...]) -> np.ndarray:
+    """Return which elements of an output belong to real tokens only, along every axis that it has of tokens."""
+    real = np.ones(shape, np.bool_)
+    axes = list(spec.axes)
+    if trial.real is None or "batch" not in axes:
+        return real
+    batch = axes.index("batch")
+    for i, axis in enumerate(axes):
+        if axis == "length":
+            tokens = trial.real if batch < i else trial.real.T
+            real &= tokens.reshape([n if d in (batch, i) else 1 for d, n in enumerate(shape)])
+    return real

@@ -1,0 +1,98 @@
+"""What is known of a mask at compile time: which tiles of keys each tile of queries sees, and whether a band says it all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+
+HIDDEN = -1e30
+"""What is added to a score below this hides a key."""
+
+
+@dataclass(frozen=True)
+class StaticMask:
+    """The constant part of a mask over ``queries`` and ``keys``.
+
+    Parameters
+    ----------
+    left, right
+        A query sees no key that is more than this before, or after, it; None for no limit.
+    tiles
+        For each tile of queries the first tile of keys that one of them sees, and the one behind the last.
+    """
+
+    tiles: tuple[tuple[int, int], ...]
+    left: int | None = None
+    right: int | None = None
+
+    @classmethod
+    def none(cls, queries: int, keys: int) -> "StaticMask":
+        """Return the mask that hides nothing."""
+        return cls(((0, -(-keys // TOKEN_TILE)),) * -(-queries // TOKEN_TILE))
+
+    @classmethod
+    def band(cls, queries: int, keys: int, left: int | None, right: int | None) -> "StaticMask":
+        """Return the mask that shows a band around the diagonal; every query must see a key."""
+        return cls(_visible_tiles(_band(queries, keys, left, right)), left, right)
+
+    @classmethod
+    def of(cls, attrs: Mapping[str, Any]) -> "StaticMask":
+        """Return the mask that ``to_attrs`` wrote."""
+        tiles = tuple((int(first), int(last)) for first, last in attrs["tiles"])
+        return cls(tiles, *(int(attrs[side]) if side in attrs else None for side in ("left", "right")))
+
+    def to_attrs(self) -> dict[str, Any]:
+        """Return the mask as attributes of a function."""
+        sides = {side: value for side, value in (("left", self.left), ("right", self.right)) if value is not None}
+        return {"tiles": [list(t) for t in self.tiles], **sides}
+
+    def shown(self, queries: int, keys: int) -> np.ndarray:
+        """Return which keys are inside of the band, (queries, keys)."""
+        return _band(queries, keys, self.left, self.right)
+
+    @cached_property
+    def pairs(self) -> int:
+        """Tiles of queries times the tiles of keys that they see."""
+        return sum(last - first for first, last in self.tiles)
+
+    @cached_property
+    def widest(self) -> int:
+        """Most tiles of keys that a tile of queries sees."""
+        return max(last - first for first, last in self.tiles)
+
+
+def analyse(bias: np.ndarray) -> tuple[StaticMask, bool]:
+    """Return what a constant (.., queries, keys) that is added to scores hides, and whether that is all it does.
+
+    Tiles that one batch or head sees count for all. Nothing is skipped where a query sees no key: what its softmax makes of
+    them depends on all of them.
+    """
+    queries, keys = bias.shape[-2:]
+    shown = bias > HIDDEN
+    visible = np.logical_or.reduce(shown.reshape(-1, queries, keys))
+    if not np.logical_or.reduce(visible, axis=1).all():
+        return StaticMask.none(queries, keys), False
+    q, k = np.nonzero(visible)
+    reach = int((q - k).max()), int((k - q).max())
+    # A limit that hides nothing is no limit.
+    left, right = (None if r >= n - 1 else r for r, n in zip(reach, (queries, keys), strict=True))
+    whole = bool((shown == _band(queries, keys, left, right)).all() and (bias[shown] == 0).all())
+    tiles = _visible_tiles(visible)
+    return (StaticMask(tiles, left, right) if whole else StaticMask(tiles)), whole
+
+
+def _band(queries: int, keys: int, left: int | None, right: int | None) -> np.ndarray:
+    ahead = np.arange(keys) - np.arange(queries)[:, None]
+    return (ahead <= (keys if right is None else right)) & (ahead >= -(queries if left is None else left))
+
+
+def _visible_tiles(visible: np.ndarray) -> tuple[tuple[int, int], ...]:
+    ranges = []
+    for start in range(0, len(visible), TOKEN_TILE):
+        seen = np.nonzero(visible[start : start + TOKEN_TILE].any(axis=0))[0]
+        ranges.append((int(seen[0]) // TOKEN_TILE, int(seen[-1]) // TOKEN_TILE + 1))
+    return tuple(ranges)

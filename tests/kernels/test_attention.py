@@ -1,0 +1,135 @@
+"""The attention kernel against NumPy in float64: masks of every kind, biases, grouped heads, soft caps, odd lengths."""
+
+import numpy as np
+import pytest
+from tvm import tirx
+from tvm.sym import Analyzer
+
+from rt3_tvm.schedules import attention
+from rt3_tvm.schedules.attention import AttentionShape, piecewise
+from rt3_tvm.schedules.attention_mask import StaticMask, analyse
+from tests.kernels.harness import CPU, from_tiles, run_kernel, to_tiles
+
+MIN = np.finfo(np.float32).min
+
+
+def reference(shape, q, k, v, bias):
+    """Attention on (batch, length, heads * dim) arrays; what a band hides is hidden."""
+
+    def heads_first(x, heads):
+        return x.astype(np.float64).reshape(shape.batch, x.shape[1], heads, -1).transpose(0, 2, 1, 3)
+
+    q, k, v = heads_first(q, shape.heads), *(heads_first(x, shape.kv_heads) for x in (k, v))
+    k, v = (np.repeat(x, shape.heads // shape.kv_heads, axis=1) for x in (k, v))
+    scores = q @ k.swapaxes(-1, -2) * shape.scale
+    if shape.soft_cap:
+        scores = shape.soft_cap * np.tanh(scores / shape.soft_cap)
+    scores = np.where(shape.mask.shown(shape.length, shape.keys), scores + bias, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    mixed = weights / weights.sum(-1, keepdims=True) @ v
+    return mixed.transpose(0, 2, 1, 3).reshape(shape.batch, shape.length, -1)
+
+
+def check(rng, shape, key_bias=None, score_bias=None, register_rows=None):
+    def tokens(length, features):
+        return rng.standard_normal((shape.batch, length, features)).astype(np.float32)
+
+    q, k = tokens(shape.length, shape.heads * shape.dim), tokens(shape.keys, shape.kv_heads * shape.dim)
+    v = tokens(shape.keys, shape.kv_heads * shape.v_dim)
+    want = reference(shape, q, k, v, sum(b.astype(np.float64) for b in (key_bias, score_bias) if b is not None))
+    y = np.full_like(to_tiles(want.astype(np.float32)), np.nan)
+    keys = np.zeros((1, 1, 1, 1), np.float32) if key_bias is None else key_bias
+    scores = np.zeros((1, 1, 1), np.float32)
+    if score_bias is not None:
+        scores = to_tiles(score_bias.reshape(-1, shape.length, shape.keys))
+    func = attention.attention(shape, register_rows or attention.register_rows(CPU))
+    run_kernel("attention", func, to_tiles(q), to_tiles(k), to_tiles(v), keys, scores, y)
+    np.testing.assert_allclose(from_tiles(y, shape.batch, shape.length), want, atol=3e-6, rtol=0)
+
+
+def padding(rng, batch, heads, length):
+    bias = np.where(rng.random((batch, heads, 1, length)) < 0.4, MIN, 0).astype(np.float32)
+    bias[..., 0] = 0
+    return bias
+
+
+SIZES = [(1, 128, 3, 32), (2, 7, 3, 12), (2, 33, 2, 10), (1, 16, 1, 7)]
+
+
+@pytest.mark.parametrize(("batch", "length", "heads", "dim"), SIZES)
+@pytest.mark.parametrize("biased", [False, True])
+def test_keys(rng, batch, length, heads, dim, biased):
+    shape = AttentionShape(batch, length, heads, dim, dim**-0.5, key_bias=(batch, 1) if biased else None)
+    check(rng, shape, padding(rng, batch, 1, length) if biased else None)
+
+
+@pytest.mark.parametrize("length", [128, 100, 33, 7])
+@pytest.mark.parametrize(
+    ("left", "right"), [(None, 0), (8, 8), (0, 0), (20, 0), (40, 3), (None, 17), (5, None)], ids=str
+)
+def test_bands(rng, length, left, right):
+    mask = StaticMask.band(length, length, left, right)
+    check(rng, AttentionShape(2, length, 2, 12, 0.3, mask))
+
+
+@pytest.mark.parametrize("register_rows", [4, 8, 16])
+@pytest.mark.parametrize("soft_cap", [0.0, 2.0])
+def test_grouped_heads_and_soft_cap_under_a_causal_and_a_key_mask(rng, register_rows, soft_cap):
+    mask = StaticMask.band(33, 33, None, 0)
+    shape = AttentionShape(2, 33, 4, 12, 0.3, mask, key_bias=(2, 1), kv_heads=2, v_dim=20, soft_cap=soft_cap)
+    check(rng, shape, padding(rng, 2, 1, 33), register_rows=register_rows)
+
+
+@pytest.mark.parametrize("length", [48, 21])
+@pytest.mark.parametrize(("batch", "heads"), [(1, 1), (1, 3), (2, 1), (2, 3)])
+def test_biases_on_scores_and_keys(rng, length, batch, heads):
+    bias = rng.standard_normal((batch, heads, length, length)).astype(np.float32)
+    keys = padding(rng, batch, heads, length)
+    shape = AttentionShape(2, length, 3, 8, 0.4, key_bias=(batch, heads), score_bias=(batch, heads))
+    check(rng, shape, keys, bias)
+
+
+@pytest.mark.parametrize("length", [64, 50])
+def test_a_chunked_mask_skips_what_no_query_of_a_tile_sees(rng, length):
+    positions = np.arange(length)
+    shown = (positions[:, None] // 24 == positions // 24) & (positions <= positions[:, None])
+    bias = np.where(shown, np.float32(0), MIN)[None, None]
+    mask, whole = analyse(bias)
+    assert not whole and mask.tiles[:3] == ((0, 1), (0, 2), (1, 3))
+    check(rng, AttentionShape(1, length, 2, 8, 0.4, mask, score_bias=(1, 1)), score_bias=bias)
+
+
+def test_more_keys_than_queries(rng):
+    check(rng, AttentionShape(2, 19, 2, 8, 0.4, StaticMask.band(19, 37, None, 18), keys=37))
+
+
+@pytest.mark.parametrize(("left", "right"), [(None, 0), (3, 3), (100, 0), (0, None), (None, None)])
+def test_a_band_is_known_by_its_values(left, right):
+    mask = StaticMask.band(50, 50, left, right)
+    found, whole = analyse(np.where(mask.shown(50, 50), np.float32(0), MIN)[None, None])
+    assert whole and found.tiles == mask.tiles
+    assert (found.left, found.right) == (None if left in (None, 100) else left, right)
+
+
+def test_what_is_no_band_stays_a_bias():
+    triangle = np.triu(np.full((50, 50), MIN, np.float32), 1)
+    slopes = np.arange(50, dtype=np.float32) - np.arange(50, dtype=np.float32)[:, None]
+    found, whole = analyse((triangle + slopes)[None, None])
+    assert not whole and found == StaticMask(StaticMask.band(50, 50, None, 0).tiles)
+    blind = triangle.copy()
+    blind[20] = MIN
+    assert analyse(blind[None, None]) == (StaticMask.none(50, 50), False)
+
+
+def test_tiles_that_one_head_sees_are_seen():
+    masks = [np.where(StaticMask.band(64, 64, left, 0).shown(64, 64), np.float32(0), MIN) for left in (4, 40)]
+    found, whole = analyse(np.stack(masks)[None])
+    assert not whole and found.tiles == StaticMask.band(64, 64, 40, 0).tiles
+
+
+@pytest.mark.parametrize("values", [[3, 3, 3], [1, 2, 3, 4, 4], [0, 0, 1, 2], [0, 0, 0, 3, 3, 6], [2, 0, 1]])
+def test_piecewise(values):
+    for j, value in enumerate(values):
+        i, analyzer = tirx.Var("i", "int32"), Analyzer()
+        analyzer.bind(i, tirx.const(j, "int32"))
+        assert int(analyzer.simplify(piecewise(values, i) + tirx.const(0, "int32"))) == value

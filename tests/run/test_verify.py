@@ -1,0 +1,141 @@
+"""Every bundle is compared with PyTorch before it gets its name: what is right passes, what is wrong leaves no file."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import tvm_ffi
+from tvm import tirx
+
+from rt3_tvm import CompileOptions, PruneOptions, compile, prune
+from rt3_tvm.errors import JobError
+from rt3_tvm.model import InputSpec, OutputSpec
+from rt3_tvm.runtime.check import read_metadata
+from rt3_tvm.schedules import SCHEDULES
+from rt3_tvm.trials import Trial, shorter_length, trials_of, worst_difference
+from tests.run.test_models import tiny
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
+OPTIONS = CompileOptions(lengths=(9,), batch=2, cache=False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return prune(tiny("BertModel", **SMALL), PruneOptions((0.5,)))
+
+
+def test_a_right_bundle_says_how_right_it_is(checkpoint, tmp_path):
+    report = compile(checkpoint, tmp_path / "m.so", OPTIONS)
+    facts = read_metadata(tmp_path / "m.so")["verified"]
+    assert facts == json.loads(json.dumps(report.metadata["verified"])) and "verify" in report.seconds
+    (row,) = facts["errors"]
+    assert (row["level"], row["length"]) == (0, 9) and 0 < row["error"] < facts["tolerance"]["float32"]
+
+
+def spoil(monkeypatch, family: str) -> None:
+    """Make all kernels of a family write values that are 1 % too large."""
+
+    def schedule(func, cpu):
+        func = SPOILT.schedule(func, cpu)
+        output = func.params[-1]
+
+        def wrong(store):
+            if not store.buffer.same_as(output):
+                return store
+            return tirx.BufferStore(output, store.value * tirx.const(1.01, "float32"), store.indices)
+
+        return func.with_body(tvm_ffi.structural_map(func.body, (tirx.BufferStore, wrong)))
+
+    SPOILT = SCHEDULES[family]
+    monkeypatch.setitem(SCHEDULES, family, replace(SPOILT, schedule=schedule))
+
+
+@pytest.mark.parametrize("family", ["pattern_linear", "attention", "layer_norm", "embedding"])
+def test_a_wrong_kernel_leaves_no_file(checkpoint, tmp_path, monkeypatch, family):
+    spoil(monkeypatch, family)
+    with pytest.raises(JobError, match=r"level 0, length 9: output '\w+' is off by [^\n]*$"):
+        compile(checkpoint, tmp_path / "m.so", OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_padding_that_leaks_is_caught(tmp_path, monkeypatch):
+    """SigLIP pools the last token: behind a shorter input stands padding by then, if that were allowed."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.SiglipTextConfig(**SMALL, max_position_embeddings=16)
+    checkpoint = prune(transformers.SiglipTextModel(config).eval(), PruneOptions((0.5,)))
+    monkeypatch.setattr("rt3_tvm.frontend.from_torch.padding_shows", lambda *_: False)
+    with pytest.raises(JobError, match="output 'pooler_output' is off"):
+        compile(checkpoint, tmp_path / "m.so", OPTIONS)
+
+
+def test_a_bundle_that_was_not_verified_says_so(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("RT3_CACHE_DIR", str(tmp_path / "cache"))
+    kept = replace(OPTIONS, cache=True)
+    compile(checkpoint, tmp_path / "m.so", replace(kept, verify=False))
+    assert read_metadata(tmp_path / "m.so")["verified"] == {"skipped": "--no-verify"}
+    # Whoever asks for a verified one does not get this one from the cache, and the verified one comes from it verified.
+    assert not compile(checkpoint, tmp_path / "m.so", kept).from_cache
+    again = compile(checkpoint, tmp_path / "m.so", kept)
+    assert again.from_cache and again.metadata["verified"]["errors"]
+
+
+IDS = (InputSpec("input_ids", 50, fill=3), InputSpec("attention_mask", 2, mask=True))
+
+
+def test_trials_of_tokens():
+    trials = trials_of(IDS, 3, 32)
+    shapes = {t.name: t.real.shape for t in trials}
+    assert {t.real.shape for t in trials} == {(3, 32), (3, 22), (1, 22), (1, 32)}
+    assert shapes["no mask given"] == (1, 22)
+    for trial in trials:
+        ids, mask = trial.inputs["input_ids"], trial.inputs.get("attention_mask")
+        assert (ids >= 0).all() and (ids < 50).all() and (ids[~trial.real] == 3).all()
+        assert mask is None or (mask == trial.real).all()
+        if "padded" in trial.name:
+            counts = trial.real.sum(1)
+            assert len(set(counts)) == 3 and counts.min() >= 1 and counts.max() < trial.real.shape[1]
+            edge = trial.real[:, 0] if trial.name == "right-padded" else trial.real[:, -1]
+            assert edge.all() and (np.diff(trial.real.astype(int)) != 0).sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("below", "length"), [(0, 1), (0, 2), (0, 16), (16, 17), (16, 18), (32, 128), (0, 24), (127, 128)]
+)
+def test_the_shorter_length(below, length):
+    shorter = shorter_length(below, length)
+    assert shorter == 0 or (below < shorter < length and shorter % 16)
+
+
+def difference(axes, got, want, real=((True, False),)):
+    trial = Trial("right-padded", {}, np.array(real))
+    arrays = ({"y": np.asarray(v, np.float32)} for v in (got, want))
+    return worst_difference((OutputSpec("y", axes),), trial, *arrays)
+
+
+@pytest.mark.parametrize(
+    ("axes", "got", "want", "error"),
+    [
+        (("batch", "length", 1), [[[2.0], [9.0]]], [[[2.0], [np.nan]]], 0.0),  # padding may be anything
+        (("batch", "length", 1), [[[2.2], [9.0]]], [[[2.0], [9.0]]], 0.1),
+        (("batch", "length", 1), [[[np.nan], [9.0]]], [[[2.0], [9.0]]], np.inf),
+        (("batch", 2), [[4.0, 1.0]], [[4.0, 3.0]], 0.5),  # no tokens: whole
+        (("batch", 2), [[0.02, 0.01]], [[0.01, 0.01]], 0.1),  # against 0.1
+        (("batch", 2), [[-np.inf, 1.0]], [[-np.inf, 1.0]], 0.0),
+        (("batch", 2), [[-np.inf, 1.0]], [[2.0, 1.0]], np.inf),
+    ],
+)
+def test_how_far_outputs_are_apart(axes, got, want, error):
+    assert difference(axes, got, want).error == pytest.approx(error, rel=1e-4)
+
+
+def test_outputs_that_do_not_compare():
+    assert difference(("batch", 2), [[1.0]], [[1.0, 1.0]]).reason == "its shape is (1, 1), not (1, 2)"
+    with pytest.raises(JobError, match="PyTorch gives NaN in output 'y'"):
+        difference(("batch", "length"), [[1.0, 1.0]], [[np.nan, 1.0]])
+    trial = Trial("full mask", {}, np.array([[True]]))
+    found = worst_difference((OutputSpec("y", ("batch",)),), trial, {"y": np.ones(1)}, {"z": np.ones(1)})
+    assert not found.tolerated and "does not" in found.reason
