@@ -19,6 +19,7 @@ ORDER = [
     "transformer_lm",
     "model",
     "masks",
+    "spelt_out",
     "export",
     "trials",
     "checkpoint",
