@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "rt3",
     "files",
+    "schema",
     "timing",
     "runtime",
     "pattern",

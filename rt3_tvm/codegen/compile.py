@@ -1,7 +1,6 @@
 """``rt3 compile``: a checkpoint becomes one shared library."""
 
 import math
-import os
 import platform
 import shutil
 import tempfile
@@ -9,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,22 @@ from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.cpu_features import required_features
+from rt3_tvm.codegen.differing import Built, Variant, first_difference
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
 from rt3_tvm.codegen.options import CompileOptions
 from rt3_tvm.codegen.plan import VariantPlan, plan_variant
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
-from rt3_tvm.codegen.verify import Proof, room_for, runs_here, verify_bundle
+from rt3_tvm.codegen.verify import Failure, Proof, room_for, runs_here, verify_bundle
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.device import Device, level_frequencies
 from rt3_tvm.energy.latency import frequencies_in_time
 from rt3_tvm.energy.loads import checkpoint_facts
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.files import check_target, written_whole
 from rt3_tvm.frontend import ImportedModel, import_model
-from rt3_tvm.runtime.check import BUNDLE_FORMAT, read_metadata
+from rt3_tvm.runtime.check import BUNDLE_FORMAT, check_bundle, read_metadata
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
@@ -72,10 +74,7 @@ def compile_checkpoint(
     """
     options = options or CompileOptions()
     output = Path(output)
-    if not output.parent.is_dir():
-        raise Rt3Error(f"no such directory: '{output.parent}'")
-    if output.is_dir():
-        raise Rt3Error(f"'{output}' is a directory: `output` takes the name of the bundle")
+    check_target(output)
     device = devices.load(options.device)
     if options.cluster is not None:
         device = device.with_cluster(options.cluster)
@@ -125,10 +124,10 @@ def compile_checkpoint(
     report = CompileReport(output, compiler, metadata, latency_source=latency_source)
     try:
         with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
-            build.write(Path(folder), levels, target, metadata)
+            limits = build.write(Path(folder), levels, target, metadata)
             progress(f"link with {' '.join(compiler)}")
             with build.timed("link"):
-                link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so", output.name, options.threads)
+                link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so", output.name, limits)
             metadata["verified"] = build.verify(Path(folder) / "bundle.so")
             replace_metadata(Path(folder) / "bundle.so", metadata)
             _install(Path(folder) / "bundle.so", output)
@@ -157,26 +156,18 @@ def _from_cache(key: str, output: Path, compiler: list[str]) -> CompileReport | 
         if not cache.fetch(key, found):
             return None
         try:
+            check_bundle(found, for_this_machine=False)
             metadata = read_metadata(found)
         except Rt3Error:
             return None
-        try:
-            _install(found, output)
-        except OSError as error:
-            raise JobError(f"cannot write '{output}': {error.strerror or error}") from error
+        _install(found, output)
     seconds = {"cache": time.perf_counter() - start}
     return CompileReport(output, compiler, metadata, output.stat().st_size, seconds, from_cache=True)
 
 
 def _install(source: Path, target: Path) -> None:
-    """Copy under a temporary name beside the target, then rename."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with written_whole(target, mode=0o755) as temporary:
         shutil.copyfile(source, temporary)
-        temporary.chmod(0o755)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Timer:
@@ -198,7 +189,7 @@ class _Build:
     ) -> None:
         self.checkpoint, self.options, self.cpu, self.progress = checkpoint, options, cpu, progress
         self.kernels, self.store = KernelTable(), WeightStore(checkpoint)
-        self.plans: list[VariantPlan] = []
+        self.variants: dict[tuple[int, int], Variant] = {}
         self.seconds: dict[str, float] = {}
         self.imported: ImportedModel | None = None
         self.model = checkpoint.dense_model()
@@ -221,7 +212,13 @@ class _Build:
                 with self.timed("transform"):
                     lowered = run_phases(mod, level_phases(context), self.options.dump_ir, f"t{length}_level{i}_")
                 with self.timed("plan"):
-                    self.plans.append(plan_variant(lowered, context, self.kernels, self.store))
+                    plan = plan_variant(lowered, context, self.kernels, self.store)
+                self.variants[i, length] = Variant(imported, mod, context, plan)
+
+    @property
+    def plans(self) -> list[VariantPlan]:
+        """The plans of all variants."""
+        return [variant.plan for variant in self.variants.values()]
 
     def _lengths(self, model: torch.nn.Module) -> list[int]:
         if models.has_length(models.inputs_of(model)):
@@ -230,8 +227,10 @@ class _Build:
             raise Rt3Error(f"{type(model).__name__} takes inputs of one shape: leave out the sequence lengths")
         return [1]
 
-    def write(self, folder: Path, levels: list[LevelRow], target: dict[str, Any], metadata: dict[str, Any]) -> None:
-        """Write kernels, weights and tables into a folder."""
+    def write(
+        self, folder: Path, levels: list[LevelRow], target: dict[str, Any], metadata: dict[str, Any]
+    ) -> dict[str, int]:
+        """Write kernels, weights and tables into a folder; return what the runtime's arrays are sized by."""
         assert self.imported is not None
         self.progress(f"compile {len(self.kernels.kernels)} kernels")
         use_cache = self.options.cache and self.options.dump_ir is None
@@ -253,6 +252,7 @@ class _Build:
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
         assembly = blob_assembly(Path("weights.bin"), Path("metadata.json"))
         (folder / "weights.S").write_text(assembly, encoding="utf-8")
+        return {"RT3_MAX_THREADS": self.options.threads, **tables.limits}
 
     def verify(self, bundle: Path) -> dict[str, Any]:
         """Compare a bundle with PyTorch and return what its metadata say of it."""
@@ -266,7 +266,14 @@ class _Build:
         imported = self.imported
         proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, imported.exact_length)
         with self.timed("verify"):
-            return verify_bundle(bundle, proof)
+            return verify_bundle(bundle, proof, partial(self._explain, bundle.parent))
+
+    def _explain(self, folder: Path, failure: Failure) -> str:
+        """Say where the compiled model goes wrong; the folder has what it was linked from."""
+        compiler = choose_compiler(platform.machine(), None, platform.machine())
+        built = Built(folder, "kernels.o", self.kernels, compiler)
+        variant = self.variants[failure.level, failure.length]
+        return first_difference(variant, built, self.model, failure.trial)
 
     def metadata(self) -> dict[str, Any]:
         """Return what ``rt3 inspect`` shows of a bundle."""

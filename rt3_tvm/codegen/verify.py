@@ -1,7 +1,7 @@
 """Every bundle proves itself: before it gets its name, each level and length is compared with the masked PyTorch model."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from rt3_tvm.checkpoint import Checkpoint
-from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.errors import JobError
 from rt3_tvm.model import OutputSpec, inputs_of
 from rt3_tvm.runtime import load
-from rt3_tvm.runtime.check import check_bundle
+from rt3_tvm.runtime.check import WrongMachine
 from rt3_tvm.trials import TOLERANCES, Difference, Trial, reference, trials_of, worst_difference
 
 ROOM = 1024
@@ -76,16 +76,16 @@ def room_for(variants: int) -> int:
 
 
 def runs_here(bundle: Path) -> bool:
-    """Return whether a bundle is for this kind of machine."""
+    """Return whether a bundle is for this kind of machine, and for a CPU that has no more than this one."""
     try:
-        check_bundle(bundle)
-    except Rt3Error:
+        load(bundle).close()
+    except WrongMachine:
         return False
     return True
 
 
-def verify_bundle(path: Path, proof: Proof) -> dict[str, Any]:
-    """Run a bundle and return what its metadata say of it.
+def verify_bundle(path: Path, proof: Proof, explain: Callable[[Failure], str]) -> dict[str, Any]:
+    """Run a bundle and return what its metadata say of it; ``explain`` says where a failure begins.
 
     Raises
     ------
@@ -103,7 +103,8 @@ def verify_bundle(path: Path, proof: Proof) -> dict[str, Any]:
                 for trial, want in zip(trials, wanted, strict=True):
                     found = worst_difference(proof.outputs, trial, bundle(**trial.inputs), want.result())
                     if not found.tolerated:
-                        raise JobError(f"the compiled model is wrong: {Failure(level, length, trial, found)}")
+                        failure = Failure(level, length, trial, found)
+                        raise JobError(f"the compiled model is wrong: {failure}; {explain(failure)}")
                     worst = max(worst, found.error)
                 rows.append({"level": level, "length": length, "error": float(f"{worst:.3g}")})
     return {"what": "the bundle itself", "tolerance": TOLERANCES, "errors": rows}

@@ -52,10 +52,19 @@ def spoil(monkeypatch, family: str) -> None:
     monkeypatch.setitem(SCHEDULES, family, replace(SPOILT, schedule=schedule))
 
 
-@pytest.mark.parametrize("family", ["pattern_linear", "attention", "layer_norm", "embedding"])
-def test_a_wrong_kernel_leaves_no_file(checkpoint, tmp_path, monkeypatch, family):
+@pytest.mark.parametrize(
+    ("family", "composite"),
+    [
+        ("pattern_linear", r"rt3.linear_bias of 'encoder.layer.0.attention.self.query.weight'"),
+        ("attention", "rt3.attention"),
+        ("layer_norm", "rt3.layer_norm"),
+        ("embedding", "rt3.embedding"),
+    ],
+)
+def test_a_wrong_kernel_is_named_and_leaves_no_file(checkpoint, tmp_path, monkeypatch, family, composite):
     spoil(monkeypatch, family)
-    with pytest.raises(JobError, match=r"level 0, length 9: output '\w+' is off by [^\n]*$"):
+    where = f"first to differ is {composite}[^\n]*{family}, call [0-9]+\\), by [^\n]*$"
+    with pytest.raises(JobError, match=rf"level 0, length 9: output '\w+' is off by [^\n]*; {where}"):
         compile(checkpoint, tmp_path / "m.so", OPTIONS)
     assert not list(tmp_path.iterdir())
 
@@ -68,7 +77,7 @@ def test_padding_that_leaks_is_caught(tmp_path, monkeypatch):
     config = transformers.SiglipTextConfig(**SMALL, max_position_embeddings=16)
     checkpoint = prune(transformers.SiglipTextModel(config).eval(), PruneOptions((0.5,)))
     monkeypatch.setattr("rt3_tvm.frontend.from_torch.padding_shows", lambda *_: False)
-    with pytest.raises(JobError, match="output 'pooler_output' is off"):
+    with pytest.raises(JobError, match=r"output 'pooler_output' is off [^\n]* padded to 9 tokens$"):
         compile(checkpoint, tmp_path / "m.so", OPTIONS)
 
 
