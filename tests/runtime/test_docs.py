@@ -20,9 +20,3 @@ def test_the_program_of_the_page(tmp_path, tiny_bundle):
         bundle.set_frequency(1.0e9)
         (name, values), *_ = bundle(input_ids=[list(range(8))]).items()
         assert done.stdout == f"level {bundle.level}, {name}: {values.reshape(-1)[0]:.4f}\n"
-
-
-def test_every_function_of_the_header_is_on_the_page():
-    header = (runtime_directory() / "rt3.h").read_text(encoding="utf-8")
-    functions = set(re.findall(r"^RT3_API .*?(rt3_\w+)\(", header, re.MULTILINE))
-    assert functions and functions <= set(re.findall(r"`(rt3_\w+)`", PAGE.read_text(encoding="utf-8")))
