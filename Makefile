@@ -26,6 +26,7 @@ format: $(STAMP)
 
 # torch first and by pip alone: resolved with the rest it could be replaced by a CUDA build.
 $(STAMP): pyproject.toml
+	@echo "rt3-tvm: an environment in $(VENV): PyTorch first, then TVM and the rest; minutes on a fresh machine, once"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo,bench,cross,report,search,ray,dev]'

@@ -65,7 +65,10 @@ def apply_config(path: Path, parsers: dict[str, argparse.ArgumentParser]) -> Non
                 raise Rt3Error(f"--config {path}: {command}.{key} is no option: choose from {choices(actions)}")
             action = actions[name]
             action.required = False
-            action.default = value if isinstance(value, bool) else str(value)
+            if isinstance(value, bool):
+                action.default = value is not isinstance(action, argparse._StoreFalseAction)
+            else:
+                action.default = str(value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
