@@ -92,6 +92,14 @@ def test_a_configuration_names_options_as_they_are_typed(tmp_path):
     assert (options.cache, options.verify, options.deadline_s, options.lengths) == (False, True, 0.005, (8, 16))
 
 
+@pytest.mark.parametrize(("written", "read"), [('"pooler*"', ("pooler*",)), ('["a*", "b"]', ("a*", "b"))])
+def test_a_configuration_has_one_or_several_of_what_is_repeated(tmp_path, written, read):
+    (tmp_path / "rt3.toml").write_text(f"[prune]\nexclude = {written}\n")
+    parser, parsers = build_parser()
+    apply_config(tmp_path / "rt3.toml", parsers)
+    assert tuple(parser.parse_args(["prune", "random-tiny", "-o", "c"]).exclude) == read
+
+
 def messages(path: Path) -> set[str]:
     """Return the constant texts of everything that a file raises."""
     calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
