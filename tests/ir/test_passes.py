@@ -241,3 +241,38 @@ def test_plugin_registers_once():
 
     _plugin.register()
     assert relax.get_pipeline("rt3") is not None
+
+
+def test_transposes_of_einsum_are_those_of_four_axes():
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((40, 2, 4, 12), "float32")):
+            with R.dataflow():
+                a = R.expand_dims(x, axis=[4])
+                b = R.permute_dims(a, axes=[1, 2, 0, 4, 3])
+                c = R.permute_dims(b, axes=[0, 1, 2, 4, 3])
+                d = R.reshape(c, (8, 40, 12))
+                R.output(d)
+            return d
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((40, 2, 4, 12), "float32")):
+            with R.dataflow():
+                a = R.permute_dims(x, axes=[1, 2, 0, 3])
+                b = R.reshape(a, (8, 40, 12))
+                R.output(b)
+            return b
+
+    after = tvm.transform.Sequential(simplify_passes())(Before)
+    assert_structural_equal(after, tvm.transform.Sequential([relax.transform.Normalize()])(Expected))
+
+
+def test_a_transpose_that_moves_more_than_units_stays():
+    def moved(emit, x):
+        return emit(relax.op.permute_dims(x, [1, 0, 2, 3, 4]))
+
+    assert "permute_dims" in simplified(moved, (2, 3, 1, 4, 5))
+    assert "permute_dims" not in simplified(moved, (1, 3, 1, 4, 5))
