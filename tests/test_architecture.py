@@ -22,6 +22,7 @@ ORDER = [
     "masks",
     "export",
     "trials",
+    "checkpoint_format",
     "checkpoint",
     "prune",
     "energy",
