@@ -154,7 +154,7 @@ class Checkpoint:
         """Write the checkpoint: to a temporary directory beside ``path``, then renamed over it."""
         target = Path(path)
         if target.exists() and not (target / _TABLE).is_file():
-            raise Rt3Error(f"'{target}' exists and is not a checkpoint: choose another -o")
+            raise Rt3Error(f"'{target}' exists and is not a checkpoint: choose another `output`")
         try:
             with written_whole_folder(target) as temporary:
                 self._write(temporary)

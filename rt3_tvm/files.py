@@ -45,7 +45,7 @@ def check_target(path: Path) -> None:
         if not path.parent.is_dir():
             raise Rt3Error(f"cannot write '{path}': no such directory: '{path.parent}'")
         if path.is_dir():
-            raise Rt3Error(f"cannot write '{path}': it is a directory: -o takes the name of a file")
+            raise Rt3Error(f"cannot write '{path}': it is a directory: `output` takes the name of a file")
         if path.exists() and not path.is_file():
             raise Rt3Error(f"cannot write '{path}': it is no regular file")
     except OSError as error:  # no right to look, a name that is too long
@@ -148,7 +148,9 @@ def held(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Rt3Error(f"'{folder}' is in use by another process: wait for it, or choose another -o") from error
+            raise Rt3Error(
+                f"'{folder}' is in use by another process: wait for it, or choose another `output`"
+            ) from error
         except OSError as error:  # a file system without locks
             raise JobError(f"cannot lock '{folder}': {error.strerror or error}") from error
         yield

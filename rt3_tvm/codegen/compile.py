@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.cpu_features import required_features
+from rt3_tvm.codegen.differing import Built, Variant, first_difference
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
-from rt3_tvm.codegen.plan import Plan, plan_variant
+from rt3_tvm.codegen.options import CompileOptions
+from rt3_tvm.codegen.plan import VariantPlan, plan_variant
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly, check_names
-from rt3_tvm.codegen.verify import Proof, room_for, runs_here, verify_bundle
+from rt3_tvm.codegen.verify import Failure, Proof, emulate_bundle, room_for, runs_here, verify_bundle
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.device import Device, level_frequencies
 from rt3_tvm.energy.latency import frequencies_in_time
@@ -39,70 +41,6 @@ from rt3_tvm.runtime.check import BUNDLE_FORMAT, check_bundle, read_metadata
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
-
-MAX_THREADS = 64
-
-
-@dataclass(frozen=True)
-class CompileOptions:
-    """What a bundle is compiled for.
-
-    Parameters
-    ----------
-    device
-        Name of a device that comes with the package, or a path to a .toml.
-    frequencies
-        Hz, one per level, descending; None takes those that the checkpoint names, else the top, the lowest and evenly
-        spaced OPPs of the device.
-    latency
-        Instead: for each level the lowest OPP that meets the deadline, by a latency model: ``rt3``, or a file that
-        ``rt3 bench latency`` wrote.
-    lengths
-        Sequence lengths in tokens; a call takes the smallest that fits.
-    batch
-        Largest batch.
-    deadline_s
-        Deadline of one inference in s, the same at every level; 0 for none. The governor's `auto` watches it.
-    threads
-        Most threads of a run, 1 to 64; a run takes as many as there are cores, or what ``set_threads`` says.
-    cross_compiler
-        Command of the C compiler; None chooses one.
-    dump_ir
-        Folder that gets the module after each phase; nothing is taken from the cache then.
-    cache
-        Whether to take what was built before from the cache, and to keep what is built.
-    cluster
-        Name of the cluster whose cores will run the bundle; None takes the device's first.
-    verify
-        Whether every level and length is run and compared with the masked PyTorch model before the bundle gets its name.
-    """
-
-    device: str = "host"
-    frequencies: tuple[float, ...] | None = None
-    latency: str | None = None
-    lengths: tuple[int, ...] = (128,)
-    batch: int = 1
-    deadline_s: float = 0.0
-    threads: int = 1
-    cross_compiler: str | None = None
-    dump_ir: Path | None = None
-    cache: bool = True
-    cluster: str | None = None
-    verify: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.lengths or any(n < 1 for n in self.lengths):
-            raise Rt3Error(f"lengths {self.lengths}: give one or more, each at least 1")
-        if self.batch < 1:
-            raise Rt3Error(f"batch {self.batch} must be at least 1")
-        if not 1 <= self.threads <= MAX_THREADS:
-            raise Rt3Error(f"threads {self.threads}: give 1 to {MAX_THREADS}")
-        if not 0 <= self.deadline_s < math.inf:
-            raise Rt3Error(f"deadline {self.deadline_s} s must be finite and not negative")
-        if not all(a > b > 0 for a, b in pairwise((math.inf, *(self.frequencies or ())))):
-            raise Rt3Error(f"frequencies {self.frequencies} Hz: give them from the highest to the lowest, each once")
-        if self.latency is not None and (self.frequencies is not None or self.deadline_s == 0):
-            raise Rt3Error("`latency` needs `deadline_s`, and no `frequencies`: they follow from both")
 
 
 @dataclass
@@ -160,12 +98,12 @@ def compile_checkpoint(
         return report
     cpu = CpuShape.of(cluster)
 
-    build = _Build(checkpoint, options, cpu, progress)
+    build = _Build(checkpoint, options, cpu, output.name, progress)
     try:
         build.plan()
     except tvm.error.InternalError as error:
         reason = str(error).strip().splitlines()[0]
-        raise JobError(f"TVM failed on this model (-v shows where): {reason}") from error
+        raise JobError(f"TVM failed on this model: {reason}") from error
     levels = [LevelRow(f, options.deadline_s, lv.density) for f, lv in zip(hz, checkpoint.levels, strict=True)]
     metadata = build.metadata() | {
         "device": device.name,
@@ -186,11 +124,9 @@ def compile_checkpoint(
     report = CompileReport(output, compiler, metadata, latency_source=latency_source)
     try:
         with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
-            limits = build.write(Path(folder), levels, target, metadata)
-            progress(f"link with {' '.join(compiler)}")
-            with build.timed("link"):
-                link_bundle(compiler, Path(folder), ["kernels.o"], "bundle.so", output.name, limits)
-            metadata["verified"] = build.verify(Path(folder) / "bundle.so")
+            progress(f"compile {len(build.kernels.kernels)} kernels, link with {' '.join(compiler)}")
+            build.make(Path(folder), levels, target, compiler, metadata)
+            metadata["verified"] = build.verify(Path(folder), levels, target, compiler)
             replace_metadata(Path(folder) / "bundle.so", metadata)
             _install(Path(folder) / "bundle.so", output)
             if use_cache:
@@ -247,11 +183,16 @@ class _Build:
     """One compilation: plans of all variants over shared kernels and weights."""
 
     def __init__(
-        self, checkpoint: Checkpoint, options: CompileOptions, cpu: CpuShape, progress: Callable[[str], None]
+        self,
+        checkpoint: Checkpoint,
+        options: CompileOptions,
+        cpu: CpuShape,
+        soname: str,
+        progress: Callable[[str], None],
     ) -> None:
-        self.checkpoint, self.options, self.cpu, self.progress = checkpoint, options, cpu, progress
+        self.checkpoint, self.options, self.cpu, self.soname, self.progress = checkpoint, options, cpu, soname, progress
         self.kernels, self.store = KernelTable(), WeightStore(checkpoint)
-        self.plans: list[Plan] = []
+        self.variants: dict[tuple[int, int], Variant] = {}
         self.seconds: dict[str, float] = {}
         self.imported: ImportedModel | None = None
         self.model = checkpoint.dense_model()
@@ -275,7 +216,13 @@ class _Build:
                 with self.timed("transform"):
                     lowered = run_phases(mod, level_phases(context), self.options.dump_ir, f"t{length}_level{i}_")
                 with self.timed("plan"):
-                    self.plans.append(plan_variant(lowered, context, self.kernels, self.store))
+                    plan = plan_variant(lowered, context, self.kernels, self.store)
+                self.variants[i, length] = Variant(imported, mod, context, plan)
+
+    @property
+    def plans(self) -> list[VariantPlan]:
+        """The plans of all variants."""
+        return [variant.plan for variant in self.variants.values()]
 
     def _lengths(self, model: torch.nn.Module) -> list[int]:
         if models.has_length(models.inputs_of(model)):
@@ -284,12 +231,16 @@ class _Build:
             raise Rt3Error(f"{type(model).__name__} takes inputs of one shape: leave out the sequence lengths")
         return [1]
 
-    def write(
-        self, folder: Path, levels: list[LevelRow], target: dict[str, Any], metadata: dict[str, Any]
-    ) -> dict[str, int]:
-        """Write kernels, weights and tables into a folder; return what the runtime's arrays are sized by."""
+    def make(
+        self,
+        folder: Path,
+        levels: list[LevelRow],
+        target: dict[str, Any],
+        compiler: list[str],
+        metadata: dict[str, Any],
+    ) -> Path:
+        """Write kernels, weights and tables for a target into a folder, and link them to ``bundle.so`` there."""
         assert self.imported is not None
-        self.progress(f"compile {len(self.kernels.kernels)} kernels")
         use_cache = self.options.cache and self.options.dump_ir is None
         with ThreadPoolExecutor(1) as pool, self.timed("kernels"):
             writing = pool.submit(self.store.write, folder / "weights.bin")
@@ -309,21 +260,54 @@ class _Build:
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
         assembly = blob_assembly(Path("weights.bin"), Path("metadata.json"))
         (folder / "weights.S").write_text(assembly, encoding="utf-8")
-        return {"RT3_MAX_THREADS": self.options.threads, **tables.limits}
+        with self.timed("link"):
+            limits = {"RT3_MAX_THREADS": self.options.threads, **tables.limits}
+            link_bundle(compiler, folder, ["kernels.o"], "bundle.so", self.soname, limits)
+        return folder / "bundle.so"
 
-    def verify(self, bundle: Path) -> dict[str, Any]:
-        """Compare a bundle with PyTorch and return what its metadata say of it."""
+    def verify(
+        self, folder: Path, levels: list[LevelRow], target: dict[str, Any], compiler: list[str]
+    ) -> dict[str, Any]:
+        """Compare the bundle in a folder with PyTorch and return what its metadata say of it.
+
+        One for another machine is compared by its host twin: the same plans and kernels, compiled for this machine.
+        """
         if not self.options.verify:
             return {"skipped": "--no-verify"}
-        if not runs_here(bundle):
-            return {"skipped": "it is for another machine"}
-        assert self.imported is not None
-        self.progress("verify every level and length")
+        imported, bundle = self.imported, folder / "bundle.so"
+        assert imported is not None
         lengths = tuple(sorted({p.length for p in self.plans}))
-        imported = self.imported
         proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, imported.exact_length)
+        if runs_here(bundle):
+            self.progress("verify every level and length")
+            with self.timed("verify"):
+                return verify_bundle(bundle, proof, partial(self._explain, folder))
+        self.progress("verify every level and length by its kernels, built for this machine")
         with self.timed("verify"):
-            return verify_bundle(bundle, proof)
+            twin = self._twin(folder / "twin", levels)
+            facts = verify_bundle(twin, proof, partial(self._explain, twin.parent))
+            emulated = emulate_bundle(bundle, proof, target, compiler, self.soname)
+        return facts | {"what": "its kernels, built for the machine that compiled it,", "emulated": emulated}
+
+    def _twin(self, folder: Path, levels: list[LevelRow]) -> Path:
+        """Return the bundle of the same plans for this machine; what it takes counts as verification."""
+        folder.mkdir()
+        before = dict(self.seconds)
+        target = devices.load("host").cluster.target_dict()
+        machine = platform.machine()
+        try:
+            path = self.make(folder, levels, target, choose_compiler(machine, None, machine), {"format": BUNDLE_FORMAT})
+        except Rt3Error as error:
+            raise Rt3Error(f"{error}; it builds what this machine verifies, which --no-verify leaves out") from error
+        self.seconds = before
+        return path
+
+    def _explain(self, folder: Path, failure: Failure) -> str:
+        """Say where the compiled model goes wrong; the folder has what it was linked from, for this machine."""
+        machine = platform.machine()
+        built = Built(folder, "kernels.o", self.kernels, choose_compiler(machine, None, machine))
+        variant = self.variants[failure.level, failure.length]
+        return first_difference(variant, built, self.model, failure.trial)
 
     def metadata(self) -> dict[str, Any]:
         """Return what ``rt3 inspect`` shows of a bundle."""

@@ -54,7 +54,7 @@ def choose_compiler(triple: str, given: str | None, host_machine: str) -> list[s
     if arch == host_machine:
         native = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
         if native is None:
-            raise Rt3Error("no C compiler found: install gcc, or pass --cross-compiler CMD")
+            raise Rt3Error("no C compiler found: install gcc; or give `cross_compiler`")
         return shlex.split(native)
     gnu, zig, flags = CROSS.get(arch, ("", "", ()))
     if gnu and shutil.which(f"{gnu}-gcc"):
@@ -62,7 +62,7 @@ def choose_compiler(triple: str, given: str | None, host_machine: str) -> list[s
     if zig and importlib.util.find_spec("ziglang"):
         return [sys.executable, "-m", "ziglang", "cc", "-target", zig, *flags]
     raise Rt3Error(
-        f"no C compiler for {triple}: install gcc-{gnu or arch}, or pip install 'rt3-tvm[cross]', or pass --cross-compiler CMD"
+        f"no C compiler for {triple}: install gcc-{gnu or arch}, or pip install 'rt3-tvm[cross]'; or give `cross_compiler`"
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rt3_tvm.codegen.cpu_features import Bits
 from rt3_tvm.codegen.kernels import Kernel
-from rt3_tvm.codegen.plan import Plan, Step
+from rt3_tvm.codegen.plan import Step, VariantPlan
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.model import InputSpec, OutputSpec
 from rt3_tvm.runtime.check import METADATA_SECTION, WEIGHTS_SECTION
@@ -31,7 +31,7 @@ class Tables:
     """Everything that the generated C file holds."""
 
     levels: Sequence[LevelRow]
-    plans: Sequence[Plan]
+    plans: Sequence[VariantPlan]
     kernels: Sequence[Kernel]
     inputs: Sequence[InputSpec]
     outputs: Sequence[OutputSpec]
@@ -144,7 +144,7 @@ def _shim(kernel: Kernel) -> str:
     )
 
 
-def _variant_tables(index: int, plan: Plan, kernels: Sequence[Kernel]) -> str:
+def _variant_tables(index: int, plan: VariantPlan, kernels: Sequence[Kernel]) -> str:
     def place_rows(step: Step) -> str:
         return ", ".join(f"{{{int(p.in_weights)}, 0, {p.offset}u}}" for p in step.args)
 

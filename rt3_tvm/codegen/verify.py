@@ -1,7 +1,7 @@
 """Every bundle proves itself: before it gets its name, each level and length is compared with the masked PyTorch model."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from rt3_tvm.checkpoint import Checkpoint
+from rt3_tvm.codegen.emulate import Unavailable, find_emulator
 from rt3_tvm.errors import JobError
 from rt3_tvm.model import OutputSpec, inputs_of
 from rt3_tvm.runtime import load
@@ -84,8 +85,39 @@ def runs_here(bundle: Path) -> bool:
     return True
 
 
-def verify_bundle(path: Path, proof: Proof) -> dict[str, Any]:
-    """Run a bundle and return what its metadata say of it.
+def emulate_bundle(
+    path: Path, proof: Proof, target: dict[str, Any], compiler: list[str], soname: str
+) -> dict[str, Any]:
+    """Run a bundle for another CPU under qemu-user, as far as emulate.py says, and return what its metadata say of that.
+
+    Raises
+    ------
+    JobError
+        As for :func:`verify_bundle`; or the bundle fails or dies.
+    """
+    length = proof.lengths[0]
+    trials = proof.trials[length]
+    trial = next((t for t in trials if "padded" in t.name), trials[0])
+    rows = []
+    try:
+        emulator = find_emulator(target, compiler, path, soname)
+        for level in sorted({0, len(proof.checkpoint.levels) - 1}):
+            proof.checkpoint.mask(proof.model, level)
+            got = emulator.run(level, trial, tuple(o.name for o in proof.outputs))
+            found = worst_difference(proof.outputs, trial, got, reference(proof.model, trial))
+            if not found.tolerated:
+                failure = Failure(level, length, trial, found)
+                raise JobError(
+                    f"the bundle is wrong under {' '.join(emulator.command)}: {failure}; its kernels are right here"
+                )
+            rows.append({"level": level, "length": length, "error": float(f"{found.error:.3g}")})
+    except Unavailable as error:
+        return {"skipped": str(error)}
+    return {"command": " ".join(emulator.command), "errors": rows}
+
+
+def verify_bundle(path: Path, proof: Proof, explain: Callable[[Failure], str]) -> dict[str, Any]:
+    """Run a bundle and return what its metadata say of it; ``explain`` says where a failure begins.
 
     Raises
     ------
@@ -103,7 +135,8 @@ def verify_bundle(path: Path, proof: Proof) -> dict[str, Any]:
                 for trial, want in zip(trials, wanted, strict=True):
                     found = worst_difference(proof.outputs, trial, bundle(**trial.inputs), want.result())
                     if not found.tolerated:
-                        raise JobError(f"the compiled model is wrong: {Failure(level, length, trial, found)}")
+                        failure = Failure(level, length, trial, found)
+                        raise JobError(f"the compiled model is wrong: {failure}; {explain(failure)}")
                     worst = max(worst, found.error)
                 rows.append({"level": level, "length": length, "error": float(f"{worst:.3g}")})
     return {"what": "the bundle itself", "tolerance": TOLERANCES, "errors": rows}

@@ -80,9 +80,17 @@ def _verified(facts: dict[str, Any]) -> str:
     if "skipped" in facts:
         return f"not verified: {facts['skipped']}"
     worst = max(facts["errors"], key=lambda row: row["error"])
+    emulated = facts.get("emulated")
+    under = ""
+    if emulated:
+        under = (
+            f"; not run under qemu: {emulated['skipped']}"
+            if "skipped" in emulated
+            else f"; run by {emulated['command']}"
+        )
     return (
         f"verified: {facts['what']} against masked PyTorch, largest error {worst['error']:g} (level {worst['level']}, length "
-        f"{worst['length']}; tolerated {facts['tolerance']['float32']:g})"
+        f"{worst['length']}; tolerated {facts['tolerance']['float32']:g}){under}"
     )
 
 

@@ -110,7 +110,7 @@ def _check_library(file: BinaryIO, path: Path, for_this_machine: bool) -> None:
         raise Rt3Error(f"'{path}' is not an rt3 bundle: it has no symbol {MARKER}: make one with rt3 compile")
     if for_this_machine and machine != platform.machine():
         raise WrongMachine(
-            f"'{path}' is for {machine}, this machine is {platform.machine()}: compile it with --device host"
+            f"'{path}' is for {machine}, this machine is {platform.machine()}: compile it for the device 'host'"
         )
 
 

@@ -33,7 +33,7 @@ def write_outputs(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def time_table(call: Callable[[], object], repeat: int, number: int) -> str:
     """Return the table of times that tvmc prints."""
     if repeat < 1 or number < 1:
-        raise Rt3Error(f"--repeat {repeat} and --number {number} must be at least 1")
+        raise Rt3Error(f"`repeat` {repeat} and `number` {number} must be at least 1")
     t = time_calls(call, repeat, number)
     head = "".join(f"{h:^13}" for h in ("mean (ms)", "median (ms)", "max (ms)", "min (ms)", "std (ms)"))
     row = "".join(f"{v:^13.4f}" for v in (t.mean, t.median, t.high, t.low, t.deviation))

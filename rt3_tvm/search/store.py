@@ -40,7 +40,7 @@ class Store:
         except (OSError, SafetensorError) as error:
             raise JobError(f"cannot write '{path}': {error}") from error
 
-    def load(self, name: str) -> tuple[Tensors, Facts] | None:
+    def read(self, name: str) -> tuple[Tensors, Facts] | None:
         """Return a state, or None where there is none."""
         path = self.path(name)
         if not path.is_file():
@@ -50,7 +50,7 @@ class Store:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
                 return tensors, json.loads(file.metadata()["facts"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise Rt3Error(f"'{path}' is damaged ({error}): begin anew with --restart") from error
+            raise Rt3Error(f"'{path}' is damaged ({error}): begin anew with `restart`") from error
 
     def keep(self, names: Sequence[str]) -> None:
         """Remove every state but those of these phases, ended or not."""

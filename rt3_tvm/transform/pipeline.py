@@ -30,7 +30,7 @@ def level_phases(context: VariantContext) -> list[Phase]:
     return [
         ("3_annotate_sparsity", [AnnotateSparsity(context)]),
         ("4_to_feature_major", [ToFeatureMajor(context)]),
-        ("5_legalize", legalize_passes()),
+        ("5_legalize", legalize_passes(context.cpu)),
         ("6_schedule_kernels", [ScheduleKernels(context.cpu), SpillToWorkspace()]),
     ]
 

@@ -365,6 +365,12 @@ _OPERATOR_HANDLERS: dict[str, Callable[..., bool]] = {
 }
 
 
+def lower_and_trace(mod: IRModule, context: VariantContext) -> tuple[IRModule, Layouts]:
+    """Return the rebuilt module, and where in it each value of the old one is: to look at values of both."""
+    lowering = _Lowering(mod, context)
+    return lowering.lower(), lowering
+
+
 @tvm.transform.module_pass(opt_level=0, name="ToFeatureMajor")
 class ToFeatureMajor:
     """Replace composites by kernels on feature-major tensors."""
@@ -374,4 +380,4 @@ class ToFeatureMajor:
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         """Rebuild ``main``."""
-        return _Lowering(mod, self.context).lower()
+        return lower_and_trace(mod, self.context)[0]

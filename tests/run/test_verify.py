@@ -1,7 +1,10 @@
 """Every bundle is compared with PyTorch before it gets its name: what is right passes, what is wrong leaves no file."""
 
 import json
+import platform
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import tvm_ffi
 from tvm import tirx
 
 from rt3_tvm import CompileOptions, PruneOptions, compile, prune
+from rt3_tvm.codegen import emulate
 from rt3_tvm.errors import JobError
 from rt3_tvm.model import InputSpec, OutputSpec
 from rt3_tvm.runtime.check import read_metadata
@@ -52,10 +56,19 @@ def spoil(monkeypatch, family: str) -> None:
     monkeypatch.setitem(SCHEDULES, family, replace(SPOILT, schedule=schedule))
 
 
-@pytest.mark.parametrize("family", ["pattern_linear", "attention", "layer_norm", "embedding"])
-def test_a_wrong_kernel_leaves_no_file(checkpoint, tmp_path, monkeypatch, family):
+@pytest.mark.parametrize(
+    ("family", "composite"),
+    [
+        ("pattern_linear", r"rt3.linear_bias of 'encoder.layer.0.attention.self.query.weight'"),
+        ("attention", "rt3.attention"),
+        ("layer_norm", "rt3.layer_norm"),
+        ("embedding", "rt3.embedding"),
+    ],
+)
+def test_a_wrong_kernel_is_named_and_leaves_no_file(checkpoint, tmp_path, monkeypatch, family, composite):
     spoil(monkeypatch, family)
-    with pytest.raises(JobError, match=r"level 0, length 9: output '\w+' is off by [^\n]*$"):
+    where = f"first to differ is {composite}[^\n]*{family}, call [0-9]+\\), by [^\n]*$"
+    with pytest.raises(JobError, match=rf"level 0, length 9: output '\w+' is off by [^\n]*; {where}"):
         compile(checkpoint, tmp_path / "m.so", OPTIONS)
     assert not list(tmp_path.iterdir())
 
@@ -68,7 +81,7 @@ def test_padding_that_leaks_is_caught(tmp_path, monkeypatch):
     config = transformers.SiglipTextConfig(**SMALL, max_position_embeddings=16)
     checkpoint = prune(transformers.SiglipTextModel(config).eval(), PruneOptions((0.5,)))
     monkeypatch.setattr("rt3_tvm.frontend.from_torch.padding_shows", lambda *_: False)
-    with pytest.raises(JobError, match="output 'pooler_output' is off"):
+    with pytest.raises(JobError, match=r"output 'pooler_output' is off [^\n]* padded to 9 tokens$"):
         compile(checkpoint, tmp_path / "m.so", OPTIONS)
 
 
@@ -139,3 +152,44 @@ def test_outputs_that_do_not_compare():
     trial = Trial("full mask", {}, np.array([[True]]))
     found = worst_difference((OutputSpec("y", ("batch",)),), trial, {"y": np.ones(1)}, {"z": np.ones(1)})
     assert not found.tolerated and "does not" in found.reason
+
+
+ARM = Path(__file__).parent.parent / "arm" / "cortex-a53.toml"
+
+
+def compile_for_arm(checkpoint, path):
+    """Compile for another machine, or skip."""
+    if platform.machine() == "aarch64":
+        pytest.skip("this machine is the other one")
+    if shutil.which("aarch64-linux-gnu-gcc") is None:
+        pytest.importorskip("ziglang", reason="no C compiler for ARM: install gcc-aarch64-linux-gnu or ziglang")
+    return compile(checkpoint, path, replace(OPTIONS, device=str(ARM)))
+
+
+def test_a_bundle_for_another_machine_is_verified_by_its_host_twin(checkpoint, tmp_path):
+    compile_for_arm(checkpoint, tmp_path / "m.so")
+    facts = read_metadata(tmp_path / "m.so")["verified"]
+    assert facts["what"].startswith("its kernels, built for") and len(facts["errors"]) == 1
+    emulated = facts["emulated"]
+    if any(shutil.which(f"qemu-aarch64{s}") for s in ("", "-static")) and Path("/usr/aarch64-linux-gnu").is_dir():
+        assert "-cpu cortex-a53" in emulated["command"] and emulated["errors"][0]["error"] < 5e-5
+    else:
+        assert emulated["skipped"]
+
+
+def test_a_wrong_kernel_for_another_machine_is_caught_here(checkpoint, tmp_path, monkeypatch):
+    spoil(monkeypatch, "layer_norm")
+    with pytest.raises(JobError, match=r"first to differ is rt3.layer_norm"):
+        compile_for_arm(checkpoint, tmp_path / "m.so")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wrong_under_qemu_alone_is_caught(checkpoint, tmp_path, monkeypatch):
+    """The twin is right, the machine code for the other CPU is not."""
+    if not any(shutil.which(f"qemu-aarch64{s}") for s in ("", "-static")):
+        pytest.skip("qemu-aarch64 is not installed: install qemu-user")
+    run = emulate.Emulator.run
+    monkeypatch.setattr(emulate.Emulator, "run", lambda *a: {name: value * 1.01 for name, value in run(*a).items()})
+    with pytest.raises(JobError, match=r"the bundle is wrong under [^\n]*qemu-aarch64[^\n]*its kernels are right here"):
+        compile_for_arm(checkpoint, tmp_path / "m.so")
+    assert not list(tmp_path.iterdir())

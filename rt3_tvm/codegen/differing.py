@@ -1,0 +1,136 @@
+"""Where a wrong bundle goes wrong: the first stage, and of the kernels the first in order of execution, whose values differ."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tvm
+from tvm import IRModule, relax
+
+from rt3_tvm.codegen.kernels import KernelTable
+from rt3_tvm.codegen.plan import Step, VariantPlan
+from rt3_tvm.codegen.trace import Seen, Trace, trace_variant, values_of
+from rt3_tvm.codegen.walk import Walk, link_kernels
+from rt3_tvm.export import ExportForm
+from rt3_tvm.frontend import ImportedModel
+from rt3_tvm.model import InputSpec
+from rt3_tvm.transform.context import VariantContext
+from rt3_tvm.trials import TOLERANCES, Trial, reference, relative_error, worst_difference
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One level at one length as it was compiled: ``mod`` is the module after phase 2."""
+
+    imported: ImportedModel
+    mod: IRModule
+    context: VariantContext
+    plan: VariantPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """The kernels of a bundle for this machine: their table, their object and the weights, in a folder, and a C compiler."""
+
+    folder: Path
+    kernels: str
+    table: KernelTable
+    compiler: list[str]
+
+
+def first_difference(variant: Variant, built: Built, model: torch.nn.Module, trial: Trial) -> str:
+    """Return where a trial goes wrong, in words; ``model`` has the weights of the variant's level."""
+    imported = variant.imported
+    padded = padded_trial(imported.inputs, trial, imported.batch, imported.length)
+    want = reference(model, trial)
+
+    def is_wrong(got: dict[str, np.ndarray]) -> bool:
+        return not worst_difference(imported.outputs, trial, cropped(imported, got, trial), want).tolerated
+
+    if is_wrong(reference(model, padded)):
+        return f"PyTorch itself gives other values when the input is padded to {imported.length} tokens"
+    if is_wrong(reference(ExportForm(model), padded)):
+        return "the form of the model that is exported differs already"
+    trace = trace_variant(variant.mod, variant.context)
+    try:
+        values = values_of(trace.annotated, _arguments(variant, model, padded))
+    except (tvm.error.InternalError, ValueError) as error:
+        return f"the first kernel could not be found: TVM cannot run the imported model ({str(error).splitlines()[0]})"
+    if is_wrong(_outputs(trace, imported, values)):
+        return "what TVM imported differs already"
+    return _first_kernel(variant, built, trace, values, padded)
+
+
+def padded_trial(specs: tuple[InputSpec, ...], trial: Trial, batch: int, length: int) -> Trial:
+    """Return a trial as the runtime hands it to a variant: padded to its batch and length, nothing left out."""
+    inputs: dict[str, np.ndarray] = {}
+    real = None
+    if trial.real is not None:
+        real = np.zeros((batch, length), np.bool_)
+        real[: trial.real.shape[0], : trial.real.shape[1]] = trial.real
+    given = next(iter(trial.inputs.values())).shape
+    for spec in specs:
+        value = np.full(spec.shape(batch, length), spec.fill, spec.dtype)
+        part = tuple(slice(0, n) for n in given[: value.ndim])
+        value[part] = trial.inputs.get(spec.name, 1 if spec.mask else spec.fill)
+        inputs[spec.name] = value
+    return Trial(trial.name, inputs, real)
+
+
+def cropped(imported: ImportedModel, outputs: dict[str, np.ndarray], trial: Trial) -> dict[str, np.ndarray]:
+    """Return what of outputs for a whole variant belongs to a trial."""
+    batch, length = (*next(iter(trial.inputs.values())).shape, 1)[:2]
+    sizes = {"batch": batch, "length": length}
+    axes = {o.name: tuple(slice(0, sizes.get(str(a))) for a in o.axes) for o in imported.outputs}
+    return {name: value[axes[name]] for name, value in outputs.items() if name in axes}
+
+
+def _arguments(variant: Variant, model: torch.nn.Module, padded: Trial) -> list[np.ndarray]:
+    """Return what ``main`` takes: the inputs, then the weights of the level."""
+    main = variant.mod["main"]
+    count = int(main.attrs["num_input"])
+    inputs = [padded.inputs[spec.name] for spec in variant.imported.inputs]
+    held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    weights = [held[variant.imported.parameters[p.name]].detach().numpy() for p in main.params[count:]]
+    return [*inputs, *weights]
+
+
+def _outputs(trace: Trace, imported: ImportedModel, values: dict[relax.Var, np.ndarray]) -> dict[str, np.ndarray]:
+    main = trace.annotated["main"]
+    result = main.body.body
+    value = relax.analysis.get_var2val(main).get(result, result)
+    fields = value.fields if isinstance(value, relax.Tuple) else [result]
+    return {spec.name: values[field] for spec, field in zip(imported.outputs, fields, strict=True)}
+
+
+def _first_kernel(
+    variant: Variant, built: Built, trace: Trace, values: dict[relax.Var, np.ndarray], padded: Trial
+) -> str:
+    """Run the steps one by one and return the first whose output is not the value that it stands for."""
+    library = link_kernels(built.compiler, built.folder, built.kernels)
+    walk = Walk(library, built.table.kernels, variant.plan, built.folder / "weights.bin")
+    steps = walk.run(variant.imported.inputs, padded.inputs)
+    for number, (step, call) in enumerate(zip(steps, trace.calls, strict=True)):
+        ty = call.var.ty
+        types = list(ty.fields) if isinstance(ty, relax.TupleType) else [ty]
+        for i, (place, field) in enumerate(zip(step.args[-len(types) :], types, strict=True)):
+            for seen in trace.seen.get((call.var, i), ()):
+                error = _error(seen, seen.to_plain(walk.read(place, field)), values[seen.var], padded)
+                if error > TOLERANCES["float32"]:
+                    return f"first to differ is {_named(trace, built, step, seen, number)}, by {error:.2g} of its size"
+    return "no kernel differs: their errors add up, or the runtime hands in or out something else"
+
+
+def _error(seen: Seen, got: np.ndarray, want: np.ndarray, padded: Trial) -> float:
+    """Return how far a value is from the reference where tokens are real."""
+    if padded.real is not None and seen.tokens >= 0:
+        shape = [n if d in (0, seen.tokens) else 1 for d, n in enumerate(want.shape)]
+        real = np.broadcast_to(padded.real.reshape(shape), want.shape)
+        got, want = got[real], want[real]
+    return relative_error(got.astype(np.float64), want.astype(np.float64))
+
+
+def _named(trace: Trace, built: Built, step: Step, seen: Seen, number: int) -> str:
+    weight = f" of '{step.matrix}'" if step.matrix else ""
+    return f"{trace.name_of(seen.var)}{weight} (kernel {built.table.kernels[step.kernel].symbol}, call {number})"
