@@ -1,5 +1,7 @@
 """Kernels as plain C functions: collected over all variants, equal ones once, compiled to one object."""
 
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,9 +108,18 @@ class KernelTable:
             if cache.fetch(key, path):
                 return
         built = tvm.compile(module, target=tvm.target.Target(target), tir_pipeline=PIPELINE)
-        built.mod.write_to_file(str(path), "o")
+        write_object(built.mod, path)
         if use_cache:
             cache.store(key, path)
+
+
+def write_object(module: tvm.runtime.Module, path: Path) -> None:
+    """Write the object file of a module: LLVM to memory, because it ends the process where it cannot write."""
+    with open(os.memfd_create("rt3-object"), "w+b") as memory:  # noqa: PTH123
+        module.write_to_file(f"/proc/self/fd/{memory.fileno()}", "o")
+        memory.seek(0)
+        with path.open("wb") as file:
+            shutil.copyfileobj(memory, file)
 
 
 def task_count(func: tirx.PrimFunc) -> int:
