@@ -298,7 +298,7 @@ class _Build:
         try:
             path = self.make(folder, levels, target, choose_compiler(machine, None, machine), {"format": BUNDLE_FORMAT})
         except Rt3Error as error:
-            raise Rt3Error(f"{error}; it builds what this machine verifies, which --no-verify leaves out") from error
+            raise Rt3Error(f"{error.text}; it builds what this machine verifies: see `verify`") from error
         self.seconds = before
         return path
 
