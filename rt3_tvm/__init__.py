@@ -4,9 +4,10 @@ The public API. Heavy imports (torch, TVM) happen on first use, so that running 
 """
 
 import sys
-from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rt3_tvm.lazy import offer
 
 if TYPE_CHECKING:
     from rt3_tvm.checkpoint import Checkpoint
@@ -46,11 +47,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'rt3_tvm' has no attribute '{name}'")
-    module, attribute = _PUBLIC[name]
-    return getattr(import_module(module), attribute)
+__getattr__ = offer(__name__, _PUBLIC)
 
 
 class _Package(ModuleType):

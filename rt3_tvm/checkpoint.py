@@ -6,9 +6,7 @@ they came. No pickle. Every tensor has its shape and SHA-256 in the JSON, checke
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +20,7 @@ from safetensors.numpy import save_file
 
 from rt3_tvm import model as models
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.files import written_whole_folder
 from rt3_tvm.pattern import Backbone, PatternSet, PatternShape, SparseMatrix
 
 FORMAT_VERSION = 2
@@ -133,20 +132,12 @@ class Checkpoint:
         """Write the checkpoint: to a temporary directory beside ``path``, then renamed over it."""
         target = Path(path)
         if target.exists() and not (target / _TABLE).is_file():
-            raise Rt3Error(f"'{target}' exists and is not a checkpoint: choose another -o")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            raise Rt3Error(f"'{target}' exists and is not a checkpoint: choose another `output`")
         try:
-            self._write(temporary)
-            replaced = temporary.with_name(temporary.name + ".old")
-            if target.exists():
-                target.rename(replaced)
-            temporary.rename(target)
-            shutil.rmtree(replaced, ignore_errors=True)
-        except (OSError, SafetensorError) as error:
+            with written_whole_folder(target) as temporary:
+                self._write(temporary)
+        except SafetensorError as error:
             raise JobError(f"cannot write '{target}': {error}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def _write(self, folder: Path) -> None:
         patterns, matrices = flatten_levels(self.levels)
@@ -176,10 +167,6 @@ class Checkpoint:
         for source in self.tokenizer:
             shutil.copyfile(source, folder / source.name)
         (folder / _TABLE).write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        for file in folder.iterdir():  # the rename must not outrun the data
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        folder.chmod(0o755)
 
     @classmethod
     def load(cls, path: str | Path) -> "Checkpoint":

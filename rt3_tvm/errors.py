@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-_FIELD = re.compile(r"`([a-z_]+)`")
+_FIELD = re.compile(r"`([a-z_.]+)`")
 
 
 class _OneLine(Exception):

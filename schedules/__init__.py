@@ -15,6 +15,7 @@ from rt3_tvm.schedules.few_tokens import schedule_few_tokens
 from rt3_tvm.schedules.layer_norm import schedule_layer_norm
 from rt3_tvm.schedules.layout import schedule_gather, schedule_pattern_embedding, schedule_scatter
 from rt3_tvm.schedules.linear_decisions import LinearDecisions
+from rt3_tvm.schedules.matmul import schedule_matmul
 from rt3_tvm.schedules.pattern_linear import schedule_linear
 from rt3_tvm.schedules.rotary import schedule_rotary
 from rt3_tvm.schedules.tasks import TASKS_ATTR
@@ -54,6 +55,7 @@ SCHEDULES: dict[str, KernelFamily] = {
     "attention": KernelFamily(
         "scores, softmax and context of one head and query tile", lambda f, c: schedule_attention(f, c.lanes)
     ),
+    "matmul": KernelFamily("products of run-time tensors", lambda f, c: schedule_matmul(f, c.lanes)),
     "rotary": KernelFamily("rotary positions", lambda f, c: schedule_rotary(f, c.lanes)),
     "layer_norm": KernelFamily(
         "LayerNorm or RMSNorm with the residual before it", lambda f, c: schedule_layer_norm(f, c.lanes)

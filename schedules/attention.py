@@ -83,6 +83,10 @@ class AttentionShape:
         return tirx.const(self.soft_cap, "float32") * tanh(score * tirx.const(self.scale / self.soft_cap, "float32"))
 
 
+SOMETHING = 1e-30
+"""What a sum of weights begins at."""
+
+
 def register_rows(cpu: CpuShape) -> int:
     """Return the rows times 16 queries that fill the accumulators: 16 where there are 32 registers, else 8."""
     return (16 if cpu.registers > 16 else 8) * min(cpu.lanes, TOKEN_TILE) // TOKEN_TILE
@@ -178,7 +182,11 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
 
     @T.inline
     def softmax(S, P, total, i):
-        """P = exp(S - largest), what is hidden exactly 0; total = their sum."""
+        """P = exp(S - largest), what is hidden exactly 0; total = their sum.
+
+        A query that only pads its tile may see no key at all, behind the end of a window: its sum begins at SOMETHING, so
+        that it becomes 0 and no NaN, which as a key would spoil real queries. A sum of real weights is 1 or more and absorbs it.
+        """
         largest = T.sblock_alloc_buffer((TOKEN_TILE,), "float32")
         for c, t in T.grid(seen(i) * TOKEN_TILE, TOKEN_TILE):
             with T.sblock("max"):
@@ -196,7 +204,7 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
             with T.sblock("sum"):
                 vc, vt = T.axis.remap("RS", [c, t])
                 with T.init():
-                    total[vt] = T.float32(0)
+                    total[vt] = T.float32(SOMETHING)
                 total[vt] = total[vt] + P[vc, vt]
 
     @T.inline

@@ -6,7 +6,9 @@ from rt3_tvm.device import Cluster
 from rt3_tvm.device.types import ASSUMED_L1D_BYTES, ASSUMED_L2_BYTES
 
 STACK_BYTES = 64 * 1024
-"""Buffers up to this size live on the stack; musl gives its threads 128 KiB."""
+"""A buffer that a kernel wants close at hand is no larger."""
+KERNEL_STACK_BYTES = 96 * 1024
+"""Buffers of a kernel that are no larger together live on the stack; musl gives its threads 128 KiB."""
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,16 @@ ROOT = Path(__file__).parent.parent
 # A room may import from itself and from rooms that stand before it: down the data flow, and what any program may use first.
 # So the search stands on models of latency and power, not on the compiler, and running a bundle needs next to nothing.
 ORDER = [
+    "lazy",
     "errors",
     "rt3",
     "files",
+    "schema",
     "timing",
     "runtime",
     "pattern",
     "device",
+    "options",
     "transformer_lm",
     "model",
     "masks",

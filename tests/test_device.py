@@ -150,7 +150,7 @@ def test_board_figures_against_the_device_trees_they_are_of():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_toml_is_read_as_it_was_written(name):
+def test_toml_is_read_as_it_was_written_and_llvm_knows_the_cores(name):
     board = device.load(name)
     assert device.parse(to_toml(board), "board.toml", name) == board
 

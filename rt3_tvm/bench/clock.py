@@ -27,7 +27,7 @@ def pinned(hz: float, root: Path = Path("/"), policy: str = "policy0") -> Iterat
         before = {name: (folder / name).read_text(encoding="utf-8").strip() for name in names}
     except OSError as error:
         raise Rt3Error(
-            f"--freqs: '{folder}' cannot be read: leave --freqs out to measure at the clock it runs at"
+            f"`frequencies`: '{folder}' cannot be read: leave `frequencies` out to measure at the clock it runs at"
         ) from error
     khz = str(round(hz / 1e3))
     # The lower limit may never exceed the upper one, so their order depends on the direction.
@@ -38,7 +38,8 @@ def pinned(hz: float, root: Path = Path("/"), policy: str = "policy0") -> Iterat
     except OSError as error:
         _restore(folder, before)
         raise Rt3Error(
-            f"--freqs: cannot hold {frequency_name(hz)}: {error.strerror} '{error.filename}': run as root, or leave --freqs out"
+            f"`frequencies`: cannot hold {frequency_name(hz)}: {error.strerror} '{error.filename}': "
+            "run as root, or leave them out"
         ) from error
     try:
         for name in names:

@@ -7,7 +7,6 @@ the weights each time, more copies than the caches hold, it waits for memory: wh
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from rt3_tvm import device as devices
 from rt3_tvm.bench.clock import pinned
 from rt3_tvm.bench.linear import sparse_weight
 from rt3_tvm.bench.linear_kernel import LinearCase, LinearKernel
+from rt3_tvm.bench.options import LatencyOptions
 from rt3_tvm.bench.peak import clock_hz
 from rt3_tvm.codegen import CompileOptions, compile_checkpoint
 from rt3_tvm.energy.latency import DENSE_GROUP, TableLatency, TableRow
@@ -33,24 +33,6 @@ COLD_FACTOR = 2
 """Copies of the weights take this many times the last cache."""
 COLD_BYTES = 64 << 20
 """Least bytes of copies: a last cache may be larger than what the machine says of it."""
-
-
-@dataclass(frozen=True)
-class LatencyOptions:
-    """What is measured: tokens of an inference, groups V, sparsities; frequencies to hold in Hz, where the machine lets us."""
-
-    tokens: int = 128
-    groups: tuple[int, ...] = (1, 2, 4)
-    sparsity: tuple[float, ...] = (0.5, 0.65, 0.75, 0.85, 0.95)
-    frequencies: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise Rt3Error("--seq-len must be at least 1")
-        if not self.groups or min(self.groups) < 1:
-            raise Rt3Error(f"--groups {','.join(map(str, self.groups))}: each must be at least 1")
-        if not self.sparsity or not all(0.0 < s < 1.0 for s in self.sparsity):
-            raise Rt3Error(f"--sparsity {','.join(f'{s:g}' for s in self.sparsity)}: each must be in (0, 1)")
 
 
 def bench_latency(

@@ -34,11 +34,11 @@ class LinearCase:
 
     def __post_init__(self) -> None:
         if min(self.rows, self.cols, self.tokens) < 1 or self.group < 0:
-            raise Rt3Error("--rows, --cols and --tokens must be at least 1, --group at least 0")
+            raise Rt3Error("`rows`, `cols` and `tokens` must be at least 1, `group` at least 0")
         if not 0.0 <= self.sparsity < 1.0:
             raise Rt3Error(f"sparsity {self.sparsity:g} is outside [0, 1)")
         if self.group and self.rows % self.group:
-            raise Rt3Error(f"--group {self.group} does not divide --rows {self.rows}")
+            raise Rt3Error(f"`group` {self.group} does not divide `rows` {self.rows}")
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

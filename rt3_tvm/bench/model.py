@@ -56,7 +56,7 @@ def bench_model(
     bundle.set_threads(threads)
     batch, length = bundle.max_batch, length or bundle.max_length
     if not 1 <= length <= bundle.max_length:
-        raise Rt3Error(f"--seq-len {length}: this bundle takes 1 to {bundle.max_length}")
+        raise Rt3Error(f"`length` {length}: this bundle takes 1 to {bundle.max_length}")
     model = models.build(bundle.metadata["model"])
     inputs = models.random_inputs(models.inputs_of(model), batch, length)
     calls: dict[str, Callable[[], object]] = {

@@ -4,7 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from rt3_tvm.cli.options import console, frequencies, numbers
+from rt3_tvm.bench.options import LatencyOptions
+from rt3_tvm.cli.options import add_options, console, given
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -26,7 +27,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="NAMES",
         help="torch,onnxruntime,openvino,onnxruntime-int8; default what is installed of the fp32 ones",
     )
-    model.add_argument("--seq-len", type=int, metavar="T", help="length of the input; default the longest")
+    model.add_argument(
+        "--seq-len", dest="length", type=int, metavar="T", help="length of the input; default the longest"
+    )
     model.add_argument("--threads", type=int, default=1, metavar="N", help="of all contestants; default 1")
     model.add_argument("--json", action="store_true")
     model.set_defaults(drive=drive_model)
@@ -35,24 +38,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     latency.add_argument("model", help="a model as rt3 prune takes it, or a checkpoint")
     latency.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the table, JSON")
-    latency.add_argument("--seq-len", type=int, default=128, metavar="T", help="tokens of an inference; default 128")
-    latency.add_argument(
-        "--groups", type=numbers(int, "groups"), default="1,2,4", metavar="V,V", help="groups to measure; default 1,2,4"
-    )
-    latency.add_argument(
-        "--sparsity",
-        type=numbers(float, "sparsities"),
-        default="0.5,0.65,0.75,0.85,0.95",
-        metavar="S,S",
-        help="sparsities to measure, beside dense; default 0.5,0.65,0.75,0.85,0.95",
-    )
-    latency.add_argument(
-        "--freqs",
-        dest="frequencies",
-        type=frequencies,
-        metavar="F,F,F",
-        help="hold these frequencies one by one (root); default measure at the clock it runs at",
-    )
+    add_options(latency, LatencyOptions)
     latency.set_defaults(drive=drive_latency)
 
 
@@ -80,7 +66,7 @@ def drive_model(args: argparse.Namespace) -> None:
     from rt3_tvm.bench.model import bench_model
 
     against = args.against.split(",") if args.against else None
-    result = bench_model(args.bundle, args.seq_len, against, threads=args.threads)
+    result = bench_model(args.bundle, args.length, against, threads=args.threads)
     if args.json:
         print(json.dumps(result.to_json()))
         return
@@ -100,11 +86,11 @@ def drive_latency(args: argparse.Namespace) -> None:
     import logging
 
     from rt3_tvm import model as models
-    from rt3_tvm.bench.latency import LatencyOptions, bench_latency
+    from rt3_tvm.bench.latency import bench_latency
     from rt3_tvm.checkpoint import Checkpoint
     from rt3_tvm.files import write_text
 
-    options = LatencyOptions(args.seq_len, tuple(args.groups), tuple(args.sparsity), args.frequencies)
+    options = given(LatencyOptions, args)
     path = Path(args.model)
     is_checkpoint = (path / "checkpoint.json").is_file()
     model = Checkpoint.load(path).dense_model() if is_checkpoint else models.load(args.model)

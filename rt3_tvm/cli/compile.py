@@ -4,7 +4,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from rt3_tvm.cli.options import add_device_options, chosen_device, frequencies, milliseconds, numbers
+from rt3_tvm.cli.options import add_device_file, add_options, chosen_device, given
+from rt3_tvm.codegen.options import CompileOptions
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -12,69 +13,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("compile", help="compile a checkpoint to one shared library")
     p.add_argument("checkpoint", type=Path)
     p.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the shared library")
-    add_device_options(p, default="host")
-    table = p.add_mutually_exclusive_group()
-    table.add_argument(
-        "--freqs",
-        dest="frequencies",
-        type=frequencies,
-        metavar="F,F,F",
-        help="one per level, descending, as 1.4GHz,1.0GHz,0.8GHz; default those that the checkpoint names, else the top, "
-        "the lowest and evenly spaced operating points of the device",
-    )
-    table.add_argument(
-        "--latency",
-        metavar="rt3|FILE",
-        help="instead: for each level the lowest operating point that meets --deadline, by this latency model",
-    )
-    p.add_argument(
-        "--seq-len",
-        type=numbers(int, "sequence lengths"),
-        default="128",
-        metavar="T,T",
-        help="lengths to compile for; a call takes the smallest that fits; default 128",
-    )
-    p.add_argument("--batch", type=int, default=1, metavar="N", help="largest batch; default 1")
-    p.add_argument("--threads", type=int, default=1, metavar="N", help="most threads of a run; default 1")
-    p.add_argument(
-        "--deadline",
-        dest="deadline_s",
-        type=milliseconds,
-        default=0.0,
-        metavar="MS",
-        help="deadline that `auto` watches; default none",
-    )
-    p.add_argument("--cross-compiler", metavar="CMD", help="C compiler for the device, with its options")
-    p.add_argument("--no-cache", action="store_true", help="build everything anew, and keep nothing for the next time")
-    p.add_argument(
-        "--no-verify",
-        action="store_true",
-        help="leave out the comparison of every level and length with PyTorch; the bundle says so",
-    )
-    p.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after each phase")
+    add_options(p, CompileOptions)
+    add_device_file(p)
     p.set_defaults(drive=drive)
 
 
 def drive(args: argparse.Namespace) -> None:
     """Run the command."""
     from rt3_tvm.checkpoint import Checkpoint
-    from rt3_tvm.codegen import CompileOptions, compile_checkpoint
+    from rt3_tvm.codegen import compile_checkpoint
 
     checkpoint = Checkpoint.load(args.checkpoint)
-    options = CompileOptions(
-        device=chosen_device(args),
-        cluster=args.cluster,
-        frequencies=args.frequencies,
-        latency=args.latency,
-        lengths=tuple(args.seq_len),
-        batch=args.batch,
-        deadline_s=args.deadline_s,
-        threads=args.threads,
-        cross_compiler=args.cross_compiler,
-        dump_ir=args.dump_ir,
-        cache=not args.no_cache,
-        verify=not args.no_verify,
-    )
+    options = given(CompileOptions, args, device=chosen_device(args))
     report = compile_checkpoint(checkpoint, args.output, options, logging.info)
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in report.seconds.items())
     levels = ", ".join(

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rt3_tvm.cli.options import add_device_options, chosen_device, console
+from rt3_tvm.cli.options import add_device_file, chosen_device, console
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -17,7 +17,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     what = p.add_subparsers(dest="what", metavar="WHAT", parser_class=type(p))
     show = what.add_parser("show", help="everything that is known of a device, with its source")
     show.add_argument("name", nargs="?", metavar="NAME")
-    add_device_options(show)
+    show.add_argument("--device", metavar="NAME", help="the same")
+    show.add_argument("--cluster", metavar="NAME", help="this one first")
+    add_device_file(show)
     show.add_argument("--json", action="store_true")
     show.set_defaults(drive=drive_show)
     probe = what.add_parser("probe", help="write the TOML of the Linux machine this runs on")
@@ -31,11 +33,10 @@ def drive_list(args: argparse.Namespace) -> None:
     from rt3_tvm import device
     from rt3_tvm.report.devices import device_facts, devices_table
 
-    loaded = [device.load(name) for name in device.names()]
     if args.json:
-        print(json.dumps([device_facts(d) for d in loaded]))
+        print(json.dumps([device_facts(device.load(name)) for name in device.names()]))
     else:
-        console().print(devices_table(loaded))
+        console().print(devices_table([device.load(name) for name in device.names() if name != "host"]))
 
 
 def drive_show(args: argparse.Namespace) -> None:

@@ -14,8 +14,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("path", type=Path, metavar="CKPT|BUNDLE")
     p.add_argument("--ops", action="store_true", help="run a bundle here and list its kernels by their time")
     p.add_argument("--level", type=int, default=0, metavar="N", help="with --ops: the level; default 0")
-    p.add_argument("--seq-len", type=int, metavar="T", help="with --ops: length of the input; default the longest")
+    p.add_argument(
+        "--seq-len", dest="length", type=int, metavar="T", help="with --ops: length of the input; default the longest"
+    )
     p.add_argument("--threads", type=int, default=1, metavar="N", help="with --ops: threads; default 1")
+    p.add_argument("--check", action="store_true", help="compare all that it holds with its checksums first")
     p.add_argument("--json", action="store_true")
     p.set_defaults(drive=drive)
 
@@ -23,9 +26,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def drive(args: argparse.Namespace) -> None:
     """Run the command."""
     from rt3_tvm.report import ops, summary
+    from rt3_tvm.runtime.check import check_bundle
 
+    if args.check and not args.path.is_dir():  # a checkpoint is compared whenever it is read
+        parts = check_bundle(args.path, for_this_machine=False)
+        if not args.json:
+            print(f"{args.path}: {len(parts)} sections are as they were linked")
     if args.ops:
-        rows = ops.measure_ops(args.path, args.level, args.seq_len, args.threads)
+        rows = ops.measure_ops(args.path, args.level, args.length, args.threads)
         if args.json:
             print(json.dumps([asdict(row) | {"gflops": row.gflops, "gbytes_per_s": row.gbytes_per_s} for row in rows]))
         else:

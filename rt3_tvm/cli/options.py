@@ -1,16 +1,18 @@
 """Options that several commands share."""
 
 import argparse
-import re
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from rt3_tvm.errors import Rt3Error
+from rt3_tvm.options import Option, default_of, flag_of, options_in
 
 PIPE_WIDTH = 140
+Options = TypeVar("Options")
 
 
 def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -25,16 +27,57 @@ def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return convert
 
 
-def numbers(kind: type, what: str) -> Callable[[str], Any]:
-    """Return a parser of comma-separated numbers."""
+def add_options(parser: argparse.ArgumentParser, options: type, defaults: Mapping[str, Any] | None = None) -> None:
+    """Add an option for every field of a dataclass of options; ``given`` reads them.
 
-    def parse(text: str) -> tuple[Any, ...]:
-        try:
-            return tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            raise Rt3Error(f"'{text}': give {what}, separated by commas") from None
+    Parameters
+    ----------
+    defaults
+        Defaults by field where they are not those of the dataclass; the help says them.
+    """
+    homes: dict[str, Any] = {"": parser}
+    for path, f, what in options_in(options):
+        home = what.either or what.group
+        if home not in homes:
+            above = homes.get(what.group, parser)
+            homes[home] = above.add_mutually_exclusive_group() if what.either else parser.add_argument_group(home)
+        add_option(homes[home], path, f, what, defaults or {})
 
-    return checked(parse)
+
+def add_option(
+    home: argparse._ActionsContainer, path: str, f: Field, what: Option, defaults: Mapping[str, Any]
+) -> None:
+    """Add the option of one field."""
+    shown = "" if f.name in defaults else default_of(f, what)
+    said = what.help.replace("%", "%%") + (f"; default {shown}" if shown else "")
+    default = defaults.get(f.name, None if f.default is MISSING else f.default)
+    more: dict[str, Any] = {"dest": path, "help": said}
+    if what.kind is None:
+        more |= {"action": "store_false" if f.default else "store_true"}
+    elif what.repeated:
+        more |= {"action": "append", "default": [], "type": checked(what.kind.read), "metavar": what.kind.metavar}
+    else:
+        more |= {"default": default, "type": checked(what.kind.read), "metavar": what.kind.metavar}
+    home.add_argument(flag_of(path, what), **more)
+
+
+def given(options: type[Options], args: argparse.Namespace, **instead: Any) -> Options:
+    """Return what the command line asks for, with some fields as they are said here."""
+    return _given(options, args, "", instead)
+
+
+def _given(options: type[Options], args: argparse.Namespace, prefix: str, instead: Mapping[str, Any]) -> Options:
+    values = dict(instead)
+    for f in fields(options):  # type: ignore[arg-type]
+        if f.name in instead:
+            continue
+        what = f.metadata.get("option")
+        if what is not None:
+            value = getattr(args, prefix + f.name)
+            values[f.name] = tuple(value) if what.repeated else value
+        elif is_dataclass(f.default_factory):
+            values[f.name] = _given(f.default_factory, args, f"{prefix}{f.name}.", {})  # type: ignore[arg-type]
+    return options(**values)
 
 
 def console() -> Console:
@@ -42,58 +85,9 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
-@checked
-def frequencies(text: str) -> tuple[float, ...]:
-    """Return the Hz of frequencies that commas separate."""
-    from rt3_tvm.device import parse_frequencies
-
-    return parse_frequencies(text)
-
-
-def milliseconds(text: str) -> float:
-    """Return the s of a number of ms."""
-    return float(text) / 1e3
-
-
-@checked
-def block_shape(text: str) -> tuple[int, int]:
-    """Return the rows and columns of '4x32'."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None:
-        raise Rt3Error(f"'{text}': give rows x columns, for example 4x32")
-    return int(match[1]), int(match[2])
-
-
-@checked
-def _pattern_count(text: str) -> int:
-    """Return K, or EACH_BLOCK for 'each'."""
-    from rt3_tvm.pattern import EACH_BLOCK
-
-    if text == "each":
-        return EACH_BLOCK
-    try:
-        return int(text)
-    except ValueError:
-        raise Rt3Error(f"'{text}': give a number of patterns, or each: one for each block") from None
-
-
-def add_patterns_option(parser: argparse._ActionsContainer) -> None:
-    """Add the option of how many patterns a set has."""
-    parser.add_argument(
-        "--patterns",
-        type=_pattern_count,
-        default=256,
-        metavar="K|each",
-        help="patterns in a set; each: one for each block; default 256",
-    )
-
-
-def add_device_options(parser: argparse._ActionsContainer, default: str | None = None) -> None:
-    """Add the options that choose a device; ``chosen_device`` reads them."""
-    shown = f"; default {default}" if default else ""
-    parser.add_argument("--device", default=default, metavar="NAME", help=f"see rt3 devices{shown}")
+def add_device_file(parser: argparse._ActionsContainer) -> None:
+    """Add the other way to choose a device; ``chosen_device`` reads both."""
     parser.add_argument("--device-file", metavar="TOML", help="a device of your own, instead of --device")
-    parser.add_argument("--cluster", metavar="NAME", help="cluster of the device; default its first")
 
 
 def chosen_device(args: argparse.Namespace) -> str:

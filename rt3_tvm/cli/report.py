@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from rt3_tvm.cli.simulate import add_simulate_options, simulate_options
+from rt3_tvm.cli.options import add_device_file, add_options, chosen_device, given
+from rt3_tvm.energy.comparison import SimulateOptions
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -15,7 +16,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument(
         "--level", type=int, metavar="N", help="with --bundle: level whose kernels are shown; default the middle"
     )
-    add_simulate_options(p)
+    add_options(p, SimulateOptions)
+    add_device_file(p)
     p.set_defaults(drive=drive)
 
 
@@ -24,6 +26,7 @@ def drive(args: argparse.Namespace) -> None:
     from rt3_tvm.files import write_text
     from rt3_tvm.report.page import write_page
 
-    page = write_page(args.checkpoint, args.bundle, simulate_options(args), args.level)
+    options = given(SimulateOptions, args, device=chosen_device(args))
+    page = write_page(args.checkpoint, args.bundle, options, args.level)
     write_text(args.output, page)
     print(f"{args.output}: {len(page) / 2**20:.2f} MiB")

@@ -15,6 +15,9 @@ from typing import Any
 
 import platformdirs
 
+from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.files import written_whole
+
 MAX_BYTES = 4 << 30
 """Room of the cache: some ten DistilBERT bundles."""
 
@@ -58,14 +61,10 @@ def store(key: str, source: Path) -> None:
     try:
         root = folder()
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = root / f".{key}.{os.getpid()}"
-        try:
+        with written_whole(root / key) as temporary:
             shutil.copyfile(source, temporary)
-            temporary.replace(root / key)
-        finally:
-            temporary.unlink(missing_ok=True)
         _evict(root)
-    except OSError:
+    except (OSError, JobError, Rt3Error):
         return
 
 

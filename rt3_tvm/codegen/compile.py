@@ -1,7 +1,6 @@
 """``rt3 compile``: a checkpoint becomes one shared library."""
 
 import math
-import os
 import platform
 import shutil
 import tempfile
@@ -11,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,8 @@ from rt3_tvm.codegen.differing import Built, Variant, first_difference
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
-from rt3_tvm.codegen.plan import Plan, plan_variant
+from rt3_tvm.codegen.options import CompileOptions
+from rt3_tvm.codegen.plan import VariantPlan, plan_variant
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
 from rt3_tvm.codegen.verify import Failure, Proof, emulate_bundle, room_for, runs_here, verify_bundle
 from rt3_tvm.codegen.weights import WeightStore
@@ -36,75 +35,12 @@ from rt3_tvm.device import Device, level_frequencies
 from rt3_tvm.energy.latency import frequencies_in_time
 from rt3_tvm.energy.loads import checkpoint_facts
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.files import check_target, written_whole
 from rt3_tvm.frontend import ImportedModel, import_model
-from rt3_tvm.runtime.check import BUNDLE_FORMAT, read_metadata
+from rt3_tvm.runtime.check import BUNDLE_FORMAT, check_bundle, read_metadata
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
-
-MAX_THREADS = 64
-
-
-@dataclass(frozen=True)
-class CompileOptions:
-    """What a bundle is compiled for.
-
-    Parameters
-    ----------
-    device
-        Name of a device that comes with the package, or a path to a .toml.
-    frequencies
-        Hz, one per level, descending; None takes those that the checkpoint names, else the top, the lowest and evenly
-        spaced OPPs of the device.
-    latency
-        Instead: for each level the lowest OPP that meets the deadline, by a latency model: ``rt3``, or a file that
-        ``rt3 bench latency`` wrote.
-    lengths
-        Sequence lengths in tokens; a call takes the smallest that fits.
-    batch
-        Largest batch.
-    deadline_s
-        Deadline of one inference in s, the same at every level; 0 for none. The governor's `auto` watches it.
-    threads
-        Most threads of a run, 1 to 64; a run takes as many as there are cores, or what ``set_threads`` says.
-    cross_compiler
-        Command of the C compiler; None chooses one.
-    dump_ir
-        Folder that gets the module after each phase; nothing is taken from the cache then.
-    cache
-        Whether to take what was built before from the cache, and to keep what is built.
-    cluster
-        Name of the cluster whose cores will run the bundle; None takes the device's first.
-    verify
-        Whether every level and length is run and compared with the masked PyTorch model before the bundle gets its name.
-    """
-
-    device: str = "host"
-    frequencies: tuple[float, ...] | None = None
-    latency: str | None = None
-    lengths: tuple[int, ...] = (128,)
-    batch: int = 1
-    deadline_s: float = 0.0
-    threads: int = 1
-    cross_compiler: str | None = None
-    dump_ir: Path | None = None
-    cache: bool = True
-    cluster: str | None = None
-    verify: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.lengths or any(n < 1 for n in self.lengths):
-            raise Rt3Error(f"lengths {self.lengths}: give one or more, each at least 1")
-        if self.batch < 1:
-            raise Rt3Error(f"batch {self.batch} must be at least 1")
-        if not 1 <= self.threads <= MAX_THREADS:
-            raise Rt3Error(f"threads {self.threads}: give 1 to {MAX_THREADS}")
-        if not 0 <= self.deadline_s < math.inf:
-            raise Rt3Error(f"deadline {self.deadline_s} s must be finite and not negative")
-        if not all(a > b > 0 for a, b in pairwise((math.inf, *(self.frequencies or ())))):
-            raise Rt3Error(f"frequencies {self.frequencies} Hz: give them from the highest to the lowest, each once")
-        if self.latency is not None and (self.frequencies is not None or self.deadline_s == 0):
-            raise Rt3Error("`latency` needs `deadline_s`, and no `frequencies`: they follow from both")
 
 
 @dataclass
@@ -138,10 +74,7 @@ def compile_checkpoint(
     """
     options = options or CompileOptions()
     output = Path(output)
-    if not output.parent.is_dir():
-        raise Rt3Error(f"no such directory: '{output.parent}'")
-    if output.is_dir():
-        raise Rt3Error(f"'{output}' is a directory: -o takes the name of the bundle")
+    check_target(output)
     device = devices.load(options.device)
     if options.cluster is not None:
         device = device.with_cluster(options.cluster)
@@ -170,7 +103,7 @@ def compile_checkpoint(
         build.plan()
     except tvm.error.InternalError as error:
         reason = str(error).strip().splitlines()[0]
-        raise JobError(f"TVM failed on this model (-v shows where): {reason}") from error
+        raise JobError(f"TVM failed on this model: {reason}") from error
     levels = [LevelRow(f, options.deadline_s, lv.density) for f, lv in zip(hz, checkpoint.levels, strict=True)]
     metadata = build.metadata() | {
         "device": device.name,
@@ -193,7 +126,7 @@ def compile_checkpoint(
         with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
             progress(f"compile {len(build.kernels.kernels)} kernels, link with {' '.join(compiler)}")
             build.make(Path(folder), levels, target, compiler, metadata)
-            metadata["verified"] = build.verify(Path(folder), levels, target, compiler)
+            metadata["verified"] = build.verify(Path(folder), levels, target, compiler, metadata)
             replace_metadata(Path(folder) / "bundle.so", metadata)
             _install(Path(folder) / "bundle.so", output)
             if use_cache:
@@ -221,26 +154,18 @@ def _from_cache(key: str, output: Path, compiler: list[str]) -> CompileReport | 
         if not cache.fetch(key, found):
             return None
         try:
+            check_bundle(found, for_this_machine=False)
             metadata = read_metadata(found)
         except Rt3Error:
             return None
-        try:
-            _install(found, output)
-        except OSError as error:
-            raise JobError(f"cannot write '{output}': {error.strerror or error}") from error
+        _install(found, output)
     seconds = {"cache": time.perf_counter() - start}
     return CompileReport(output, compiler, metadata, output.stat().st_size, seconds, from_cache=True)
 
 
 def _install(source: Path, target: Path) -> None:
-    """Copy under a temporary name beside the target, then rename."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with written_whole(target, mode=0o755) as temporary:
         shutil.copyfile(source, temporary)
-        temporary.chmod(0o755)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Timer:
@@ -294,7 +219,7 @@ class _Build:
                 self.variants[i, length] = Variant(imported, mod, context, plan)
 
     @property
-    def plans(self) -> list[Plan]:
+    def plans(self) -> list[VariantPlan]:
         """The plans of all variants."""
         return [variant.plan for variant in self.variants.values()]
 
@@ -335,11 +260,17 @@ class _Build:
         assembly = blob_assembly(Path("weights.bin"), Path("metadata.json"))
         (folder / "weights.S").write_text(assembly, encoding="utf-8")
         with self.timed("link"):
-            link_bundle(compiler, folder, ["kernels.o"], "bundle.so", self.soname, self.options.threads)
+            limits = {"RT3_MAX_THREADS": self.options.threads, **tables.limits}
+            link_bundle(compiler, folder, ["kernels.o"], "bundle.so", self.soname, limits)
         return folder / "bundle.so"
 
     def verify(
-        self, folder: Path, levels: list[LevelRow], target: dict[str, Any], compiler: list[str]
+        self,
+        folder: Path,
+        levels: list[LevelRow],
+        target: dict[str, Any],
+        compiler: list[str],
+        metadata: dict[str, Any],
     ) -> dict[str, Any]:
         """Compare the bundle in a folder with PyTorch and return what its metadata say of it.
 
@@ -357,19 +288,19 @@ class _Build:
                 return verify_bundle(bundle, proof, partial(self._explain, folder))
         self.progress("verify every level and length by its kernels, built for this machine")
         with self.timed("verify"):
-            twin = self._twin(folder / "twin", levels)
+            twin = self._twin(folder / "twin", levels, metadata)
             facts = verify_bundle(twin, proof, partial(self._explain, twin.parent))
             emulated = emulate_bundle(bundle, proof, target, compiler, self.soname)
         return facts | {"what": "its kernels, built for the machine that compiled it,", "emulated": emulated}
 
-    def _twin(self, folder: Path, levels: list[LevelRow]) -> Path:
+    def _twin(self, folder: Path, levels: list[LevelRow], metadata: dict[str, Any]) -> Path:
         """Return the bundle of the same plans for this machine; what it takes counts as verification."""
         folder.mkdir()
         before = dict(self.seconds)
         target = devices.load("host").cluster.target_dict()
         machine = platform.machine()
         try:
-            path = self.make(folder, levels, target, choose_compiler(machine, None, machine), {"format": BUNDLE_FORMAT})
+            path = self.make(folder, levels, target, choose_compiler(machine, None, machine), metadata)
         except Rt3Error as error:
             raise Rt3Error(f"{error}; it builds what this machine verifies, which --no-verify leaves out") from error
         self.seconds = before

@@ -9,7 +9,7 @@ import tvm
 from tvm import IRModule, relax
 
 from rt3_tvm.codegen.kernels import KernelTable
-from rt3_tvm.codegen.plan import Plan, Step
+from rt3_tvm.codegen.plan import Step, VariantPlan
 from rt3_tvm.codegen.trace import Seen, Trace, trace_variant, values_of
 from rt3_tvm.codegen.walk import Walk, link_kernels
 from rt3_tvm.export import ExportForm
@@ -26,7 +26,7 @@ class Variant:
     imported: ImportedModel
     mod: IRModule
     context: VariantContext
-    plan: Plan
+    plan: VariantPlan
 
 
 @dataclass(frozen=True, eq=False)

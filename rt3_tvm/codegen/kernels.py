@@ -12,7 +12,7 @@ from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipelin
 
 from rt3_tvm.codegen import cache
 from rt3_tvm.schedules import KERNEL_ATTR, TASKS_ATTR
-from rt3_tvm.schedules.cpu import STACK_BYTES
+from rt3_tvm.schedules.cpu import KERNEL_STACK_BYTES
 
 C_CALLING_CONVENTION = 1
 """Any explicit calling convention keeps TVM from wrapping the function into its packed interface."""
@@ -35,7 +35,7 @@ class KeepOnStack:
             size = dtype.bits // 8 * dtype.lanes
             for extent in ty.shape:
                 size *= int(extent)
-            assert size <= STACK_BYTES, f"{stmt.buffer.name} of {size} bytes must be an argument of the kernel"
+            assert size <= KERNEL_STACK_BYTES, f"{stmt.buffer.name} of {size} bytes must be an argument of the kernel"
             return tirx.AllocBuffer(
                 stmt.buffer, {**dict(stmt.annotations), "disable_lower_builtin": tirx.const(True, "bool")}
             )

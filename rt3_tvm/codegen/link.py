@@ -6,23 +6,25 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.runtime.checksums import seal
 
 EXPORTS = """{
   global: rt3_open; rt3_close; rt3_level_count; rt3_level; rt3_current_level; rt3_set_level; rt3_set_frequency;
     rt3_set_auto; rt3_input_count; rt3_input; rt3_output_count; rt3_output; rt3_max_batch; rt3_max_length; rt3_run; rt3_profile;
     rt3_max_threads; rt3_threads; rt3_set_threads;
-    rt3_last_error; rt3_metadata; __tvm_ffi_*;
+    rt3_check; rt3_last_error; rt3_metadata; __tvm_ffi_*;
   local: *;
 };
 """
 C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 LINK_FLAGS = ("-shared", "-Wl,--as-needed", "-Wl,--no-undefined", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack")
-SOURCES = ("dispatcher.c", "cpu.c", "governor.c", "cpufreq.c", "pool.c", "tvm_ffi.c")
+SOURCES = ("dispatcher.c", "check.c", "cpu.c", "governor.c", "cpufreq.c", "pool.c", "tvm_ffi.c")
 
 # GNU triple and zig target of the architectures that a device may name.
 CROSS = {
@@ -52,7 +54,7 @@ def choose_compiler(triple: str, given: str | None, host_machine: str) -> list[s
     if arch == host_machine:
         native = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
         if native is None:
-            raise Rt3Error("no C compiler found: install gcc, or pass --cross-compiler CMD")
+            raise Rt3Error("no C compiler found: install gcc; or give `cross_compiler`")
         return shlex.split(native)
     gnu, zig, flags = CROSS.get(arch, ("", "", ()))
     if gnu and shutil.which(f"{gnu}-gcc"):
@@ -60,7 +62,7 @@ def choose_compiler(triple: str, given: str | None, host_machine: str) -> list[s
     if zig and importlib.util.find_spec("ziglang"):
         return [sys.executable, "-m", "ziglang", "cc", "-target", zig, *flags]
     raise Rt3Error(
-        f"no C compiler for {triple}: install gcc-{gnu or arch}, or pip install 'rt3-tvm[cross]', or pass --cross-compiler CMD"
+        f"no C compiler for {triple}: install gcc-{gnu or arch}, or pip install 'rt3-tvm[cross]'; or give `cross_compiler`"
     )
 
 
@@ -86,16 +88,19 @@ def run_compiler(command: list[str], arguments: list[str], folder: Path) -> None
 
 
 def link_bundle(
-    command: list[str], folder: Path, objects: list[str], output: str, soname: str, threads: int = 1
+    command: list[str], folder: Path, objects: list[str], output: str, soname: str, limits: Mapping[str, int]
 ) -> None:
-    """Compile the runtime and the tables in ``folder`` and link them with the kernels."""
+    """Compile the runtime and the tables in ``folder`` and link them with the kernels.
+
+    ``limits``: what the runtime's arrays are sized by, ``RT3_MAX_THREADS`` and the limits of the tables.
+    """
     import tvm_ffi
 
     (folder / "exports.map").write_text(EXPORTS, encoding="utf-8")
     for name in (*SOURCES, "rt3.h", "rt3_internal.h"):
         shutil.copyfile(runtime_directory() / name, folder / name)
     includes = ["-I.", *(f"-isystem{path}" for path in tvm_ffi.libinfo.include_paths())]
-    compile_flags = [*C_FLAGS, *includes, f"-DRT3_MAX_THREADS={threads}"]
+    compile_flags = [*C_FLAGS, *includes, *(f"-D{name}={value}" for name, value in limits.items())]
     sources = ["weights.S", "tables.c", *SOURCES]  # the slow ones first
     compiled = [f"{Path(source).stem}.o" for source in sources]
 
@@ -104,6 +109,7 @@ def link_bundle(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, sources, compiled))
-    libraries = ["-lm", *(("-pthread",) if threads > 1 else ())]
+    libraries = ["-lm", *(("-pthread",) if limits["RT3_MAX_THREADS"] > 1 else ())]
     flags = [*LINK_FLAGS, "-Wl,--version-script=exports.map", f"-Wl,-soname,{soname}"]
     run_compiler(command, [*flags, "-o", output, *compiled, *objects, *libraries], folder)
+    seal(folder / output)

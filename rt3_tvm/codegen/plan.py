@@ -41,7 +41,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class VariantPlan:
     """The code of one variant."""
 
     level: int
@@ -154,7 +154,7 @@ def _place_buffers(buffers: list[_Buffer]) -> int:
     return max((b.offset + b.size for b in placed), default=0)
 
 
-def plan_variant(mod: IRModule, context: VariantContext, kernels: KernelTable, store: WeightStore) -> Plan:
+def plan_variant(mod: IRModule, context: VariantContext, kernels: KernelTable, store: WeightStore) -> VariantPlan:
     """Return the plan of one variant; kernels and weights are added to their tables."""
     planner = _Planner(mod, context, kernels, store)
     main = mod["main"]
@@ -179,7 +179,7 @@ def plan_variant(mod: IRModule, context: VariantContext, kernels: KernelTable, s
     steps = tuple(
         Step(k, tuple(_place(v) for v in args), matrix, flops, size) for k, args, matrix, flops, size in planner.calls
     )
-    return Plan(context.level, context.length, steps, _offsets(inputs), _offsets(outputs), size)
+    return VariantPlan(context.level, context.length, steps, _offsets(inputs), _offsets(outputs), size)
 
 
 def _place(value: _Value) -> Place:

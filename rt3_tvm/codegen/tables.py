@@ -6,9 +6,10 @@ from pathlib import Path
 
 from rt3_tvm.codegen.cpu_features import Bits
 from rt3_tvm.codegen.kernels import Kernel
-from rt3_tvm.codegen.plan import Plan, Step
+from rt3_tvm.codegen.plan import Step, VariantPlan
 from rt3_tvm.model import InputSpec, OutputSpec
-from rt3_tvm.runtime.check import METADATA_SECTION
+from rt3_tvm.runtime.check import METADATA_SECTION, WEIGHTS_SECTION
+from rt3_tvm.runtime.checksums import SECTION, TABLE_BYTES
 
 WEIGHTS_ALIGNMENT = 16384
 """The largest page of the systems we target, so that the weights begin on a page of their own."""
@@ -28,13 +29,21 @@ class Tables:
     """Everything that the generated C file holds."""
 
     levels: Sequence[LevelRow]
-    plans: Sequence[Plan]
+    plans: Sequence[VariantPlan]
     kernels: Sequence[Kernel]
     inputs: Sequence[InputSpec]
     outputs: Sequence[OutputSpec]
     batch: int
     exact_lengths: bool
     features: Mapping[str, Bits] = field(default_factory=dict)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What the runtime's arrays are sized by: the most pointers of a kernel, and the tensors of a call."""
+        return {
+            "RT3_MAX_ARGS": max((k.arguments for k in self.kernels), default=1),
+            "RT3_MAX_TENSORS": len(self.inputs) + len(self.outputs),
+        }
 
     def to_c(self) -> str:
         """Return the C source."""
@@ -122,11 +131,20 @@ def _shim(kernel: Kernel) -> str:
     )
 
 
-def _variant_tables(index: int, plan: Plan, kernels: Sequence[Kernel]) -> str:
+def _variant_tables(index: int, plan: VariantPlan, kernels: Sequence[Kernel]) -> str:
     def place_rows(step: Step) -> str:
         return ", ".join(f"{{{int(p.in_weights)}, 0, {p.offset}u}}" for p in step.args)
 
-    args = [f"static const rt3_place args_{index}_{i}[] = {{{place_rows(s)}}};" for i, s in enumerate(plan.steps)]
+    def args_of(i: int, step: Step) -> str:
+        """Return the arguments of a step; the kernel's own number of them is the length that C checks."""
+        name, count = f"args_{index}_{i}", kernels[step.kernel].arguments
+        assert len(step.args) == count, f"{kernels[step.kernel].symbol} takes {count} arguments"
+        return (
+            f"static const rt3_place {name}[] = {{{place_rows(step)}}};\n"
+            f'_Static_assert(sizeof {name} / sizeof *{name} <= RT3_MAX_ARGS, "arguments of {name}");'
+        )
+
+    args = [args_of(i, s) for i, s in enumerate(plan.steps)]
     steps = (
         f"{{run_{kernels[s.kernel].symbol}, args_{index}_{i}, {len(s.args)}, {s.kernel}, {kernels[s.kernel].tasks}}}"
         for i, s in enumerate(plan.steps)
@@ -142,7 +160,7 @@ def _variant_tables(index: int, plan: Plan, kernels: Sequence[Kernel]) -> str:
 
 
 def blob_assembly(weights: Path, metadata: Path) -> str:
-    """Return assembly that places two files in read-only pages of the library, the metadata in a section of its own."""
+    """Return assembly that places two files in read-only sections of the library, and a third to hold the checksums."""
 
     def blob(section: str, symbol: str, path: Path, alignment: int) -> str:
         return (
@@ -151,7 +169,8 @@ def blob_assembly(weights: Path, metadata: Path) -> str:
         )
 
     return (
-        blob(".rodata.rt3_weights", "rt3_weights", weights, WEIGHTS_ALIGNMENT)
+        blob(WEIGHTS_SECTION, "rt3_weights", weights, WEIGHTS_ALIGNMENT)
         + blob(METADATA_SECTION, "rt3_metadata_json", metadata, 8)
-        + '  .section .note.GNU-stack, ""\n'
+        + f'  .section {SECTION}, "a"\n  .globl rt3_checksums\n  .hidden rt3_checksums\n  .balign 8\nrt3_checksums:\n'
+        f"  .zero {TABLE_BYTES}\n" + '  .section .note.GNU-stack, ""\n'
     )

@@ -13,9 +13,10 @@ import torch
 
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen.emulate import Unavailable, find_emulator
-from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.errors import JobError
 from rt3_tvm.model import OutputSpec, inputs_of
 from rt3_tvm.runtime import load
+from rt3_tvm.runtime.check import WrongMachine
 from rt3_tvm.trials import TOLERANCES, Difference, Trial, reference, trials_of, worst_difference
 
 ROOM = 1024
@@ -79,7 +80,7 @@ def runs_here(bundle: Path) -> bool:
     """Return whether a bundle is for this kind of machine, and for a CPU that has no more than this one."""
     try:
         load(bundle).close()
-    except Rt3Error:
+    except WrongMachine:
         return False
     return True
 

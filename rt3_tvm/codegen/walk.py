@@ -9,7 +9,7 @@ from tvm import relax
 
 from rt3_tvm.codegen.kernels import Kernel
 from rt3_tvm.codegen.link import run_compiler
-from rt3_tvm.codegen.plan import ALIGNMENT, Place, Plan, Step
+from rt3_tvm.codegen.plan import ALIGNMENT, Place, Step, VariantPlan
 from rt3_tvm.model import InputSpec
 
 
@@ -22,7 +22,7 @@ def link_kernels(compiler: list[str], folder: Path, kernels: str) -> ctypes.CDLL
 class Walk:
     """The memory of a variant while its steps run: a workspace and the weights, as the C runtime has them."""
 
-    def __init__(self, library: ctypes.CDLL, kernels: list[Kernel], plan: Plan, weights: Path) -> None:
+    def __init__(self, library: ctypes.CDLL, kernels: list[Kernel], plan: VariantPlan, weights: Path) -> None:
         self.library, self.kernels, self.plan = library, kernels, plan
         memory = np.zeros(plan.workspace_bytes + ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % ALIGNMENT

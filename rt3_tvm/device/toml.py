@@ -48,8 +48,8 @@ def load(name: str) -> Device:
         except (OSError, UnicodeDecodeError) as error:
             raise Rt3Error(f"{name}: {error}") from error
     if name not in names():
-        raise Rt3Error(f"unknown device '{name}': choose from {choices(names())}, or pass --device-file board.toml")
-    return parse(_text_of(name), f"{name}.toml", name)
+        raise Rt3Error(f"unknown device '{name}': choose from {choices(names())}, or give `device` board.toml")
+    return parse(_text_of(name), f"{name}.toml", name, trusted=True)
 
 
 def _text_of(name: str) -> str:
@@ -73,8 +73,17 @@ def tag_of(device: str, core: str) -> str:
     return f"rt3/{device}-{core.removeprefix('cortex-')}"
 
 
-def parse(text: str, where: str, name: str) -> Device:
-    """Return the device that a TOML text describes; ``where`` names it in errors."""
+def parse(text: str, where: str, name: str, trusted: bool = False) -> Device:
+    """Return the device that a TOML text describes.
+
+    Parameters
+    ----------
+    where
+        What errors call the text.
+    trusted
+        Whether the names of cores are taken as they are. Else LLVM is asked for them, which imports TVM and takes seconds; for
+        the devices that come with the package the tests ask it.
+    """
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -87,7 +96,7 @@ def parse(text: str, where: str, name: str) -> Device:
     clusters = table.get("cluster")
     if not isinstance(clusters, list) or not clusters:
         raise Rt3Error(f"{where}: no [[cluster]]")
-    parsed = tuple(_parse_cluster(c, f"{where}: cluster {i}") for i, c in enumerate(clusters))
+    parsed = tuple(_parse_cluster(c, f"{where}: cluster {i}", trusted) for i, c in enumerate(clusters))
     for a, b in pairwise(sorted(c.name for c in parsed)):
         if a == b:
             raise Rt3Error(f"{where}: two clusters have the name '{a}'")
@@ -151,7 +160,7 @@ def _number(table: dict[str, Any], key: str, where: str, default: float | None =
     return float(value)
 
 
-def _parse_cluster(table: Any, where: str) -> Cluster:
+def _parse_cluster(table: Any, where: str, trusted: bool) -> Cluster:
     if not isinstance(table, dict):
         raise Rt3Error(f"{where}: must be a table")
     _reject_unknown(table, _CLUSTER_KEYS, where)
@@ -168,11 +177,14 @@ def _parse_cluster(table: Any, where: str) -> Cluster:
         return _text(table, key, "", where)
 
     core = text("core")
+    target = dict(_parse_target(table.get("target"), where))
+    if not trusted:
+        _check_cores({"core": core, "target.mcpu": target["mcpu"]}, target["mtriple"], where)
     return Cluster(
         name=text("name"),
         core=core,
         cores=integer("cores"),
-        target=tuple(_parse_target(table.get("target"), core, where)),
+        target=tuple(target.items()),
         lanes=integer("lanes"),
         registers=integer("registers"),
         opps=_parse_opps(table.get("opps"), where),
@@ -186,8 +198,8 @@ def _parse_cluster(table: Any, where: str) -> Cluster:
     )
 
 
-def _parse_target(target: Any, core: str, where: str) -> Iterator[tuple[str, Any]]:
-    """Check a target with LLVM and yield its entries, hashable."""
+def _parse_target(target: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Check a target and yield its entries, hashable."""
     if not isinstance(target, dict):
         raise Rt3Error(f"{where}: 'target' must be a table, not {target!r}")
     if target.get("kind") != "llvm":
@@ -203,12 +215,16 @@ def _parse_target(target: Any, core: str, where: str) -> Iterator[tuple[str, Any
         raise Rt3Error(
             f"{where}: target.mtriple '{target['mtriple']}' needs four parts: {parts[0]}-unknown-linux-gnueabihf"
         )
-    known = _known_cores(target["mtriple"])
-    for key, value in (("core", core), ("target.mcpu", target["mcpu"])):
-        if value not in known:
-            raise Rt3Error(f"{where}: {key}: unknown core '{value}': {_nearest(value, known)}")
     for key, value in target.items():
         yield key, tuple(value) if isinstance(value, list) else value
+
+
+def _check_cores(names: dict[str, str], triple: str, where: str) -> None:
+    """Check that LLVM knows the cores that keys name."""
+    known = _known_cores(triple)
+    for key, value in names.items():
+        if value not in known:
+            raise Rt3Error(f"{where}: {key}: unknown core '{value}': {_nearest(value, known)}")
 
 
 def _nearest(core: str, known: tuple[str, ...]) -> str:

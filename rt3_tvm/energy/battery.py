@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from rt3_tvm.energy.power import PowerState
 from rt3_tvm.errors import Rt3Error
+from rt3_tvm.options import Kind
 
 
 def parse_battery(text: str) -> float:
@@ -19,6 +20,9 @@ def parse_battery(text: str) -> float:
     if not 0.0 < joules <= 1e9:
         raise Rt3Error(f"battery '{text}': give it as 37800J, 10.5Wh or 3000mAhx3.85V, above 0")
     return joules
+
+
+BATTERY = Kind("J", parse_battery, "{:g}J".format, "J")
 
 
 def runs_per_charge(

@@ -2,84 +2,76 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rt3_tvm import device as devices
 from rt3_tvm import rt3
 from rt3_tvm.device import Device, frequency_name, level_frequencies
+from rt3_tvm.energy.battery import BATTERY
 from rt3_tvm.energy.governors import Governor, governor, read_trace
 from rt3_tvm.energy.latency import LatencyModel, TableLatency, latency_model, source_for
 from rt3_tvm.energy.loads import LevelFacts, ModelFacts, read_facts
 from rt3_tvm.energy.power import Power, power_of
-from rt3_tvm.energy.simulation import Outcome, Plan, simulate
+from rt3_tvm.energy.simulation import Outcome, Workload, spend_charge
 from rt3_tvm.errors import Rt3Error
+from rt3_tvm.options import FREQUENCIES, MILLISECONDS, NUMBER, PATH, SHARES, TEXT, WHOLE, documented, numbers, option
 
 
+@documented
 @dataclass(frozen=True)
 class SimulateOptions:
-    """What is simulated.
+    """What is simulated."""
 
-    Parameters
-    ----------
-    device, cluster
-        Where it runs; None: the device's first cluster.
-    latency
-        ``rt3`` for RT3's analytic model, or a file of measured latencies.
-    tokens
-        Tokens of one inference; None: what the bundle was compiled for, else 1.
-    power
-        File of measured watts, or ``published``; None: c f V^2 with the device's figures.
-    static_w
-        W that the cluster draws whatever it does; None: what the device says.
-    cores
-        Cores that are busy while an inference runs.
-    governor, trace, shares
-        The policy by name, or the file of a trace; shares of the charge for ``rt3``.
-    rate
-        Inferences per s; 0: back to back.
-    deadline_s
-        s; 0: none.
-    hours
-        Where the simulation ends although charge is left.
-    frequencies
-        Hz of the levels, descending; None: those that the model names, else the device's defaults.
-    accuracy
-        Of the dense model, then of each level.
-    """
-
-    device: str
-    cluster: str | None = None
-    latency: str = "rt3"
-    tokens: int | None = None
-    power: str | None = None
-    static_w: float | None = None
-    cores: int = 1
-    battery_j: float = rt3.BATTERY_J
-    governor: str = "rt3"
-    trace: Path | None = None
-    shares: tuple[float, ...] = rt3.SHARES
-    rate: float = 0.0
-    deadline_s: float = 0.0
-    hours: float = math.inf
-    frequencies: tuple[float, ...] | None = None
-    accuracy: tuple[float, ...] | None = None
+    device: str = option(MISSING, TEXT, "where it runs, see rt3 devices")
+    cluster: str | None = option(None, TEXT, "cluster of the device; default its first")
+    latency: str = option("rt3", TEXT.called("rt3|FILE"), "RT3's analytic model, or what rt3 bench latency measured")
+    tokens: int | None = option(
+        None, WHOLE.called("T"), "tokens of an inference; default the bundle's longest, else 1", name="seq-len"
+    )
+    power: str | None = option(
+        None,
+        TEXT.called("FILE|published"),
+        "measured watts, or what a publication used; default c f V^2 with the device's figures",
+    )
+    static_w: float | None = option(
+        None, NUMBER.called("W"), "what the cluster draws besides; default the device's", name="static-power"
+    )
+    cores: int = option(1, WHOLE, "cores busy in an inference")
+    battery_j: float = option(rt3.BATTERY_J, BATTERY, "a charge: 37800J, 10.5Wh or 3000mAhx3.85V", name="battery")
+    governor: str = option(
+        "rt3",
+        TEXT,
+        "performance, powersave, ondemand, conservative, schedutil, or rt3: each frequency spends its share",
+        either="policy",
+    )
+    trace: Path | None = option(None, PATH, "frequency over time: lines as 3600,1.4GHz", either="policy")
+    shares: tuple[float, ...] = option(rt3.SHARES, SHARES, "% of the charge that each frequency spends, for rt3")
+    rate: float = option(0.0, NUMBER.called("R"), "inferences per second; 0: back to back")
+    deadline_s: float = option(0.0, MILLISECONDS, "deadline of an inference; 0: none", name="deadline")
+    hours: float = option(math.inf, NUMBER.called("H"), "end here although charge is left")
+    frequencies: tuple[float, ...] | None = option(
+        None, FREQUENCIES, "of the levels, descending; default those the model names, else the device's", name="freqs"
+    )
+    accuracy: tuple[float, ...] | None = option(
+        None, numbers("accuracies", "A,A,.."), "of the dense model, then of each level"
+    )
 
     def __post_init__(self) -> None:
         for name, value, least in (
-            ("rate", self.rate, 0.0),
-            ("deadline", self.deadline_s, 0.0),
-            ("static power", self.static_w or 0.0, 0.0),
+            ("`rate`", self.rate, 0.0),
+            ("`deadline_s`", self.deadline_s, 0.0),
+            ("`static_w`", self.static_w or 0.0, 0.0),
         ):
             if not (least <= value < 1e6):
                 raise Rt3Error(f"{name} {value:g} must be at least {least:g}")
         if not self.hours > 0.0:
-            raise Rt3Error(f"--hours {self.hours:g} must be above 0")
+            raise Rt3Error(f"`hours` {self.hours:g} must be above 0")
         if self.cores < 1 or (self.tokens is not None and self.tokens < 1):
-            raise Rt3Error("--cores and --seq-len must be at least 1")
+            raise Rt3Error("`cores` and `tokens` must be at least 1")
         if not 0.0 < self.battery_j <= 1e9:
-            raise Rt3Error(f"a battery of {self.battery_j:g} J: give one above 0")
+            raise Rt3Error(f"`battery_j` {self.battery_j:g} J: give one above 0")
 
 
 @dataclass(frozen=True)
@@ -97,7 +89,7 @@ class Configuration:
     ratio: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row for ``--json``."""
+        """Return the row for ```json```."""
         o = self.outcome
         return {
             "name": self.name,
@@ -131,7 +123,7 @@ class Comparison:
     sources: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it for ``--json``."""
+        """Return it for ```json```."""
         return {
             "model": self.model.path,
             "device": self.device.name,
@@ -176,11 +168,11 @@ def compare(path: Path, options: SimulateOptions) -> Comparison:
     rows: list[Configuration] = []
 
     def add(name: str, levels: Sequence[LevelFacts], policy: Governor, by_deadline: bool = False) -> None:
-        plan = _plan(model, power, levels, frequencies, options, by_deadline)
-        outcome = simulate(options.battery_j, plan, policy, 3600.0 * options.hours)
+        workload = _workload(model, power, levels, frequencies, options, by_deadline)
+        outcome = spend_charge(options.battery_j, workload, policy, 3600.0 * options.hours)
         at = [opps.index(f) for f in frequencies] if policy is not top else [0]
-        ms = tuple(1e3 * plan.seconds[i][plan.level_of[i]] for i in at)
-        density = tuple(levels[plan.level_of[i]].density for i in at)
+        ms = tuple(1e3 * workload.seconds[i][workload.level_of[i]] for i in at)
+        density = tuple(levels[workload.level_of[i]].density for i in at)
         first = rows[0].outcome.runs if rows else outcome.runs
         ratio = outcome.runs / first if first else math.nan
         rows.append(Configuration(name, ms, density, outcome, _mean_accuracy(levels, outcome), ratio))
@@ -200,7 +192,7 @@ def _with_accuracy(facts: ModelFacts, accuracy: tuple[float, ...] | None) -> Mod
         return facts
     if len(accuracy) != 1 + len(facts.levels):
         raise Rt3Error(
-            f"--accuracy names {len(accuracy)}: give the dense model's, then one for each of {len(facts.levels)} levels"
+            f"`accuracy` names {len(accuracy)}: give the dense model's, then one for each of {len(facts.levels)} levels"
         )
     levels = tuple(replace(level, accuracy=a) for level, a in zip(facts.levels, accuracy[1:], strict=True))
     return replace(facts, levels=levels, dense_accuracy=accuracy[0], accuracy_source="given (--accuracy)")
@@ -209,18 +201,18 @@ def _with_accuracy(facts: ModelFacts, accuracy: tuple[float, ...] | None) -> Mod
 def _latency(facts: ModelFacts, options: SimulateOptions) -> LatencyModel:
     model = latency_model(options.latency, options.tokens or facts.tokens or 1)
     if isinstance(model, TableLatency) and options.tokens not in (None, model.tokens):
-        raise Rt3Error(f"--seq-len {options.tokens}: {options.latency} was measured with {model.tokens} tokens")
+        raise Rt3Error(f"`tokens` {options.tokens}: {options.latency} was measured with {model.tokens} tokens")
     return model
 
 
-def _plan(
+def _workload(
     model: LatencyModel,
     power: Power,
     levels: Sequence[LevelFacts],
     frequencies: tuple[float, ...],
     options: SimulateOptions,
     by_deadline: bool,
-) -> Plan:
+) -> Workload:
     """Return what runs at each operating point: the level as the dispatcher takes it, or the densest that is in time."""
     opps = [state.hz for state in power.states]
     seconds = tuple(tuple(model.seconds(hz, level.loads) for level in levels) for hz in opps)
@@ -233,7 +225,7 @@ def _plan(
         level_of.append(next(in_time, len(levels) - 1))
     period = 1.0 / options.rate if options.rate else 0.0
     watts = tuple(state.watts for state in power.states)
-    return Plan(watts, power.idle_w, tuple(level_of), seconds, period, options.deadline_s)
+    return Workload(watts, power.idle_w, tuple(level_of), seconds, period, options.deadline_s)
 
 
 def _mean_accuracy(levels: Sequence[LevelFacts], outcome: Outcome) -> float | None:

@@ -39,10 +39,10 @@ class Governor(Protocol):
     def by_load(self) -> bool:
         """Whether decisions depend on the load."""
 
-    def decide(self, now: float, charge: float, index: int, load: Callable[[int], float]) -> Decision:
+    def decide(self, now: float, charge: float, index: int, busy: Callable[[int], float]) -> Decision:
         """Return what to do at ``now`` s with ``charge`` left, in (0, 1], at operating point ``index``.
 
-        ``load``: the part of the time that the workload keeps the core busy at an operating point.
+        ``busy``: the part of the time that the workload keeps the core busy at an operating point.
         """
 
 
@@ -53,7 +53,7 @@ class Fixed:
     index: int
     by_load: bool = False
 
-    def decide(self, now: float, charge: float, index: int, load: Callable[[int], float]) -> Decision:
+    def decide(self, now: float, charge: float, index: int, busy: Callable[[int], float]) -> Decision:
         """Return it."""
         return Decision(self.index)
 
@@ -66,7 +66,7 @@ class ByCharge:
     shares: tuple[float, ...]
     by_load: bool = False
 
-    def decide(self, now: float, charge: float, index: int, load: Callable[[int], float]) -> Decision:
+    def decide(self, now: float, charge: float, index: int, busy: Callable[[int], float]) -> Decision:
         """Return the first whose share is not spent."""
         left = 1.0
         for i, share in zip(self.indices[:-1], self.shares[:-1], strict=True):
@@ -84,7 +84,7 @@ class Trace:
     indices: tuple[int, ...]
     by_load: bool = False
 
-    def decide(self, now: float, charge: float, index: int, load: Callable[[int], float]) -> Decision:
+    def decide(self, now: float, charge: float, index: int, busy: Callable[[int], float]) -> Decision:
         """Return the operating point of the trace."""
         i = bisect_right(self.times, now + 1e-9) - 1
         return Decision(self.indices[i], self.times[i + 1] if i + 1 < len(self.times) else math.inf)
@@ -92,37 +92,37 @@ class Trace:
 
 @dataclass(frozen=True)
 class ByLoad:
-    """A policy that looks at the load once a period: ``rule`` (Hz table, index, load) returns the wanted Hz."""
+    """A policy that looks at the load once a period: ``rule`` (Hz table, index, how busy) returns the wanted Hz."""
 
     hz: tuple[float, ...]
     rule: Callable[[tuple[float, ...], int, float], float]
     period_s: float
     by_load: bool = True
 
-    def decide(self, now: float, charge: float, index: int, load: Callable[[int], float]) -> Decision:
+    def decide(self, now: float, charge: float, index: int, busy: Callable[[int], float]) -> Decision:
         """Return the lowest operating point that is at least as fast as wanted."""
         if now == 0.0:
             return Decision(index, self.period_s)
-        wanted = self.rule(self.hz, index, load(index))
+        wanted = self.rule(self.hz, index, busy(index))
         fast_enough = [i for i, f in enumerate(self.hz) if f >= wanted - 0.5]
         chosen = fast_enough[-1] if fast_enough else 0
         return Decision(chosen, math.inf if chosen == index else now + self.period_s)
 
 
-def _ondemand(hz: tuple[float, ...], index: int, load: float) -> float:
-    return hz[0] if load > UP_THRESHOLD else hz[-1] + load * (hz[0] - hz[-1])
+def _ondemand(hz: tuple[float, ...], index: int, busy: float) -> float:
+    return hz[0] if busy > UP_THRESHOLD else hz[-1] + busy * (hz[0] - hz[-1])
 
 
-def _conservative(hz: tuple[float, ...], index: int, load: float) -> float:
+def _conservative(hz: tuple[float, ...], index: int, busy: float) -> float:
     step = FREQUENCY_STEP * hz[0]
-    if load > UP_THRESHOLD:
+    if busy > UP_THRESHOLD:
         return min(hz[0], max(hz[index] + step, hz[max(0, index - 1)]))
     # Down by at least one point, or a step that is finer than the table would never get there.
-    return max(hz[-1], min(hz[index] - step, hz[min(len(hz) - 1, index + 1)])) if load < DOWN_THRESHOLD else hz[index]
+    return max(hz[-1], min(hz[index] - step, hz[min(len(hz) - 1, index + 1)])) if busy < DOWN_THRESHOLD else hz[index]
 
 
-def _schedutil(hz: tuple[float, ...], index: int, load: float) -> float:
-    return SCHEDUTIL_MARGIN * load * hz[index]  # a load counts at the clock it ran at
+def _schedutil(hz: tuple[float, ...], index: int, busy: float) -> float:
+    return SCHEDUTIL_MARGIN * busy * hz[index]  # being busy counts at the clock it ran at
 
 
 RULES = {"ondemand": _ondemand, "conservative": _conservative, "schedutil": _schedutil}
@@ -154,15 +154,15 @@ def governor(
     if name == "rt3":
         if len(shares) != len(levels_hz):
             raise Rt3Error(
-                f"governor rt3: {len(shares)} shares for {len(levels_hz)} frequencies: pass --shares, one for each"
+                f"governor rt3: {len(shares)} shares for {len(levels_hz)} frequencies: pass `shares`, one for each"
             )
         if any(s <= 0 for s in shares) or abs(sum(shares) - 1.0) > 1e-6:
-            raise Rt3Error(f"--shares {','.join(f'{s:g}' for s in shares)}: each above 0, 1 (or 100) in all")
+            raise Rt3Error(f"`shares` {','.join(f'{s:g}' for s in shares)}: each above 0, 1 (or 100) in all")
         return ByCharge(tuple(list(hz).index(f) for f in levels_hz), tuple(shares))
     if name in RULES:
         periods = max(1, math.ceil(SAMPLING_S / workload_period_s - 1e-9)) if workload_period_s else 1
         return ByLoad(tuple(hz), RULES[name], periods * (workload_period_s or SAMPLING_S))
-    raise Rt3Error(f"unknown governor '{name}': choose from {choices(NAMES)}, or pass --trace FILE")
+    raise Rt3Error(f"unknown governor '{name}': choose from {choices(NAMES)}, or pass `trace`, a file")
 
 
 def read_trace(path: Path, cluster: Cluster, hz: Sequence[float]) -> Trace:
@@ -178,7 +178,7 @@ def read_trace(path: Path, cluster: Cluster, hz: Sequence[float]) -> Trace:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise Rt3Error(f"--trace {path}: {error}") from error
+        raise Rt3Error(f"`trace` {path}: {error}") from error
     times: list[float] = []
     indices: list[int] = []
     known = {round(f): i for i, f in enumerate(hz)}

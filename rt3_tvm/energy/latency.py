@@ -191,7 +191,7 @@ class TableLatency:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise Rt3Error(f"--latency {path}: {error}") from error
+            raise Rt3Error(f"`latency` {path}: {error}") from error
         if not isinstance(data, dict) or data.get("format") != TABLE_FORMAT:
             found = data.get("format") if isinstance(data, dict) else None
             raise Rt3Error(f"{path}: format {found!r}, expected '{TABLE_FORMAT}': rt3 bench latency writes such files")

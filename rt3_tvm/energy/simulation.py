@@ -16,7 +16,7 @@ MOST_SEGMENTS = 2_000_000
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """What runs: for each operating point the level it takes, and the s of each level there.
 
     Parameters
@@ -40,7 +40,7 @@ class Plan:
     period_s: float = 0.0
     deadline_s: float = 0.0
 
-    def load(self, index: int) -> float:
+    def busy(self, index: int) -> float:
         """Return the part of the time that the workload keeps an operating point busy."""
         took = self.seconds[index][self.level_of[index]]
         if not self.period_s:
@@ -93,8 +93,8 @@ class Outcome:
 class _Battery:
     """The state of a simulation."""
 
-    def __init__(self, joules: float, plan: Plan, levels: int, horizon_s: float) -> None:
-        self.plan, self.full, self.left, self.now, self.horizon = plan, joules, joules, 0.0, horizon_s
+    def __init__(self, joules: float, workload: Workload, levels: int, horizon_s: float) -> None:
+        self.workload, self.full, self.left, self.now, self.horizon = workload, joules, joules, 0.0, horizon_s
         self.arrival = 0  # index of the next inference to begin, in periods
         self.running, self.remaining, self.began = (
             -1,
@@ -109,20 +109,20 @@ class _Battery:
 
     def run(self, index: int, until_s: float, until_joules: float) -> None:
         """Run at one operating point until a time, or until a charge is left."""
-        plan, watts = self.plan, self.plan.watts[index]
+        workload, watts = self.workload, self.workload.watts[index]
         until_s = min(until_s, self.horizon)
         while self.now < until_s - EPSILON and self.left > until_joules + self.full * 1e-12:
             if self.running < 0:
-                begin = self.arrival * plan.period_s if plan.period_s else self.now
+                begin = self.arrival * workload.period_s if workload.period_s else self.now
                 if begin > self.now + EPSILON:
-                    self._spend(min(begin, until_s) - self.now, plan.idle_w, until_joules)
+                    self._spend(min(begin, until_s) - self.now, workload.idle_w, until_joules)
                     continue
-                level = plan.level_of[index]
-                if self._run_many(level, plan.seconds[index][level], watts, until_s, until_joules):
+                level = workload.level_of[index]
+                if self._run_many(level, workload.seconds[index][level], watts, until_s, until_joules):
                     continue
                 self.running, self.remaining, self.began = level, 1.0, self.now
                 self.arrival += 1
-            took = plan.seconds[index][self.running]
+            took = workload.seconds[index][self.running]
             spent = self._spend(min(self.remaining * took, until_s - self.now), watts, until_joules)
             self.remaining -= spent / took
             if self.remaining <= EPSILON:
@@ -140,27 +140,27 @@ class _Battery:
         self.outcome.served[self.running] += 1
         self._judge(self.now - self.began, 1)
         self.running = -1
-        if self.plan.period_s:
-            due = math.ceil(self.now / self.plan.period_s - EPSILON)
+        if self.workload.period_s:
+            due = math.ceil(self.now / self.workload.period_s - EPSILON)
             self.outcome.skipped += max(0, due - self.arrival)
             self.arrival = max(self.arrival, due)
 
     def _judge(self, took: float, count: int) -> None:
-        if self.plan.deadline_s and took > self.plan.deadline_s * (1 + EPSILON):
+        if self.workload.deadline_s and took > self.workload.deadline_s * (1 + EPSILON):
             self.outcome.late += count
 
     def _run_many(self, level: int, took: float, watts: float, until_s: float, until_joules: float) -> bool:
         """Run as many whole periods as fit, as one event; return whether there were any."""
-        plan = self.plan
-        periods = max(1, math.ceil(took / plan.period_s - EPSILON)) if plan.period_s else 1
-        cycle = periods * plan.period_s if plan.period_s else took
-        joules = watts * took + plan.idle_w * (cycle - took)
+        workload = self.workload
+        periods = max(1, math.ceil(took / workload.period_s - EPSILON)) if workload.period_s else 1
+        cycle = periods * workload.period_s if workload.period_s else took
+        joules = watts * took + workload.idle_w * (cycle - took)
         fit = min((until_s - self.now) / cycle, (self.left - until_joules) / joules)
         count = math.floor(fit + EPSILON)
         if count < 1:
             return False
         self.arrival += count * periods
-        self.now = self.arrival * plan.period_s if plan.period_s else self.now + count * cycle
+        self.now = self.arrival * workload.period_s if workload.period_s else self.now + count * cycle
         self.left -= count * joules
         self.outcome.served[level] += count
         self.outcome.skipped += count * (periods - 1)
@@ -169,7 +169,7 @@ class _Battery:
 
     def key(self, index: int) -> tuple[float, ...]:
         """Return what the future depends on, but for the charge: the operating point, and the inference in flight."""
-        phase = self.now - (self.arrival * self.plan.period_s if self.plan.period_s else self.now)
+        phase = self.now - (self.arrival * self.workload.period_s if self.workload.period_s else self.now)
         flight = (self.running, round(self.remaining, 6), round(self.now - self.began, 6)) if self.running >= 0 else ()
         return (index, round(phase, 6), *flight)
 
@@ -191,7 +191,7 @@ class _Battery:
         o.served = [n + int(c) for n, c in zip(o.served, change[6:], strict=True)]
 
 
-def simulate(joules: float, plan: Plan, governor: Governor, horizon_s: float = math.inf) -> Outcome:
+def spend_charge(joules: float, workload: Workload, governor: Governor, horizon_s: float = math.inf) -> Outcome:
     """Return what a charge is good for.
 
     Parameters
@@ -201,14 +201,14 @@ def simulate(joules: float, plan: Plan, governor: Governor, horizon_s: float = m
     horizon_s
         s after which the simulation ends although charge is left.
     """
-    levels = max(plan.level_of) + 1
-    battery = _Battery(joules, plan, max(levels, len(plan.seconds[0])), horizon_s)
+    levels = max(workload.level_of) + 1
+    battery = _Battery(joules, workload, max(levels, len(workload.seconds[0])), horizon_s)
     segments = battery.outcome.segments
     seen: dict[tuple[float, ...], tuple[float, ...]] = {}
     index = 0
     while not battery.over:
         assert len(segments) < MOST_SEGMENTS
-        decision = governor.decide(battery.now, battery.left / joules, index, plan.load)
+        decision = governor.decide(battery.now, battery.left / joules, index, workload.busy)
         index = decision.index
         start, missed = battery.now, battery.outcome.missed
         if governor.by_load and math.isfinite(decision.until_s):
@@ -235,5 +235,5 @@ def _repetitions(before: Sequence[float], now: Sequence[float], battery: _Batter
 
 
 def _segment(battery: _Battery, start: float, index: int, missed: int, mixed: bool = False) -> Segment:
-    level = battery.plan.level_of[index]
+    level = battery.workload.level_of[index]
     return Segment(start, battery.now, index, level, max(0.0, battery.left), battery.outcome.missed - missed, mixed)

@@ -3,77 +3,19 @@
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from rt3_tvm import model as models
 from rt3_tvm.checkpoint import TOKENIZER_FILES, Checkpoint, Level, check_finite
-from rt3_tvm.device import check_frequencies
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer, embeddings_in, export, linears_in
-from rt3_tvm.pattern import Backbone, PatternRecipe, PatternShape, cut_backbone, cut_patterns
+from rt3_tvm.pattern import Backbone, PatternRecipe, cut_backbone, cut_patterns
+from rt3_tvm.prune.options import PruneOptions
 
 SMALLEST = 32
 """Matrices with fewer rows or columns than this stay dense: heads, whose every weight counts and costs nothing."""
-
-
-@dataclass(frozen=True)
-class PruneOptions:
-    """What one-shot pruning is asked for.
-
-    Parameters
-    ----------
-    sparsity
-        One value per level, in [0, 1), ascending: level 0 is the densest.
-    block_sparsity
-        Part of its columns that every block row loses for the backbone, in [0, 1); no level can be denser.
-    shape
-        Shape and group of the patterns; the group shrinks for matrices whose rows it does not divide.
-    patterns
-        K, patterns in a set.
-    block_rows
-        Rows of a block in block pruning.
-    exclude
-        Weight names or globs of linear layers that stay dense.
-    embeddings
-        Whether tables that tokens look up are pruned too, as RT3 does with its language model.
-    frequencies
-        Hz of each level, descending; None leaves them to the compiler.
-    """
-
-    sparsity: tuple[float, ...] = (0.5, 0.75, 0.9)
-    block_sparsity: float = 0.0
-    shape: PatternShape = PatternShape(4, 32, 4)
-    patterns: int = 256
-    block_rows: int = 128
-    exclude: tuple[str, ...] = ()
-    embeddings: bool = False
-    frequencies: tuple[float, ...] | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.sparsity:
-            raise Rt3Error("no sparsity given: give one per level, for example 0.5,0.75,0.9")
-        for s in (*self.sparsity, self.block_sparsity):
-            if not 0.0 <= s < 1.0:
-                raise Rt3Error(f"sparsity {s:g} is outside [0, 1)")
-        if any(a >= b for a, b in pairwise(self.sparsity)):
-            raise Rt3Error(
-                f"sparsity {','.join(f'{s:g}' for s in self.sparsity)}: give the levels ascending, each once"
-            )
-        if self.block_sparsity > self.sparsity[0]:
-            raise Rt3Error(
-                f"block sparsity {self.block_sparsity:g} exceeds the first level's sparsity {self.sparsity[0]:g}: "
-                "the backbone must hold every level"
-            )
-        if self.frequencies is not None:
-            check_frequencies(self.frequencies, len(self.sparsity))
-        if self.patterns < 1 or self.block_rows < 1:
-            raise Rt3Error(f"--patterns {self.patterns} and --block-rows {self.block_rows} must be at least 1")
-        if self.block_rows % self.shape.group:
-            raise Rt3Error(f"--block-rows {self.block_rows} must be a multiple of the group {self.shape.group}")
 
 
 def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path | None = None) -> Checkpoint:

@@ -22,7 +22,7 @@ def device_facts(device: Device) -> dict[str, Any]:
 
 
 def devices_table(devices: list[Device]) -> Table:
-    """Return one line per device."""
+    """Return one line per device, and one for this machine, which takes TVM and its seconds to be named."""
     table = Table(title="devices (rt3 devices show NAME says more)")
     for head in ("name", "what", "clusters", "GHz", "power"):
         table.add_column(head, no_wrap=head == "name")
@@ -35,6 +35,7 @@ def devices_table(devices: list[Device]) -> Table:
             ", ".join(_range(c.opps) for c in clusters),
             "modelled" if all(_has_power(c) for c in clusters) else "with --power",
         )
+    table.add_row("host", "the machine this runs on", "rt3 devices show host", "", "with --power")
     return table
 
 

@@ -46,7 +46,7 @@ def measure_ops(path: Path, level: int, length: int | None = None, threads: int 
     with load(path) as bundle:
         length = length or bundle.max_length
         if not 1 <= length <= bundle.max_length:
-            raise Rt3Error(f"--seq-len {length}: this bundle takes 1 to {bundle.max_length}")
+            raise Rt3Error(f"`length` {length}: this bundle takes 1 to {bundle.max_length}")
         bundle.set_level(level)
         bundle.set_threads(threads)
         facts = bundle.metadata

@@ -51,7 +51,7 @@ def _measured(bundle: Path | None, level: int | None, levels: int) -> Iterator[P
         return
     chosen = levels // 2 if level is None else level
     if not 0 <= chosen < levels:
-        raise Rt3Error(f"--level {chosen}: the checkpoint has levels 0 to {levels - 1}")
+        raise Rt3Error(f"`level` {chosen}: the checkpoint has levels 0 to {levels - 1}")
     rows = measure_ops(bundle, chosen)
     said = f"Measured on this machine, one thread, medians, level {chosen} of {bundle.name}."
     yield Picture(titles[0], f"{said} What is no linear layer is hatched.", figures.kernels(rows))

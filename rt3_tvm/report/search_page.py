@@ -37,7 +37,7 @@ def write_search_page(folder: Path, checkpoint: Path) -> str:
     """
     figures.pyplot()
     if not (folder / JOURNAL).is_file():
-        raise Rt3Error(f"no journal in '{folder}': run rt3 search with this -o first")
+        raise Rt3Error(f"no journal in '{folder}': run rt3 search with this `output` first")
     journal = Journal.read(folder / JOURNAL)
     episodes = journal.of("episode")
     metric = TASKS[journal.config["task"]].metric

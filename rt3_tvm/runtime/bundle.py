@@ -3,24 +3,26 @@
 import _ctypes
 import ctypes
 import json
-import tempfile
+import os
+import secrets
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os import fsencode
 from pathlib import Path
-from typing import Any, Never, Self
+from typing import Any, BinaryIO, Never, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from rt3_tvm.errors import JobError, Rt3Error, choices
-from rt3_tvm.runtime.check import read_metadata
+from rt3_tvm.runtime.check import WrongMachine, metadata_of, open_bundle
+from rt3_tvm.runtime.checksums import check_content
 
 MAX_RANK = 4
 AXIS_BATCH, AXIS_LENGTH = -1, -2
-BELOW_RANGE, ERROR_ARGUMENT, ERROR_BUNDLE = 1, -1, -5
+BELOW_RANGE = 1
 DTYPES = (np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64))
 
 
@@ -87,19 +89,24 @@ def load(path: str | Path) -> "Bundle":
     return Bundle(Path(path))
 
 
-def _open_library(path: Path) -> ctypes.CDLL:
-    """Load a library under a name that no other load ever has.
+ERRORS: dict[int, type[Exception]] = {-1: Rt3Error, -5: Rt3Error, -6: WrongMachine}
+"""What a status of the C API is raised as; others are failed jobs."""
+
+
+def _load_library(file: BinaryIO, path: Path) -> ctypes.CDLL:
+    """Load a library from an open file, so that it is the one that was checked, under a name that no other load ever has.
 
     The loader takes a name that it knows for the library it had under it, whatever the file is now; under a new name it goes by
-    the file itself (its inode).
+    the file itself (its inode). Descriptors are used again, so the name also has 64 random bits: the number of slashes between
+    components that stand for nothing.
     """
+    bits = f"{secrets.randbits(64):064b}"
+    unique = "".join("./" if bit == "0" else ".//" for bit in bits)
     try:
-        with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
-            name = Path(folder) / path.name
-            name.symlink_to(path.resolve())
-            return ctypes.CDLL(str(name), mode=ctypes.RTLD_LOCAL)
+        return ctypes.CDLL(f"/proc/self/fd/{unique}{file.fileno()}", mode=ctypes.RTLD_LOCAL)
     except OSError as error:
-        raise Rt3Error(f"'{path}' cannot be loaded: {error}") from error
+        reason = str(error).replace(unique, "")
+        raise Rt3Error(f"'{path}' cannot be loaded: {reason}") from error
 
 
 class Bundle:
@@ -118,22 +125,29 @@ class Bundle:
 
     def __init__(self, path: Path) -> None:
         self._handle: ctypes.c_void_p | None = None
-        read_metadata(path, for_this_machine=True)
         self.path = path
-        self._library = _open_library(path)
+        with open_bundle(path) as file:
+            metadata_of(file, path)
+            check_content(file, path)
+            self._library = _load_library(file, path)
         self._declare()
         handle = ctypes.c_void_p()
         try:
             self._check(self._library.rt3_open(ctypes.byref(handle)))
         except Rt3Error as error:
             _ctypes.dlclose(self._library._handle)
-            raise Rt3Error(f"'{path}': {error}") from error
+            raise type(error)(f"'{path}': {error}") from error
         self._handle = handle
+        self._renew_locks()
+        _opened.add(self)
+        self._inputs = self._describe(self._library.rt3_input_count, self._library.rt3_input)
+        self._outputs = self._describe(self._library.rt3_output_count, self._library.rt3_output)
+
+    def _renew_locks(self) -> None:
+        """Make the locks; in a child that was forked again, since threads that held them are not there."""
         self._queue = threading.Lock()
         self._users = 0
         self._state = threading.Condition()
-        self._inputs = self._describe(self._library.rt3_input_count, self._library.rt3_input)
-        self._outputs = self._describe(self._library.rt3_output_count, self._library.rt3_output)
 
     def _declare(self) -> None:
         library, handle = self._library, ctypes.c_void_p
@@ -171,7 +185,7 @@ class Bundle:
     def _check(self, status: int) -> int:
         if status < 0:
             message = self._library.rt3_last_error().decode()
-            raise Rt3Error(message) if status in (ERROR_ARGUMENT, ERROR_BUNDLE) else JobError(message)
+            raise ERRORS.get(status, JobError)(message)
         return status
 
     @contextmanager
@@ -279,7 +293,7 @@ class Bundle:
         hysteresis: float = 0.0,
     ) -> None:
         """Follow a cpufreq policy from now on; zeros take the defaults of ``rt3.h``."""
-        options = _AutoOptions(fsencode(sysfs_root), policy, dwell_s, poll_s, hysteresis)
+        options = _AutoOptions(os.fsencode(sysfs_root), policy, dwell_s, poll_s, hysteresis)
         with self._open() as handle, self._queue:
             self._check(self._library.rt3_set_auto(handle, ctypes.byref(options)))
 
@@ -366,6 +380,17 @@ class Bundle:
     def __reduce__(self) -> Never:
         """Refuse to be copied or pickled: two objects would free one handle."""
         raise TypeError("a Bundle cannot be copied or pickled: load the file again")
+
+
+_opened: "weakref.WeakSet[Bundle]" = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    for bundle in _opened:
+        bundle._renew_locks()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _tensors(arrays: Mapping[str, np.ndarray]) -> Any:

@@ -1,22 +1,22 @@
 """Inputs and outputs of ``rt3 run``."""
 
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rt3_tvm.errors import JobError, Rt3Error, choices
+from rt3_tvm.errors import Rt3Error, choices
+from rt3_tvm.files import open_regular, written_whole
 from rt3_tvm.timing import time_calls
 
 
 def read_inputs(path: Path, known: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the arrays of an .npz; no pickle."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_regular(path) as source, np.load(source, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise Rt3Error(f"'{path}' is not an .npz of plain arrays: {error}") from error
     for name in arrays:
         if name not in known:
@@ -25,22 +25,15 @@ def read_inputs(path: Path, known: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def write_outputs(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays to an .npz under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(path)
-    except OSError as error:
-        raise JobError(f"cannot write '{path}': {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write arrays to an .npz, whole or not at all."""
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def time_table(call: Callable[[], object], repeat: int, number: int) -> str:
     """Return the table of times that tvmc prints."""
     if repeat < 1 or number < 1:
-        raise Rt3Error(f"--repeat {repeat} and --number {number} must be at least 1")
+        raise Rt3Error(f"`repeat` {repeat} and `number` {number} must be at least 1")
     t = time_calls(call, repeat, number)
     head = "".join(f"{h:^13}" for h in ("mean (ms)", "median (ms)", "max (ms)", "min (ms)", "std (ms)"))
     row = "".join(f"{v:^13.4f}" for v in (t.mean, t.median, t.high, t.low, t.deviation))

@@ -68,7 +68,7 @@ def ratios_of(layers: Sequence[LinearLayer], ratio: float, by_glob: Sequence[tup
         names = [n for n in ratios if fnmatch(n, glob)]
         if not names:
             raise Rt3Error(
-                f"--block-sparsity-of {glob}={own:g}: no matrix has such a name: {', '.join(sorted(ratios))}"
+                f"`block_sparsity_of` {glob}={own:g}: no matrix has such a name: {', '.join(sorted(ratios))}"
             )
         ratios |= dict.fromkeys(names, own)
     return ratios

@@ -81,8 +81,8 @@ class Episodes:
         count = self.setting.options.children
         failed = [r for r in self.known.values() if "failed" in r]
         if failed:
-            return f"none of {count} children could be trained; the last: {failed[-1]['failed']}: lower --pruned-rate"
-        return f"none of {count} children met the deadline: propose more (--children), or allow more time"
+            return f"none of {count} children could be trained; the last: {failed[-1]['failed']}: lower `pruned_rate`"
+        return f"none of {count} children met the deadline: propose more (`children`), or allow more time"
 
     def _misses(self, child: Choice) -> bool:
         deadline = self.space.deadline_s
@@ -99,7 +99,7 @@ class Episodes:
             if written["child"] != child.key or written["reward"] != reward:
                 raise Rt3Error(
                     f"{self.journal.path}: episode {self.number} does not follow from what is before it: begin anew "
-                    "with --restart"
+                    "with `restart`"
                 )
         else:
             row = {
@@ -147,7 +147,7 @@ def _reward(trained: Trained, space: Space, setting: Setting) -> Reward:
 
 def child_trainer(setting: Setting, space: Space, store: Store, sentences: tuple[str, ...]) -> ChildTrainer:
     """Return what trains children, from the states on disk."""
-    dense, backbone = (store.load(name) for name in ("dense", "backbone"))
+    dense, backbone = (store.read(name) for name in ("dense", "backbone"))
     assert dense is not None and backbone is not None
     model, teacher = (models.build(models.describe(setting.model)) for _ in range(2))
     teacher.load_state_dict(take(dense[0], "model/"))

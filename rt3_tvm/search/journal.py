@@ -46,7 +46,7 @@ class Journal:
             said, first = _differences(journal.config, wanted)
             raise Rt3Error(
                 f"'{path}' is the journal of another configuration: {said}: give the same options to go on with it, "
-                f"another -o, or --restart {first} to do {_and_after(first)} again"
+                f"another `output`, or `restart` {first} to do {_and_after(first)} again"
             )
         if size < path.stat().st_size:
             os.truncate(path, size)
@@ -70,7 +70,7 @@ class Journal:
         if old.config != new:
             said, first = _differences(old.config, new)
             if PHASES.index(first) < PHASES.index(phase):
-                raise Rt3Error(f"--restart {phase}: {said}: that takes --restart {first}, {_and_after(first)} again")
+                raise Rt3Error(f"`restart` {phase}: {said}: that takes `restart` {first}, {_and_after(first)} again")
         kept = [r for r in old.records if phase == "joint" and r.get("kind") in ("child", "episode")]
         return cls(path, new, kept)
 

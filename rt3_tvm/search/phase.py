@@ -59,7 +59,7 @@ class Trained:
         """Return the weights as NumPy arrays, copied."""
         return {name: value.detach().numpy().copy() for name, value in self.model.state_dict().items()}
 
-    def load(self, weights: Tensors) -> None:
+    def set_weights(self, weights: Tensors) -> None:
         """Take weights."""
         self.model.load_state_dict(weights)
 
@@ -100,11 +100,11 @@ class Phase:
 
     def _resume(self) -> int:
         """Take the state of a phase that was killed, and return its next epoch."""
-        found = self.trained.store.load(self.partial)
+        found = self.trained.store.read(self.partial)
         if found is None:
             return 0
         tensors, self.facts = found
-        self.trained.load(take(tensors, "model/"))
+        self.trained.set_weights(take(tensors, "model/"))
         self.trainer.restore(take(tensors, "optimizer/"))
         self.extra = take(tensors, "extra/")
         return len(self.facts["loss"])
@@ -123,9 +123,9 @@ class Phase:
             try:
                 loss = self.trainer.epoch(number, levels, penalty, self.batches, tick)
             except JobError as error:
-                rate, again = ("--rate", "dense") if self.name == "dense" else ("--pruned-rate", "blocks")
+                rate, again = ("`rate`", "dense") if self.name == "dense" else ("`pruned_rate`", "blocks")
                 raise JobError(
-                    f"{self.name}: {error}: lower {rate} (now {self.trainer.options.rate:g}) and give --restart {again}; "
+                    f"{self.name}: {error}: lower {rate} (now {self.trainer.options.rate:g}) and give `restart` {again}; "
                     f"all before that epoch is kept in '{t.store.folder}'"
                 ) from error
             accuracy = score() if score else math.nan
@@ -147,7 +147,7 @@ class Phase:
         """Give the model the weights that were kept, if any were."""
         best = take(self.extra, "best/")
         if best:
-            self.trained.load(best)
+            self.trained.set_weights(best)
 
     def end_epoch(self) -> None:
         """Write the state, so that a killed search goes on from here."""
@@ -165,11 +165,11 @@ class Phase:
 
 def ended(trained: Trained, name: str) -> Tensors | None:
     """Take the weights of a phase that ended before, and return what else it left; None where it has not ended."""
-    found = trained.store.load(name)
+    found = trained.store.read(name)
     if found is None:
         return None
     trained.store.remove(partial_name(name))  # it may have been killed just before that
     tensors, facts = found
-    trained.load(take(tensors, "model/"))
+    trained.set_weights(take(tensors, "model/"))
     trained.figures[name] = facts
     return take(tensors, "extra/")

@@ -86,7 +86,7 @@ def search(
         The loss diverged, or a file could not be written.
     """
     if output.exists() and not (output / "checkpoint.json").is_file():
-        raise Rt3Error(f"'{output}' exists and is not a checkpoint: choose another -o")
+        raise Rt3Error(f"'{output}' exists and is not a checkpoint: choose another `output`")
     folder = folder_of(output)
     _check_restart(restart, folder)
     torch.set_num_threads(options.threads)
@@ -113,9 +113,9 @@ def search(
 
 def _check_restart(phase: str | None, folder: Path) -> None:
     if phase not in (None, *PHASES):
-        raise Rt3Error(f"--restart {phase}: choose from {choices(PHASES)}")
+        raise Rt3Error(f"`restart` {phase}: choose from {choices(PHASES)}")
     if phase not in (None, PHASES[0]) and not (folder / JOURNAL).is_file():
-        raise Rt3Error(f"--restart {phase}: '{folder}' has no earlier search: leave it out")
+        raise Rt3Error(f"`restart` {phase}: '{folder}' has no earlier search: leave it out")
 
 
 def _run_phases(
@@ -211,7 +211,7 @@ def _train_alone(
 ) -> None:
     """Train every level alone for as long, to compare with: what sharing one weight costs."""
     for i in range(space.levels):
-        trained.load(start)
+        trained.set_weights(start)
 
         def cut(weights: dict[str, Any], part: float, i: int = i) -> tuple[Level, ...]:
             return (space.cut(choice, weights, part)[i],)

@@ -67,7 +67,7 @@ def _within(sparsity: float, backbone: float) -> float:
     within = 1.0 - (1.0 - sparsity) / backbone
     if within < -0.005:
         raise Rt3Error(
-            f"--sparsity {sparsity:g}: the backbone keeps only {backbone:.4f} of the weights: lower --block-sparsity"
+            f"`sparsity` {sparsity:g}: the backbone keeps only {backbone:.4f} of the weights: lower `block_sparsity`"
         )
     return max(0.0, within)
 

@@ -178,7 +178,7 @@ class Space:
         if not self.ladders:
             raise Rt3Error(
                 f"deadline {1e3 * self.deadline_s:g} ms: fewer sparsities meet it than there are levels "
-                f"({self.levels}): offer more with --grid, allow more time, or use fewer levels"
+                f"({self.levels}): offer more with `grid`, allow more time, or use fewer levels"
             )
 
     def cut(self, choice: Choice, weights: Weights, part: float = 1.0) -> tuple[Level, ...]:

@@ -1,7 +1,6 @@
 """What a search keeps between its phases: tensors as safetensors with figures as JSON beside them, one file a phase."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.files import written_whole
 
 Tensors = dict[str, torch.Tensor]
 Facts = dict[str, Any]
@@ -29,22 +29,18 @@ class Store:
 
     def save(self, name: str, tensors: Tensors, facts: Facts) -> None:
         """Write a state over the one of that name."""
-        temporary = self.folder / f".{name}.tmp"
+        path = self.path(name)
+        whole = {k: v.detach().clone().contiguous() for k, v in tensors.items()}  # safetensors refuses shared memory
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            whole = {
-                k: v.detach().clone().contiguous() for k, v in tensors.items()
-            }  # safetensors refuses shared memory
-            save_file(whole, temporary, {"facts": json.dumps(facts)})
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(self.path(name))
+            for stale in self.folder.glob(f".{path.name}.*"):  # of a search that was killed: this one holds the folder
+                stale.unlink()
+            with written_whole(path) as temporary:
+                save_file(whole, temporary, {"facts": json.dumps(facts)})
         except (OSError, SafetensorError) as error:
-            raise JobError(f"cannot write '{self.path(name)}': {error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            raise JobError(f"cannot write '{path}': {error}") from error
 
-    def load(self, name: str) -> tuple[Tensors, Facts] | None:
+    def read(self, name: str) -> tuple[Tensors, Facts] | None:
         """Return a state, or None where there is none."""
         path = self.path(name)
         if not path.is_file():
@@ -54,7 +50,7 @@ class Store:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
                 return tensors, json.loads(file.metadata()["facts"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise Rt3Error(f"'{path}' is damaged ({error}): begin anew with --restart") from error
+            raise Rt3Error(f"'{path}' is damaged ({error}): begin anew with `restart`") from error
 
     def keep(self, names: Sequence[str]) -> None:
         """Remove every state but those of these phases, ended or not."""

@@ -23,8 +23,8 @@ Penalty = Callable[[torch.nn.Module], torch.Tensor]
 Tick = Callable[[], None]
 """Called after every batch."""
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
-"""What matrix products are computed in while training; weights and scores are always float32."""
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+"""By precision."""
 UNLABELLED_BATCH = 64
 """Sentences of a batch without labels."""
 
@@ -48,7 +48,7 @@ class TrainOptions:
     unlabelled
         Batches of unlabelled sentences after each batch with labels.
     precision
-        A row of PRECISIONS.
+        A row of DTYPES.
     """
 
     rate: float
@@ -103,7 +103,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 @contextmanager
 def computing(precision: str) -> Iterator[None]:
     """Compute in a precision; attention in plain operators, whose gradients are faster on a CPU than those of the fused one."""
-    dtype = PRECISIONS[precision]
+    dtype = DTYPES[precision]
     with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
         yield
 

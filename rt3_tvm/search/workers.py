@@ -57,7 +57,7 @@ class RayWorkers:
         try:
             import ray
         except ImportError:
-            raise Rt3Error("--workers ray needs Ray: pip install 'rt3-tvm[ray]'") from None
+            raise Rt3Error("`workers` ray needs Ray: pip install 'rt3-tvm[ray]'") from None
         self.ray: Any = ray
         try:
             if address is None:
@@ -65,16 +65,16 @@ class RayWorkers:
             else:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise JobError(f"--workers ray: {str(error).splitlines()[0]}") from error
+            raise JobError(f"`workers` ray: {str(error).splitlines()[0]}") from error
         if address is None and not ip_address(ray.util.get_node_ip_address()).is_loopback:
             self.close()
             raise JobError(
-                f"--workers ray: Ray was imported before {LOOPBACK_VARIABLE}=0 was set and would listen beyond loopback"
+                f"`workers` ray: Ray was imported before {LOOPBACK_VARIABLE}=0 was set and would listen beyond loopback"
             )
         cores = int(ray.cluster_resources().get("CPU", 0))
         if cores < threads:
             self.close()
-            raise Rt3Error(f"--workers ray: the cluster has {cores} cores, --threads asks for {threads} a worker")
+            raise Rt3Error(f"`workers` ray: the cluster has {cores} cores, `threads` asks for {threads} a worker")
         worker = ray.remote(num_cpus=threads)(_RayWorker)
         self.pool: list[Any] = [worker.remote(make, threads) for _ in range(cores // threads)]
 
@@ -86,7 +86,7 @@ class RayWorkers:
             pool: Any = ActorPool(self.pool)
             return list(pool.map(lambda worker, child: worker.train.remote(child), list(children)))
         except self.ray.exceptions.RayError as error:
-            raise JobError(f"--workers ray: {str(error).strip().splitlines()[-1]}") from error
+            raise JobError(f"`workers` ray: {str(error).strip().splitlines()[-1]}") from error
 
     def close(self) -> None:
         """Stop the workers, and Ray where it was started here."""

@@ -56,7 +56,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise Rt3Error(f"'{path}' cannot be read: {error.strerror}: pass the folder of the data as --data") from error
+        raise Rt3Error(f"'{path}' cannot be read: {error.strerror}: pass the folder of the data as `data`") from error
     try:
         lines = text.decode("utf-8").split("\n")  # not splitlines: texts have other characters that it would break at
         return lines[:-1] if lines[-1] == "" else lines

@@ -94,7 +94,7 @@ class ClassificationData:
 def load_rte(data: Path | None, model: torch.nn.Module, source: Path | None) -> ClassificationData:
     """Return RTE from a folder with GLUE's train.tsv and dev.tsv: index, two sentences, a label; one line of heads."""
     if data is None:
-        raise Rt3Error("task rte needs --data: a folder with train.tsv, dev.tsv")
+        raise Rt3Error("task rte needs `data`: a folder with train.tsv, dev.tsv")
     train, test = (_read_table(data / name, (1, 2), 3, 4, RTE_LABELS) for name in ("train.tsv", "dev.tsv"))
     splits = {
         "train": [e for i, e in enumerate(train) if i % RTE_VALID_EVERY],
@@ -159,7 +159,7 @@ def text_classes(data: Path | None) -> int:
 
 def _text_folder(data: Path | None) -> Path:
     if data is None:
-        raise Rt3Error(f"task text needs --data: a folder with {', '.join(TEXT_FILES.values())}")
+        raise Rt3Error(f"task text needs `data`: a folder with {', '.join(TEXT_FILES.values())}")
     return data
 
 

@@ -47,7 +47,7 @@ class LanguageModelData:
 
     def unlabelled(self, sentences: list[str], size: int, generator: torch.Generator) -> Iterator[Batch]:
         """Refuse: text needs no labels here."""
-        raise Rt3Error("task lm learns from plain text anyway: put it into train.txt, not --unlabelled")
+        raise Rt3Error("task lm learns from plain text anyway: put it into train.txt, not `unlabelled`")
 
     def predict(self, forward: Forward, batch: Batch) -> Prediction:
         """Return ``logits`` (batch, 35, vocabulary)."""

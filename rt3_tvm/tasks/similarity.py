@@ -105,7 +105,7 @@ def load_similarity(data: Path | None, _model: torch.nn.Module, source: Path | N
     except ImportError:
         raise Rt3Error("task sts needs scipy: pip install 'rt3-tvm[search]'") from None
     if data is None:
-        raise Rt3Error(f"task sts needs --data: a folder with {', '.join(FILES.values())}")
+        raise Rt3Error(f"task sts needs `data`: a folder with {', '.join(FILES.values())}")
     pairs = {split: _read_pairs(data / name) for split, name in FILES.items()}
     return SimilarityData(pairs, load_tokenizer("sts", source))
 

@@ -11,6 +11,7 @@ from rt3_tvm.transform.fuse_composites import fuse_composites_passes
 from rt3_tvm.transform.legalize import legalize_passes
 from rt3_tvm.transform.schedule_kernels import ScheduleKernels
 from rt3_tvm.transform.simplify import simplify_passes
+from rt3_tvm.transform.spill_to_workspace import SpillToWorkspace
 from rt3_tvm.transform.to_feature_major import ToFeatureMajor
 
 Phase = tuple[str, list[tvm.transform.Pass]]
@@ -29,8 +30,8 @@ def level_phases(context: VariantContext) -> list[Phase]:
     return [
         ("3_annotate_sparsity", [AnnotateSparsity(context)]),
         ("4_to_feature_major", [ToFeatureMajor(context)]),
-        ("5_legalize", legalize_passes()),
-        ("6_schedule_kernels", [ScheduleKernels(context.cpu)]),
+        ("5_legalize", legalize_passes(context.cpu)),
+        ("6_schedule_kernels", [ScheduleKernels(context.cpu), SpillToWorkspace()]),
     ]
 
 

@@ -9,13 +9,15 @@ import tvm
 from tvm import te, tirx
 
 from rt3_tvm.codegen.kernels import PIPELINE, task_count, with_c_signature
-from rt3_tvm.schedules import DECISIONS_ATTR, SCHEDULES, attention, layer_norm, layout, rotary
+from rt3_tvm.schedules import DECISIONS_ATTR, SCHEDULES, attention, layer_norm, layout, matmul, rotary
 from rt3_tvm.schedules.attention import AttentionShape
 from rt3_tvm.schedules.few_tokens import few_token_linear
 from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
+from rt3_tvm.schedules.matmul import BatchIndex, MatmulShape
 from rt3_tvm.schedules.packing import pack_rows
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
+from rt3_tvm.transform.legalize import matmul_shape
 from tests.kernels.harness import CLUSTER, CPU, from_tiles, run_kernel, schedule, to_tiles
 
 
@@ -101,6 +103,33 @@ def test_rotary(rng):
     np.testing.assert_allclose(from_tiles(y, batch, length), want, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ((2, 3, 33, 20), (2, 3, 20, 64)),
+        ((6, 7, 5), (6, 5, 41)),
+        ((2, 3, 1, 9), (1, 3, 9, 17)),
+        ((2, 3, 8, 9), (2, 1, 9, 1)),
+        ((4, 3, 8, 9), (9, 35)),
+        ((16, 7), (3, 7, 128)),
+    ],
+)
+def test_matmul(rng, left, right):
+    a, b = (rng.standard_normal(s).astype(np.float32) for s in (left, right))
+    want = a.astype(np.float64) @ b
+    shape = matmul_shape(left, right)
+    c = np.full((shape.batch, shape.rows, shape.columns), np.nan, np.float32)
+    func = matmul.matmul(shape, matmul.register_block(shape, CPU))
+    operands = a.reshape(shape.left.count, shape.rows, shape.inner), b.reshape(shape.right.count, *right[-2:])
+    run_kernel("matmul", func, *operands, c)
+    np.testing.assert_allclose(c.reshape(want.shape), want, atol=1e-5, rtol=0)
+
+
+def test_what_is_broadcast_in_pieces_is_left_to_tvm():
+    assert matmul_shape((2, 1, 4, 8, 8), (2, 3, 4, 8, 8)) is None
+    assert matmul_shape((8,), (8, 8)) is None
+
+
 def test_elementwise_with_a_reduction_in_the_middle(rng):
     x = te.placeholder((5, 32), "float32", name="x")
     k = te.reduce_axis((0, 32), "k")
@@ -130,6 +159,7 @@ EXAMPLES = {
     "dense_linear": lambda: _linear(32),
     "few_token_linear": lambda: few_token_linear(LinearShape(1, 32, 64, 16, 4), LinearPacking(4, 2, 4), 2, "gelu"),
     "attention": lambda: attention.attention(AttentionShape(1, 32, 2, 16, 0.25, key_bias=(1, 1))),
+    "matmul": lambda: matmul.matmul(MatmulShape(3, 16, 24, 32, BatchIndex(3), BatchIndex(3)), (4, 16)),
     "layer_norm": lambda: layer_norm.layer_norm(NormShape(2, 64, 1e-5, residual=True)),
     "rotary": lambda: rotary.rotary(1, 32, 2, 8),
     "embedding": lambda: layout.embedding(1, 32, 10, 64, "int32"),

@@ -163,7 +163,7 @@ def test_a_frequency_is_held_and_given_back(tmp_path):
 
 
 def test_a_machine_without_cpufreq_says_so(tmp_path):
-    with pytest.raises(Rt3Error, match="leave --freqs out"), pinned(1e9, tmp_path):
+    with pytest.raises(Rt3Error, match="leave frequencies out"), pinned(1e9, tmp_path):
         pass
 
 

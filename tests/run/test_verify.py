@@ -179,7 +179,7 @@ def test_a_bundle_for_another_machine_is_verified_by_its_host_twin(checkpoint, t
 
 def test_a_wrong_kernel_for_another_machine_is_caught_here(checkpoint, tmp_path, monkeypatch):
     spoil(monkeypatch, "layer_norm")
-    with pytest.raises(JobError, match="first to differ is rt3.layer_norm"):
+    with pytest.raises(JobError, match=r"first to differ is rt3\.layer_norm"):
         compile_for_arm(checkpoint, tmp_path / "m.so")
     assert not list(tmp_path.iterdir())
 
@@ -190,6 +190,6 @@ def test_what_is_wrong_under_qemu_alone_is_caught(checkpoint, tmp_path, monkeypa
         pytest.skip("qemu-aarch64 is not installed: install qemu-user")
     run = emulate.Emulator.run
     monkeypatch.setattr(emulate.Emulator, "run", lambda *a: {name: value * 1.01 for name, value in run(*a).items()})
-    with pytest.raises(JobError, match="the bundle is wrong under [^\n]*qemu-aarch64[^\n]*its kernels are right here"):
+    with pytest.raises(JobError, match=r"the bundle is wrong under [^\n]*qemu-aarch64[^\n]*its kernels are right here"):
         compile_for_arm(checkpoint, tmp_path / "m.so")
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,12 @@ def sanitized(request, tiny_checkpoint, tmp_path_factory):
     path = tmp_path_factory.mktemp("sanitized") / "tiny.so"
     frequencies = (1.4e9, 1.0e9, 0.8e9)
     options = CompileOptions(
-        frequencies=frequencies, lengths=(16, 40), batch=2, threads=3, cross_compiler=f"cc -g {flag}"
+        frequencies=frequencies,
+        lengths=(16, 40),
+        batch=2,
+        threads=3,
+        cross_compiler=f"cc -g {flag}",
+        verify=False,  # this process has no sanitizer to load it with
     )
     compile(tiny_checkpoint, path, options)
     return path, flag

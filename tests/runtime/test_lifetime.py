@@ -1,6 +1,8 @@
 """How long a handle lives: use after close, close while threads run, copies."""
 
 import copy
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from rt3_tvm import load
 from rt3_tvm.errors import Rt3Error
+from tests.runtime import synthetic
 
 IDS = np.zeros((1, 8), np.int64)
 USES = {
@@ -78,3 +81,64 @@ def test_a_handle_has_one_owner(tiny_bundle, duplicate):
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
             duplicate(bundle)
         bundle(input_ids=IDS)
+
+
+FORKS = """
+import os, signal, sys, threading
+import numpy as np
+from rt3_tvm import load
+
+ids = np.array([[1, 2, 10], [3, 3, 0]])
+bundle = load(sys.argv[1])
+bundle.set_threads(2)
+want = bundle(input_ids=ids)["sum"]
+
+
+def child(*steps):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)  # one that hangs is ended
+        try:
+            for step in steps:
+                step()
+            os._exit(0)
+        except BaseException as error:
+            print(error, file=sys.stderr)
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def call():
+    assert np.array_equal(bundle(input_ids=ids)["sum"], want)
+
+
+def set_threads():
+    bundle.set_threads(1)
+    bundle.set_threads(2)
+
+
+for steps in ((bundle.close,), (set_threads, call), (call, bundle.close), (lambda: bundle.set_level(1), bundle.close), ()):
+    assert child(*steps) == 0, steps
+assert child(lambda: child(call, bundle.close), call) == 0
+# Forked while another thread is in a run or waits for one: that thread is not in the child.
+stop = False
+threads = [threading.Thread(target=lambda: [call() for _ in iter(lambda: stop, True)]) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for _ in range(30):
+    assert child(call, set_threads, call, bundle.close) == 0
+stop = True
+for thread in threads:
+    thread.join()
+call()
+bundle.close()
+print("done")
+"""
+
+
+def test_a_forked_child_has_a_bundle_of_its_own(tmp_path):
+    bundle = synthetic.build(tmp_path).path
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, bundle], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.stdout == "done\n", done.stderr

@@ -271,37 +271,37 @@ def test_the_journal_refuses_another_configuration_and_damage(tmp_path):
 
 def test_states_are_whole_or_not_there(tmp_path):
     store = Store(tmp_path)
-    assert store.load("dense") is None
+    assert store.read("dense") is None
     store.save("dense", {"w": torch.arange(4.0)}, {"loss": [1.5]})
-    tensors, facts = store.load("dense")
+    tensors, facts = store.read("dense")
     assert torch.equal(tensors["w"], torch.arange(4.0))
     assert facts == {"loss": [1.5]}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dense.safetensors"]
     path = store.path("dense")
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(Rt3Error, match=r"dense.safetensors' is damaged .*--restart"):
-        store.load("dense")
+    with pytest.raises(Rt3Error, match=r"dense.safetensors' is damaged .*restart"):
+        store.read("dense")
 
 
 BAD = [
-    ({"deadline_s": 0.0, "sparsity": None}, "give --deadline MS, or --sparsity"),
-    ({"sparsity": (0.8, 0.7, 0.9)}, "--sparsity 0.8,0.7,0.9: give them ascending"),
+    ({"deadline_s": 0.0, "sparsity": None}, "give deadline_s, or sparsity"),
+    ({"sparsity": (0.8, 0.7, 0.9)}, "sparsity 0.8,0.7,0.9: give them ascending"),
     ({"sparsity": (0.5, 0.6), "frequencies": (2e9, 1e9, 5e8)}, "2 levels for 3 frequencies"),
     ({"frequencies": (1e9, 2e9, 3e9)}, "from the highest to the lowest"),
-    ({"level_weights": (1.0, 1.0)}, "--level-weights 1,1: give one above 0 for each of 3 levels"),
-    ({"block": "magic"}, "--block magic: choose from gradual, lasso, one-shot, random"),
-    ({"pattern": "magic"}, "--pattern magic: choose from magnitude, maps, random"),
-    ({"search": "magic"}, "--search magic: choose from evolution, none, random, rl"),
-    ({"precision": "half"}, "--precision half: choose from bfloat16, float32"),
-    ({"grid": (0.5, 0.4, 0.9)}, "--grid 0.5,0.4,0.9: give them ascending"),
+    ({"level_weights": (1.0, 1.0)}, "level_weights 1,1: give one above 0 for each of 3 levels"),
+    ({"block": "magic"}, "block magic: choose from gradual, lasso, one-shot, random"),
+    ({"pattern": "magic"}, "pattern magic: choose from magnitude, maps, random"),
+    ({"search": "magic"}, "search magic: choose from evolution, none, random, rl"),
+    ({"precision": "half"}, "precision half: choose from bfloat16, float32"),
+    ({"grid": (0.5, 0.4, 0.9)}, "grid 0.5,0.4,0.9: give them ascending"),
     ({"grid": (0.5, 0.6), "sparsity": None, "deadline_s": 1.0}, "3 levels need as many sparsities"),
-    ({"block_rows": 10, "groups": (4,)}, "--block-rows 10 must be a multiple of the group 4"),
-    ({"epochs": (1, 1)}, "--epochs takes four numbers"),
-    ({"distillation": 1.5}, "--distillation 1.5 is outside"),
-    ({"rate": -1.0}, "--rate -1 is outside"),
-    ({"children": 0}, "--children and --episode-batch at least 1"),
-    ({"threads": 0}, "--threads, --seq-len"),
-    ({"block_sparsity": 1.0}, r"--block-sparsity 1: each must be in \[0, 1\)"),
+    ({"block_rows": 10, "groups": (4,)}, "block_rows 10 must be a multiple of the group 4"),
+    ({"epochs": (1, 1)}, "epochs takes four numbers"),
+    ({"distillation": 1.5}, "distillation 1.5 is outside"),
+    ({"rate": -1.0}, "rate -1 is outside"),
+    ({"children": 0}, "children and episode_batch at least 1"),
+    ({"threads": 0}, "threads, tokens"),
+    ({"block_sparsity": 1.0}, r"block_sparsity 1: each must be in \[0, 1\)"),
     ({"reward": RewardOptions(shares=(0.5, 0.4, 0.2))}, "they must sum to 100 %"),
 ]
 

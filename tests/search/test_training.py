@@ -191,7 +191,7 @@ def test_ratios_by_glob():
     layers = [LinearLayer(n, (8, 8)) for n in ("a.query.weight", "a.value.weight", "b.query.weight")]
     found = ratios_of(layers, 0.5, [("*.query.weight", 0.2), ("b.*", 0.1)])
     assert found == {"a.query.weight": 0.2, "a.value.weight": 0.5, "b.query.weight": 0.1}
-    with pytest.raises(Rt3Error, match=r"--block-sparsity-of c.\*=0.3: no matrix has such a name: a.query.weight"):
+    with pytest.raises(Rt3Error, match=r"block_sparsity_of c.\*=0.3: no matrix has such a name: a.query.weight"):
         ratios_of(layers, 0.5, [("c.*", 0.3)])
 
 

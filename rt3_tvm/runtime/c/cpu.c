@@ -74,6 +74,6 @@ rt3_status rt3_check_cpu(void) {
     used += (size_t)length;
   }
   if (used == 0) return RT3_OK;
-  return rt3_fail(RT3_ERROR_BUNDLE, "this CPU lacks %s, which the bundle was compiled for: compile it for this CPU",
+  return rt3_fail(RT3_ERROR_CPU, "this CPU lacks %s, which the bundle was compiled for: compile it for this CPU",
                   missing);
 }

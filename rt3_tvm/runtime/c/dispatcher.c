@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "rt3_internal.h"
 
@@ -70,7 +71,7 @@ rt3_status rt3_open(rt3_model **model) {
   opened->workspace = workspace;
   atomic_init(&opened->threads, rt3_online_cores());
   atomic_init(&opened->choice, 0);
-  atomic_flag_clear(&opened->busy);
+  atomic_init(&opened->busy, 0);
   *model = opened;
   return RT3_OK;
 }
@@ -112,6 +113,20 @@ rt3_status rt3_set_level(rt3_model *model, int32_t level) {
   return RT3_OK;
 }
 
+/* Takes the handle for this thread; false when another one has it. One of a process that was forked does not count: it
+ * is not in this process and will never give the handle back. */
+static bool take_handle(rt3_model *model) {
+  const int ours = (int)getpid();
+  int holder = 0;
+  do {
+    if (holder == ours) return false;
+  } while (
+      !atomic_compare_exchange_weak_explicit(&model->busy, &holder, ours, memory_order_acq_rel, memory_order_acquire));
+  return true;
+}
+
+static void release_handle(rt3_model *model) { atomic_store_explicit(&model->busy, 0, memory_order_release); }
+
 static rt3_level_table level_table(void) {
   return (rt3_level_table){rt3_bundle_tables.levels, rt3_bundle_tables.level_count};
 }
@@ -140,14 +155,13 @@ rt3_status rt3_set_auto(rt3_model *model, const rt3_auto_options *options) {
   double hz = 0;
   const rt3_status status = rt3_cpufreq_start(o, path, sizeof path, &hz);
   if (status != RT3_OK) return status;
-  if (atomic_flag_test_and_set_explicit(&model->busy, memory_order_acquire))
-    return rt3_fail(RT3_ERROR_BUSY, "rt3_set_auto: the handle is running");
+  if (!take_handle(model)) return rt3_fail(RT3_ERROR_BUSY, "rt3_set_auto: the handle is running");
   memcpy(model->clock_path, path, sizeof path);
   rt3_governor_start(&model->governor, o, level_table(), rt3_now());
   bool below = false;
   const int32_t level = rt3_level_for(level_table(), hz, &below);
   atomic_store_explicit(&model->choice, level | RT3_FOLLOW, memory_order_release);
-  atomic_flag_clear_explicit(&model->busy, memory_order_release);
+  release_handle(model);
   return RT3_OK;
 }
 
@@ -378,17 +392,16 @@ rt3_status rt3_set_threads(rt3_model *model, int32_t threads) {
   if (threads < 1 || threads > RT3_MAX_THREADS)
     return rt3_fail(RT3_ERROR_ARGUMENT, "%d threads: this bundle was compiled for 1 to %d", (int)threads,
                     RT3_MAX_THREADS);
-  if (atomic_flag_test_and_set_explicit(&model->busy, memory_order_acquire))
-    return rt3_fail(RT3_ERROR_BUSY, "rt3_set_threads: the handle is running");
+  if (!take_handle(model)) return rt3_fail(RT3_ERROR_BUSY, "rt3_set_threads: the handle is running");
   atomic_store_explicit(&model->threads, threads, memory_order_relaxed);
-  atomic_flag_clear_explicit(&model->busy, memory_order_release);
+  release_handle(model);
   return RT3_OK;
 }
 
 /* Makes the pool match the threads that are wanted. */
 static rt3_status match_pool(rt3_model *model) {
   const int32_t wanted = atomic_load_explicit(&model->threads, memory_order_relaxed);
-  if (rt3_pool_threads(model->pool) == wanted) return RT3_OK;
+  if (rt3_pool_threads(model->pool) == wanted && rt3_pool_is_ours(model->pool)) return RT3_OK;
   rt3_pool_close(model->pool);
   model->pool = wanted > 1 ? rt3_pool_open(wanted) : NULL;
   if (rt3_pool_threads(model->pool) == wanted) return RT3_OK;
@@ -480,10 +493,10 @@ static rt3_status run_checked(rt3_model *model, const rt3_tensor *inputs, int32_
                               int32_t output_count, const rt3_profile_sink *sink) {
   if (model == NULL || (inputs == NULL && input_count > 0) || (outputs == NULL && output_count > 0))
     return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_run: model, inputs or outputs is NULL");
-  if (atomic_flag_test_and_set_explicit(&model->busy, memory_order_acquire))
+  if (!take_handle(model))
     return rt3_fail(RT3_ERROR_BUSY, "rt3_run: the handle is running in another thread: open one handle per thread");
   rt3_status status = run_locked(model, inputs, input_count, outputs, output_count, sink);
-  atomic_flag_clear_explicit(&model->busy, memory_order_release);
+  release_handle(model);
   return status;
 }
 

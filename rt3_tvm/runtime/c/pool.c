@@ -31,6 +31,7 @@ struct rt3_pool {
   atomic_int finished; /* its shares that are done */
   const rt3_step *step;
   void *const *args;
+  pid_t process; /* that has the workers */
   int32_t workers;
   pthread_t threads[RT3_MAX_THREADS - 1];
 };
@@ -81,6 +82,10 @@ static void *worker_main(void *argument) {
 
 void rt3_pool_close(rt3_pool *pool) {
   if (pool == NULL) return;
+  if (!rt3_pool_is_ours(pool)) { /* its mutex may be held by a thread that is not there */
+    free(pool);
+    return;
+  }
   pthread_mutex_lock(&pool->mutex);
   pool->stop = true;
   pthread_cond_broadcast(&pool->wake);
@@ -99,6 +104,7 @@ rt3_pool *rt3_pool_open(int32_t threads) {
   atomic_init(&pool->running, false);
   atomic_init(&pool->next, UINT32_MAX); /* no step, no share */
   atomic_init(&pool->finished, 0);
+  pool->process = getpid();
   pool->workers = threads - 1;
   for (int32_t i = 0; i < pool->workers; ++i) {
     if (pthread_create(&pool->threads[i], NULL, worker_main, pool) != 0) {
@@ -111,6 +117,8 @@ rt3_pool *rt3_pool_open(int32_t threads) {
 }
 
 int32_t rt3_pool_threads(const rt3_pool *pool) { return pool == NULL ? 1 : pool->workers + 1; }
+
+bool rt3_pool_is_ours(const rt3_pool *pool) { return pool == NULL || pool->process == getpid(); }
 
 void rt3_pool_begin(rt3_pool *pool) {
   if (pool == NULL) return;
@@ -161,6 +169,11 @@ rt3_pool *rt3_pool_open(int32_t threads) {
 int32_t rt3_pool_threads(const rt3_pool *pool) {
   (void)pool;
   return 1;
+}
+
+bool rt3_pool_is_ours(const rt3_pool *pool) {
+  (void)pool;
+  return true;
 }
 
 void rt3_pool_begin(rt3_pool *pool) { (void)pool; }

@@ -33,7 +33,8 @@ typedef enum {
   RT3_ERROR_MEMORY = -2,
   RT3_ERROR_BUSY = -3,
   RT3_ERROR_SYSTEM = -4,
-  RT3_ERROR_BUNDLE = -5 /* the bundle is damaged, or made for another CPU */
+  RT3_ERROR_BUNDLE = -5, /* the bundle is damaged */
+  RT3_ERROR_CPU = -6     /* the kernels use what this CPU lacks */
 } rt3_status;
 
 typedef enum { RT3_FLOAT32 = 0, RT3_INT32 = 1, RT3_INT64 = 2 } rt3_dtype;
@@ -79,8 +80,8 @@ typedef struct {
   double hysteresis;      /* part of a level's frequency that is enough to spare; default 0.02 */
 } rt3_auto_options;
 
-/* Returns a handle on this bundle's model, at level 0. RT3_ERROR_BUNDLE: its tables are damaged, or its
- * kernels use what this CPU lacks. */
+/* Returns a handle on this bundle's model, at level 0. RT3_ERROR_BUNDLE, RT3_ERROR_CPU: this bundle does
+ * not run here. */
 RT3_API rt3_status rt3_open(rt3_model **model);
 /* Frees a handle; NULL is ignored. */
 RT3_API void rt3_close(rt3_model *model);
@@ -118,6 +119,10 @@ RT3_API rt3_status rt3_run(rt3_model *model, const rt3_tensor *inputs, int32_t i
  * variant that ran. `count` is the room in `seconds` and becomes the number of steps. */
 RT3_API rt3_status rt3_profile(rt3_model *model, const rt3_tensor *inputs, int32_t input_count, rt3_tensor *outputs,
                                int32_t output_count, double *seconds, int32_t *count);
+
+/* Compares what was loaded, weights and all, with the checksums that the bundle was linked with: about 1 ms a MB.
+ * RT3_ERROR_BUNDLE: it was damaged. rt3_open does not do it. */
+RT3_API rt3_status rt3_check(void);
 
 /* What the last failed call of this thread was about; "" if none failed. */
 RT3_API const char *rt3_last_error(void);

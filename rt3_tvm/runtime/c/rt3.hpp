@@ -33,6 +33,9 @@ class Model {
     handle_.reset(model);
   }
 
+  // Compares the bundle with the checksums that it was linked with.
+  static void check_bundle() { check(rt3_check()); }
+
   int levels() const { return rt3_level_count(get()); }
   int level() const { return rt3_current_level(get()); }
   rt3_level_info level_info(int level) const {

@@ -8,7 +8,10 @@
 
 #include "rt3.h"
 
-#define RT3_MAX_ARGS 16
+/* Most pointers that a kernel takes; codegen sets it, and asserts it in the tables. */
+#ifndef RT3_MAX_ARGS
+#define RT3_MAX_ARGS 1
+#endif
 
 /* Most threads of a handle; `rt3 compile --threads` sets it. */
 #ifndef RT3_MAX_THREADS
@@ -80,6 +83,26 @@ typedef struct {
   const rt3_cpu_feature *features; /* up to a row without a name */
 } rt3_bundle;
 
+#define RT3_MAX_SECTIONS 64
+
+/* A section of the file; see runtime/checksums.py, which writes the table when the bundle is linked. */
+typedef struct {
+  char name[24];
+  uint64_t address, offset, size; /* address: as linked, like that of the table */
+  uint32_t crc;
+  uint32_t same_in_memory; /* the loader writes nothing into it */
+} rt3_checksum;
+
+typedef struct {
+  uint32_t crc; /* of all that follows, up to the last row */
+  uint32_t count;
+  uint64_t address;
+  rt3_checksum rows[RT3_MAX_SECTIONS];
+} rt3_checksum_table;
+
+_Static_assert(sizeof(rt3_checksum) == 56 && offsetof(rt3_checksum_table, rows) == 16, "layout of the checksums");
+
+extern const rt3_checksum_table rt3_checksums;
 extern const rt3_bundle rt3_bundle_tables;
 extern const unsigned char rt3_weights[];
 extern const char rt3_metadata_json[];
@@ -107,8 +130,11 @@ typedef struct rt3_pool rt3_pool;
 
 /* A pool of `threads` threads, the caller's included; NULL when they cannot be had. NULL is also a pool of one. */
 rt3_pool *rt3_pool_open(int32_t threads);
+/* Ends the workers; those of a process that was forked are not there, and are forgotten. */
 void rt3_pool_close(rt3_pool *pool);
 int32_t rt3_pool_threads(const rt3_pool *pool);
+/* Whether the pool was opened by this process: a child that was forked has no workers. */
+bool rt3_pool_is_ours(const rt3_pool *pool);
 /* Around the steps of one inference: workers are awake in between. */
 void rt3_pool_begin(rt3_pool *pool);
 void rt3_pool_end(rt3_pool *pool);
@@ -121,8 +147,8 @@ int32_t rt3_online_cores(void);
 
 struct rt3_model {
   atomic_int
-      choice; /* the level, and RT3_FOLLOW while `auto` chooses it: one word, so that neither outlives the other */
-  atomic_flag busy;
+      choice;      /* the level, and RT3_FOLLOW while `auto` chooses it: one word, so that neither outlives the other */
+  atomic_int busy; /* the process whose thread holds the handle; 0: none. A fork copies it, but not the thread. */
   unsigned char *workspace;
   rt3_pool *pool;     /* NULL: one thread */
   atomic_int threads; /* wanted; the pool is made to match by the next run */

@@ -11,7 +11,9 @@
 
 #pragma weak TVMFFIErrorSetRaisedFromCStr
 
-#define RT3_MAX_TENSORS 16
+#ifndef RT3_MAX_TENSORS /* codegen sets it: inputs and outputs of this bundle */
+#define RT3_MAX_TENSORS 1
+#endif
 
 static int raise_error(const char *kind, const char *message) {
   if (&TVMFFIErrorSetRaisedFromCStr != NULL) TVMFFIErrorSetRaisedFromCStr(kind, message);
@@ -126,7 +128,7 @@ RT3_FFI(run) {
   (void)self;
   rt3_model *model = handle_of(args, count);
   const int32_t inputs = rt3_bundle_tables.input_count, outputs = rt3_bundle_tables.output_count;
-  if (model == NULL || count != 1 + inputs + outputs || inputs + outputs > RT3_MAX_TENSORS)
+  if (model == NULL || inputs + outputs != RT3_MAX_TENSORS || count != 1 + RT3_MAX_TENSORS)
     return raise_error("TypeError", "run(handle, every input, every output)");
   rt3_tensor tensors[RT3_MAX_TENSORS];
   for (int32_t i = 0; i < inputs + outputs; ++i) {

@@ -1,0 +1,54 @@
+/* Whether what was loaded is what was linked: the checksums of the bundle's sections. */
+#include <string.h>
+
+#include "rt3_internal.h"
+
+#define SLICES 8
+
+/* CRC-32 as zlib computes it, eight bytes at a time: tables[s][b] is the remainder of b followed by s zero bytes. */
+typedef struct {
+  uint32_t tables[SLICES][256];
+} crc_tables;
+
+static void fill_tables(crc_tables *crc) {
+  for (uint32_t byte = 0; byte < 256; ++byte) {
+    uint32_t remainder = byte;
+    for (int32_t bit = 0; bit < 8; ++bit) remainder = remainder >> 1 ^ (remainder & 1 ? 0xEDB88320u : 0);
+    crc->tables[0][byte] = remainder;
+  }
+  for (int32_t slice = 1; slice < SLICES; ++slice)
+    for (uint32_t byte = 0; byte < 256; ++byte) {
+      const uint32_t before = crc->tables[slice - 1][byte];
+      crc->tables[slice][byte] = before >> 8 ^ crc->tables[0][before & 255];
+    }
+}
+
+static uint32_t checksum(const crc_tables *crc, const unsigned char *data, uint64_t size) {
+  uint32_t value = UINT32_MAX;
+  for (; size >= SLICES; data += SLICES, size -= SLICES) {
+    uint32_t next = 0;
+    for (int32_t i = 0; i < SLICES; ++i)
+      next ^= crc->tables[SLICES - 1 - i][data[i] ^ (i < 4 ? value >> 8 * i & 255 : 0)];
+    value = next;
+  }
+  for (; size > 0; ++data, --size) value = value >> 8 ^ crc->tables[0][(value ^ *data) & 255];
+  return ~value;
+}
+
+rt3_status rt3_check(void) {
+  crc_tables crc;
+  fill_tables(&crc);
+  const rt3_checksum_table *table = &rt3_checksums;
+  const unsigned char *bytes = (const unsigned char *)table;
+  const size_t head = offsetof(rt3_checksum_table, count), rows = offsetof(rt3_checksum_table, rows);
+  if (table->count == 0 || table->count > RT3_MAX_SECTIONS ||
+      checksum(&crc, bytes + head, rows - head + table->count * sizeof *table->rows) != table->crc)
+    return rt3_fail(RT3_ERROR_BUNDLE, "the bundle is damaged: the checksum of its checksums differs");
+  for (uint32_t i = 0; i < table->count; ++i) {
+    const rt3_checksum *row = &table->rows[i];
+    const unsigned char *data = bytes + (intptr_t)(row->address - table->address);
+    if (row->same_in_memory && checksum(&crc, data, row->size) != row->crc)
+      return rt3_fail(RT3_ERROR_BUNDLE, "the bundle is damaged: the checksum of its section %.23s differs", row->name);
+  }
+  return RT3_OK;
+}

@@ -1,0 +1,65 @@
+"""Buffers that do not fit the stack move to the workspace: the kernel, its call, and the numbers."""
+
+import numpy as np
+from tvm import relax, te, tirx
+from tvm.ir import assert_structural_equal
+
+from rt3_tvm.schedules import KERNEL_ATTR
+from rt3_tvm.schedules.cpu import KERNEL_STACK_BYTES
+from rt3_tvm.transform.context import VariantContext
+from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
+from rt3_tvm.transform.schedule_kernels import ScheduleKernels
+from rt3_tvm.transform.spill_to_workspace import SpillToWorkspace
+from tests.ir.test_attention import evaluate, module
+from tests.kernels.harness import CPU
+
+op = relax.op
+
+
+def lowered_and_compared(mod):
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal([int(d) for d in p.ty.shape]).astype(np.float32) for p in mod["main"].params]
+    context = VariantContext(0, 1, 1, CPU, {}, {})
+    lowered = run_phases(run_phases(mod, shared_phases()), level_phases(context))
+    np.testing.assert_allclose(evaluate(lowered, inputs), evaluate(mod, inputs), atol=1e-5, rtol=0)
+    return lowered
+
+
+def test_scores_of_many_tokens_are_one_workspace_for_each_head():
+    def attention(emit, q, k, v):
+        return emit(op.matmul(op.nn.softmax(op.matmul(q, op.permute_dims(k, [0, 1, 3, 2])), axis=-1), v))
+
+    lowered = lowered_and_compared(module(attention, *[(1, 2, 1040, 4)] * 3))
+    kernel = next(f for _, f in lowered.functions_items() if str(f.attrs.get(KERNEL_ATTR, "")) == "attention")
+    assert [[int(d) for d in p.ty.shape] for p in kernel.params[6:]] == [[2, 1040, 16]]
+    assert kernel.params[6].name == "S_of_tasks"
+
+
+def doubled_sums(rows):
+    """Return a module of one kernel, (rows, 16, 3) -> (rows, 16), whose sums of the last axis are a buffer."""
+    x, k = te.placeholder((rows, 16, 3), "float32", name="x"), te.reduce_axis((0, 3), "k")
+    total = te.compute((rows, 16), lambda i, j: te.sum(x[i, j, k], axis=k), name="total")
+    y = te.compute((rows, 16), lambda i, j: total[i, j] + total[i, j], name="y")
+    func = te.create_prim_func([x, y]).with_attr(KERNEL_ATTR, "elementwise")
+    builder = relax.BlockBuilder()
+    var = relax.Var("x", relax.TensorType((rows, 16, 3), "float32"))
+    with builder.function("main", [var]):
+        with builder.dataflow():
+            call = relax.call_tir(builder.add_func(func, "f"), [var], relax.TensorType((rows, 16), "float32"))
+            out = builder.emit_output(relax.Tuple([builder.emit(call)]))
+        builder.emit_func_output(out)
+    return ScheduleKernels(CPU)(builder.get())
+
+
+def test_intermediates_of_a_generic_kernel(rng):
+    rows = KERNEL_STACK_BYTES // 64 + 1
+    after = SpillToWorkspace()(doubled_sums(rows))
+    (kernel,) = (f for _, f in after.functions_items() if isinstance(f, tirx.PrimFunc))
+    assert [p.name for p in kernel.params] == ["x", "y", "total"] and "alloc_buffer" not in kernel.script()
+    x = rng.standard_normal((rows, 16, 3)).astype(np.float32)
+    np.testing.assert_allclose(evaluate(after, [x]), 2 * x.sum(2), atol=1e-5)
+
+
+def test_what_fits_stays():
+    before = doubled_sums(KERNEL_STACK_BYTES // 64)
+    assert_structural_equal(SpillToWorkspace()(before), before)

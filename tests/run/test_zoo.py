@@ -1,0 +1,115 @@
+"""A slice of ``benchmarks/zoo.py``: one model for each cause that once made a model wrong, refused or crash, at one length."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import zoo
+import zoo_check
+import zoo_rows
+
+ROWS = {row.name: row for row in zoo_rows.rows()}
+SLICE = {
+    "modernbert-window": "a window shorter than the length, in every other layer",
+    "gemma2-window": "scores with a soft cap, RMSNorm of 1 + weight",
+    "deberta-v3": "relative positions",
+    "t5-encoder": "a class that AutoModel does not choose; scores without a scale",
+    "albert-groups": "layers that share weights",
+    "gpt2-lm": "a tied head; weights stored the other way around",
+    "llama-sequence": "the last token that is no padding is read",
+    "squeezebert": "grouped convolutions as linear layers",
+    "mobilebert": "neighbours are read: only lengths that were compiled",
+    "fnet": "no mask; Fourier transforms",
+    "roformer": "rotary positions that come of a split constant",
+    "whisper-encoder": "sound, convolutions with a stride",
+}
+
+
+@pytest.mark.parametrize("name", SLICE)
+def test_row(name):
+    record = zoo_check.check(replace(ROWS[name], lengths=(21,)), lambda _: None)
+    assert (record["outcome"], record["detail"]) == ("right", "")
+    assert record["error"] <= zoo_check.TOLERANCE
+
+
+def test_a_wrong_value_is_seen_at_real_tokens_only():
+    want, mask = np.ones((2, 5, 3), np.float32), np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    got = want.copy()
+    got[1, 4] = np.nan
+    assert zoo_check.error_of(got, want, mask) == 0.0
+    got[1, 2, 0] = 1.5
+    assert zoo_check.error_of(got, want, mask) == pytest.approx(0.5)
+    got[0, 0, 0] = np.nan
+    assert zoo_check.error_of(got, want, mask) == float("inf")
+
+
+def test_nothing_hides_behind_zeros():
+    model = zoo_check.built(ROWS["bert"])
+    for name, parameter in model.named_parameters():
+        assert parameter.detach().abs().min() > 0, name
+
+
+def test_the_registries_hold_more_than_the_table_and_every_name_is_one_row():
+    names = [row.name for row in zoo_rows.rows()]
+    assert len(set(names)) == len(names) > 2 * len(zoo_rows.NAMED)
+    assert {row.group for row in zoo_rows.rows()} == set(zoo.GROUPS)
+
+
+def test_a_crash_and_a_hang_are_results(monkeypatch):
+    import multiprocessing
+
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(zoo_check, "run_in_process", _dies)
+    record = zoo.run_row(ROWS["bert"], context, 60, False)
+    assert (record["outcome"], record["stage"], record["detail"]) == ("crash", "compile", "SIGTERM: last words")
+    monkeypatch.setattr(zoo_check, "run_in_process", _sleeps)
+    record = zoo.run_row(ROWS["bert"], context, 0.2, False)
+    assert (record["outcome"], record["stage"]) == ("hang", "compile")
+
+
+def _dies(_row, log, _control, connection):
+    import os
+    import signal
+    from pathlib import Path
+
+    Path(log).write_text("first\nlast words\n")
+    connection.send("compile")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _sleeps(_row, _log, _control, connection):
+    import time
+
+    connection.send("compile")
+    time.sleep(60)
+
+
+def test_the_page_is_replaced_between_its_markers(tmp_path):
+    page = tmp_path / "models.md"
+    page.write_text(f"before\n{zoo.BEGIN}\nold\n{zoo.END}\nafter\n")
+    records = [
+        {
+            "name": "a",
+            "group": zoo_rows.TEXT,
+            "class": "A",
+            "outcome": "right",
+            "error": 1e-6,
+            "elementwise": {"time": 0.02},
+        },
+        {"name": "b", "group": zoo_rows.DECODER, "class": "B", "outcome": "refused", "detail": "no | operator"},
+        {
+            "name": "c",
+            "group": zoo_rows.DECODER,
+            "class": "C",
+            "outcome": "export-refused",
+            "control": "data",
+            "detail": "x",
+        },
+        {"name": "d", "group": zoo_rows.IMAGE, "class": "D", "outcome": "left out", "detail": "takes more"},
+    ]
+    zoo.write_markdown(page, json.loads(json.dumps(records)))
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| a | A | right | 1.0e-06 | 2 % |  |" in text and "| b | B | refused |  |  | no / operator |" in text
+    assert "1 of 2 text models that torch.export takes are right (50.0 %)" in text
