@@ -8,8 +8,10 @@ C_SOURCES := $(wildcard rt3_tvm/runtime/c/*.c rt3_tvm/runtime/c/*.h rt3_tvm/runt
 .PHONY: demo test check format clean
 
 demo: $(STAMP)
-	$(BIN)/python examples/demo.py
+	@echo "demo: loading PyTorch and TVM ..."
+	@$(BIN)/python examples/demo.py
 
+# How the tests run (on all cores, with the slowest printed) stands in pyproject.toml: this is `pytest` and nothing more.
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -25,11 +27,16 @@ format: $(STAMP)
 	$(BIN)/clang-format -i $(C_SOURCES)
 
 # torch first and by pip alone: resolved with the rest it could be replaced by a CUDA build.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
 $(STAMP): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo,bench,cross,report,search,ray,dev]'
-	touch $@
+	@echo "setup: everything goes into $(VENV), once; a few minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "setup: installing PyTorch (1 of 2) ..."
+	@$(PIP) torch==2.13.0
+	@echo "setup: installing TVM, transformers, ONNX Runtime, OpenVINO, Ray, zig and the tools (2 of 2) ..."
+	@$(PIP) --editable '.[demo,bench,cross,report,search,ray,dev]'
+	@touch $@
 
 clean:
 	rm -rf build $(VENV)

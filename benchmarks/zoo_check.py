@@ -35,6 +35,8 @@ LARGEST = 12_000_000
 SHORTER = ", shorter"
 """How the labels of cases end whose length is none that was compiled."""
 
+POOLED = "pooler_output"
+
 Inputs = dict[str, np.ndarray]
 Record = dict[str, Any]
 
@@ -193,7 +195,7 @@ def _compile_and_compare(
         lengths=lengths, batch=BATCH, cache=False, frequencies=tuple(1e9 - 1e8 * i for i in range(len(SPARSITY)))
     )
     report = compile_checkpoint(checkpoint, folder / "model.so", options)
-    record |= {"verified": bool(report.metadata.get("verified")), "exact": report.metadata["exact_lengths"]}
+    record |= {"verified": "skipped" not in report.metadata["verified"], "exact": report.metadata["exact_lengths"]}
     begin("run")
     with load(folder / "model.so") as bundle:
         worst = _compare(row, folder, checkpoint, bundle)
@@ -225,6 +227,8 @@ def _compare(row: Row, folder: Path, checkpoint: Checkpoint, bundle: Bundle) -> 
                 if lost := want.keys() ^ got.keys():
                     return float("inf"), f"outputs {', '.join(sorted(lost))} on one side only"
                 for name, value in want.items():
+                    if name == POOLED and label.startswith("left") and getattr(model.config, "is_decoder", False):
+                        continue  # pooled from a padded token that sees nothing
                     error = error_of(got[name], value, inputs.get("attention_mask"))
                     if not error <= worst[0]:
                         worst = (error, f"{name}, level {level}, length {length}, {label}: {error:.1e}")

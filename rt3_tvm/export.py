@@ -23,6 +23,7 @@ from rt3_tvm.model import (
     max_length,
     quiet,
 )
+from rt3_tvm.spelt_out import rewrite_spelt_out
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def export(model: torch.nn.Module, batch: int, length: int) -> torch.export.Expo
         program = _decomposed(torch.export.export(ExportForm(model), (), examples))
         module = _fold_constants(program.module())
         separate_masks(module)
+        rewrite_spelt_out(module)
         return _decomposed(torch.export.export(module, (), examples))
 
 

@@ -22,6 +22,7 @@ ORDER = [
     "transformer_lm",
     "model",
     "masks",
+    "spelt_out",
     "export",
     "trials",
     "checkpoint",

@@ -14,7 +14,7 @@ from rt3_tvm.frontend import import_model
 from rt3_tvm.pattern import PatternRecipe, PatternShape, cut_backbone, cut_patterns
 from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
 from rt3_tvm.transform.annotate_sparsity import AnnotateSparsity
-from rt3_tvm.transform.composites import ATTENTION, COMPOSITES
+from rt3_tvm.transform.composites import COMPOSITES
 from rt3_tvm.transform.context import UNPRUNED, VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
 from rt3_tvm.transform.recognise_idioms import RecogniseIdioms
@@ -202,9 +202,20 @@ def test_import_keeps_attention_whole_and_finds_linears_by_graph(imported):
     assert len(found) == 13 and found[0].shape == (48, 48)
 
 
-def test_every_composite_names_its_roles():
-    for row in COMPOSITES.values():
-        assert row.name.startswith("rt3.") and (row.roles or row.name == ATTENTION)
+@pytest.mark.parametrize(
+    ("longer", "shorter"),
+    [
+        ("linear_bias_gelu", "linear_gelu"),
+        ("linear_bias_silu", "linear_bias"),
+        ("linear_bias", "linear"),
+        ("linear_transposed_bias_tanh", "linear_transposed_bias"),
+        ("add_layer_norm", "layer_norm"),
+        ("add_rms_norm", "rms_norm"),
+    ],
+)
+def test_a_longer_composite_is_matched_before_one_that_it_contains(longer, shorter):
+    names = list(COMPOSITES)
+    assert names.index(f"rt3.{longer}") < names.index(f"rt3.{shorter}")
 
 
 def test_dump_writes_a_file_per_phase(tmp_path):
