@@ -45,7 +45,7 @@ def check_target(path: Path) -> None:
         if not path.parent.is_dir():
             raise Rt3Error(f"cannot write '{path}': no such directory: '{path.parent}'")
         if path.is_dir():
-            raise Rt3Error(f"cannot write '{path}': it is a directory: -o takes the name of a file")
+            raise Rt3Error(f"cannot write '{path}': it is a directory: `output` takes the name of a file")
         if path.exists() and not path.is_file():
             raise Rt3Error(f"cannot write '{path}': it is no regular file")
     except OSError as error:  # no right to look, a name that is too long

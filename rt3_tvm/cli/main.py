@@ -7,7 +7,7 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rt3_tvm import __version__
 from rt3_tvm.errors import JobError, Rt3Error, choices
@@ -65,7 +65,17 @@ def apply_config(path: Path, parsers: dict[str, argparse.ArgumentParser]) -> Non
                 raise Rt3Error(f"--config {path}: {command}.{key} is no option: choose from {choices(actions)}")
             action = actions[name]
             action.required = False
-            action.default = value if isinstance(value, bool) else str(value)
+            action.default = _default(action, value)
+
+
+def _default(action: argparse.Action, value: Any) -> Any:
+    """Return what a value of a configuration is as the default of an option."""
+    if isinstance(value, bool):
+        return value is not isinstance(action, argparse._StoreFalseAction)
+    if isinstance(action, argparse._AppendAction):  # argparse reads one text as the default, not several
+        read: Any = action.type or str
+        return [read(str(v)) for v in (value if isinstance(value, list) else [value])]
+    return str(value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

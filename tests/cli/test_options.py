@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rt3_tvm.cli.main import build_parser, main, options_of
+from rt3_tvm.cli.main import apply_config, build_parser, main, options_of
+from rt3_tvm.cli.options import given
 from rt3_tvm.cli.reference import PAGES, reference
 from rt3_tvm.codegen import CompileOptions
 from rt3_tvm.errors import JobError, Rt3Error
@@ -79,6 +80,24 @@ def test_messages_name_fields_and_the_command_line_shows_its_options(capsys):
         == 2
     )
     assert "rt3: error: --shares 0.01,0.02: give one above 0 for each of 3 levels" in capsys.readouterr().err
+
+
+def test_a_configuration_names_options_as_they_are_typed(tmp_path):
+    (tmp_path / "rt3.toml").write_text(
+        "[compile]\nno-cache = true\nno-verify = false\ndeadline = 5\nseq_len = '8,16'\n"
+    )
+    parser, parsers = build_parser()
+    apply_config(tmp_path / "rt3.toml", parsers)
+    options = given(CompileOptions, parser.parse_args(["compile", "m.ckpt", "-o", "m.so"]))
+    assert (options.cache, options.verify, options.deadline_s, options.lengths) == (False, True, 0.005, (8, 16))
+
+
+@pytest.mark.parametrize(("written", "read"), [('"pooler*"', ("pooler*",)), ('["a*", "b"]', ("a*", "b"))])
+def test_a_configuration_has_one_or_several_of_what_is_repeated(tmp_path, written, read):
+    (tmp_path / "rt3.toml").write_text(f"[prune]\nexclude = {written}\n")
+    parser, parsers = build_parser()
+    apply_config(tmp_path / "rt3.toml", parsers)
+    assert tuple(parser.parse_args(["prune", "random-tiny", "-o", "c"]).exclude) == read
 
 
 def messages(path: Path) -> set[str]:
