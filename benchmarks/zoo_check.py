@@ -195,7 +195,7 @@ def _compile_and_compare(
         lengths=lengths, batch=BATCH, cache=False, frequencies=tuple(1e9 - 1e8 * i for i in range(len(SPARSITY)))
     )
     report = compile_checkpoint(checkpoint, folder / "model.so", options)
-    record |= {"verified": "skipped" not in report.metadata["verified"], "exact": report.metadata["exact_lengths"]}
+    record |= {"verified": "skipped" not in report.metadata["verified"], "exact": report.metadata["padding"] == "exact"}
     begin("run")
     with load(folder / "model.so") as bundle:
         worst = _compare(row, folder, checkpoint, bundle)
@@ -219,7 +219,7 @@ def _compare(row: Row, folder: Path, checkpoint: Checkpoint, bundle: Bundle) -> 
                     want = _call(model, inputs)
                 except Exception:
                     continue
-                if label.endswith(SHORTER) and bundle.metadata["exact_lengths"]:
+                if label.endswith(SHORTER) and bundle.metadata["padding"] == "exact":
                     if not _refuses(bundle, inputs):
                         return float("inf"), f"{label}: taken, although padding shows in the outputs"
                     continue
