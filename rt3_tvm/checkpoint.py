@@ -19,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rt3_tvm import model as models
-from rt3_tvm.errors import JobError, Rt3Error
-from rt3_tvm.files import written_whole_folder
+from rt3_tvm import schema
+from rt3_tvm.checkpoint_format import check_matrix, check_table
+from rt3_tvm.errors import JobError, Rt3Error, reason
+from rt3_tvm.files import open_regular, written_whole_folder
 from rt3_tvm.pattern import Backbone, PatternSet, PatternShape, SparseMatrix
 
 FORMAT_VERSION = 2
@@ -119,14 +121,34 @@ class Checkpoint:
             The description builds no model, or one that these weights do not fit.
         """
         try:
+            self._check_shapes(weights)
             model = models.build(self.description)
             model.load_state_dict({n: torch.from_numpy(v) for n, v in weights.items()}, strict=False)
         except Rt3Error:
             raise
         except Exception as error:  # a forged description can fail anywhere in transformers
-            reason = (str(error).strip() or type(error).__name__).splitlines()
-            raise Rt3Error(f"the checkpoint's model and weights do not fit: {' '.join(reason[:2])}") from error
+            raise Rt3Error(f"the checkpoint's model and weights do not fit: {reason(error)}") from error
+        known = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n in weights}
+        for name, parameter in model.named_parameters():
+            if id(parameter) not in known:
+                raise Rt3Error(f"the checkpoint's weights lack '{name}' of its model")
         return model.eval()
+
+    def _check_shapes(self, weights: dict[str, np.ndarray]) -> None:
+        """Refuse a description of a model of another size before there is memory for it."""
+        try:
+            with torch.device("meta"):
+                model = models.build(self.description)
+        except Rt3Error:
+            raise
+        except Exception:  # not every class can be built without memory
+            return
+        for name, parameter in model.named_parameters():
+            if name in weights and weights[name].shape != tuple(parameter.shape):
+                raise Rt3Error(
+                    f"the checkpoint's weight '{name}' is {list(weights[name].shape)}, "
+                    f"its model's is {list(parameter.shape)}"
+                )
 
     def save(self, path: str | Path) -> None:
         """Write the checkpoint: to a temporary directory beside ``path``, then renamed over it."""
@@ -179,16 +201,21 @@ class Checkpoint:
         """
         folder = Path(path)
         try:
-            table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+            with open_regular(folder / _TABLE) as file:
+                table = schema.parse(file.read())
         except (OSError, ValueError) as error:
             raise Rt3Error(f"'{folder}' is not a checkpoint: no readable {_TABLE}: make one with rt3 prune") from error
         if not isinstance(table, dict) or table.get("format_version") != FORMAT_VERSION:
             version = table.get("format_version") if isinstance(table, dict) else None
             raise Rt3Error(f"'{folder}': format version {version}, this rt3 reads {FORMAT_VERSION}")
         try:
+            check_table(table, (_WEIGHTS, _PATTERNS))
             weights = _read_tensors(folder / _WEIGHTS, table["tensors"][_WEIGHTS])
             patterns = _read_tensors(folder / _PATTERNS, table["tensors"][_PATTERNS])
             levels = unflatten_levels(table, patterns)
+            for level in levels:
+                for name, matrix in level.matrices.items():
+                    check_matrix(name, matrix, weights[name])
             checkpoint = cls(
                 table["model"],
                 weights,
@@ -220,6 +247,7 @@ def _stamp(value: np.ndarray) -> dict[str, Any]:
 def _read_tensors(path: Path, stamps: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
     """Return the tensors of a safetensors file, checked against their stamps."""
     try:
+        open_regular(path).close()
         with safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
@@ -274,22 +302,14 @@ def unflatten_levels(table: dict[str, Any], tensors: dict[str, np.ndarray]) -> t
             backbone = Backbone(tuple(m["shape"]), int(m["block_rows"]), tensors[f"{name}/backbone"], m["transposed"])
             shape = PatternShape(**m["levels"][i])
             patterns, assignment = tensors[f"{name}/{i}/patterns"], tensors[f"{name}/{i}/assignment"]
-            _check_range(f"{name}/backbone", backbone.columns, backbone.shape[1])
-            _check_range(f"{name}/{i}/patterns", patterns, shape.cols)
-            _check_range(f"{name}/{i}/assignment", assignment, len(patterns))
             matrices[name] = SparseMatrix(backbone, PatternSet(shape, patterns), assignment)
         accuracy = row.get("accuracy")
         levels.append(
             Level(
                 float(row["sparsity"]),
                 matrices,
-                float(row.get("frequency_hz", 0.0)),
+                float(row.get("frequency_hz") or 0.0),
                 None if accuracy is None else float(accuracy),
             )
         )
     return tuple(levels)
-
-
-def _check_range(name: str, values: np.ndarray, limit: int) -> None:
-    if values.size and not (0 <= int(values.min()) and int(values.max()) < limit):
-        raise Rt3Error(f"tensor '{name}' points outside [0, {limit})")

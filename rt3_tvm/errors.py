@@ -35,3 +35,8 @@ class JobError(_OneLine):
 def choices(names: Iterable[str]) -> str:
     """Return names as they are listed in a message."""
     return ", ".join(sorted(names))
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error of another library says, on one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

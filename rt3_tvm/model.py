@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from rt3_tvm.errors import Rt3Error, choices
+from rt3_tvm.errors import Rt3Error, choices, reason
 from rt3_tvm.transformer_lm import TransformerLM, TransformerLMConfig
 
 Axis = Literal["batch", "length"] | int
@@ -159,9 +159,35 @@ def load_directory(path: Path, with_head: bool = True) -> torch.nn.Module:
             config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
             named = (config.architectures or [None])[0] if with_head else None
             model_class = transformers.AutoModel if named is None else _model_class(named)
-            return model_class.from_pretrained(path, local_files_only=True, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise Rt3Error(f"'{path}': {str(error).splitlines()[0]}") from error
+            model, found = model_class.from_pretrained(
+                path,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # so that they are listed: _check_loading refuses them
+                output_loading_info=True,
+            )
+    except Rt3Error:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere in transformers
+        raise Rt3Error(f"'{path}': {reason(error)}") from error
+    _check_loading(path, found, with_head)
+    return model
+
+
+def _check_loading(path: Path, found: dict[str, Any], with_head: bool) -> None:
+    """Refuse weights that are missing or of another shape: the model would have random ones, without a word."""
+    for name, stored, wanted in sorted(found["mismatched_keys"]):
+        raise Rt3Error(f"'{path}': weight '{name}' is {list(stored)}, the configuration wants {list(wanted)}")
+    missing = sorted(found["missing_keys"])
+    # The head that is left out may be all that the weights have in the place of a pooler.
+    if missing and (with_head or any(not name.startswith("pooler.") for name in missing)):
+        raise Rt3Error(f"'{path}': its weights lack {len(missing)} of the model's: {', '.join(missing[:5])}")
+    if missing:
+        logging.warning("'%s': its weights lack %s, which are random, and so is their output", path, ", ".join(missing))
+    if with_head and found["unexpected_keys"]:
+        unused = sorted(found["unexpected_keys"])
+        logging.warning("'%s': %d weights are not the model's: %s", path, len(unused), ", ".join(unused[:5]))
 
 
 def _model_class(name: str) -> Any:

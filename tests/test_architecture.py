@@ -25,6 +25,7 @@ ORDER = [
     "spelt_out",
     "export",
     "trials",
+    "checkpoint_format",
     "checkpoint",
     "prune",
     "energy",

@@ -1,5 +1,8 @@
 """Checkpoints: round trip, and every way a file can be wrong."""
 
+import hashlib
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -91,6 +94,123 @@ def test_bad_tables(copy, text, message):
     (copy / "checkpoint.json").write_text(text)
     with pytest.raises(Rt3Error, match=message):
         Checkpoint.load(copy)
+
+
+def edit_table(folder, path, value):
+    """Change one value of the table; ``...`` takes it out."""
+    table = json.loads((folder / "checkpoint.json").read_text())
+    *parents, last = path
+    inner = table
+    for name in parents:
+        inner = inner[name]
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+    (folder / "checkpoint.json").write_text(json.dumps(table))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("levels",), [], "expected a list of at least 1"),
+        (("levels",), None, "levels is None"),
+        (("levels", 0, "sparsity"), float("nan"), r"sparsity is nan, expected a number in \[0, 1\]"),
+        (("levels", 0, "sparsity"), 0.99, "do not ascend"),
+        (("levels", 2, "sparsity"), 1.5, r"sparsity is 1.5, expected a number in \[0, 1\]"),
+        (("levels", 0, "frequency_hz"), -1e9, "frequency_hz is -1000000000.0"),
+        (("levels", 0, "frequency_hz"), 1e9, "do not descend"),
+        (("levels", 0, "accuracy"), "good", "accuracy is 'good'"),
+        (("model",), "BertModel", "model is 'BertModel', expected a table"),
+        (("model", "config"), [], r"config is \[\]"),
+        (("matrices", NAME, "shape"), [10**12, 10**12], r"\(48, 48\), expected \(1000000000000, 1000000000000\)"),
+        (("matrices", NAME, "shape"), [48], "expected a list of 2"),
+        (("matrices", NAME, "shape", 0), 48.0, "is 48.0, expected an integer"),
+        (("matrices", NAME, "block_rows"), 4, r"backbone is \(1, "),
+        (("matrices", NAME, "block_rows"), 0, "block_rows is 0"),
+        (("matrices", NAME, "transposed"), 1, "transposed is 1"),
+        (("matrices", NAME, "levels"), [], "at least 1"),
+        (("matrices", NAME, "levels", 0, "group"), 5, "group 5 does not divide"),
+        (("matrices", NAME, "levels", 0, "rows"), 10**15, "patterns is"),
+        (("matrices", NAME, "levels", 0, "cols"), 2, "points outside"),
+        (("matrices", NAME, "levels", 0, "extra"), 2, "unexpected keyword"),
+        (("matrices",), {"none": {}}, "matrices.none.shape is None"),
+        (("skipped",), 3, "skipped is 3"),
+        (("tensors",), {}, "is None, expected a table"),
+        (("tensors", "weights.safetensors", NAME), 3, "is 3, expected a table"),
+        (("tensors", "weights.safetensors", NAME, "sha256"), ..., "sha256 is None"),
+    ],
+)
+def test_forged_tables_are_refused(copy, path, value, message):
+    edit_table(copy, path, value)
+    with pytest.raises(Rt3Error, match=message):
+        Checkpoint.load(copy)
+
+
+def test_deep_json_is_refused(copy):
+    (copy / "checkpoint.json").write_text('{"format_version": ' + "[" * 100_000)
+    with pytest.raises(Rt3Error, match="not a checkpoint"):
+        Checkpoint.load(copy)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "weights.safetensors", "patterns.safetensors", "tokenizer.json"])
+def test_a_pipe_is_not_waited_for(copy, name):
+    (copy / name).unlink(missing_ok=True)
+    os.mkfifo(copy / name)
+    if name == "tokenizer.json":
+        assert not Checkpoint.load(copy).tokenizer
+    else:
+        with pytest.raises(Rt3Error, match=rf"{name}' is no regular file"):
+            Checkpoint.load(copy)
+
+
+def sealed(folder, name, edit):
+    """Change a tensor of the patterns and forge its checksum, as someone would who means to."""
+    change(folder, "patterns.safetensors", lambda t: t.update({name: edit(t[name])}))
+    value = load_file(folder / "patterns.safetensors")[name]
+    stamp = {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": hashlib.sha256(value.data).hexdigest()}
+    edit_table(folder, ("tensors", "patterns.safetensors", name), stamp)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "message"),
+    [
+        ("backbone", lambda v: v + 10**6, r"points outside \[0, 48\)"),
+        ("backbone", lambda v: -v, "points outside"),
+        ("backbone", lambda v: v[:, ::-1].copy(), "does not ascend"),
+        ("backbone", lambda v: v[:, :0].copy(), "expected columns and patterns"),
+        ("backbone", lambda v: np.repeat(v, 3, 0), "backbone is"),
+        ("0/patterns", np.zeros_like, "does not ascend"),
+        ("0/patterns", lambda v: v + 32, "points outside"),
+        ("0/patterns", lambda v: v.astype(np.float32), "is float32, expected int32"),
+        ("0/patterns", lambda v: v[0], "expected 3 axes"),
+        ("1/assignment", lambda v: v + 1000, "assignment points outside"),
+        ("1/assignment", lambda v: v.T.copy(), "assignment is"),
+        ("1/assignment", lambda v: v[:0].copy(), "assignment is"),
+    ],
+)
+def test_forged_patterns_are_refused(copy, name, edit, message):
+    sealed(copy, f"{NAME}/{name}", edit)
+    with pytest.raises(Rt3Error, match=message):
+        Checkpoint.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_size", 96, r"is \[48\], its model's is \[96\]|is \[500, 48\], its model's is \[500, 96\]"),
+        ("vocab_size", 10**12, r"its model's is \[1000000000000, 48\]"),
+        ("num_hidden_layers", 3, "the checkpoint's weights lack 'encoder.layer.2"),
+        ("num_attention_heads", 5, "do not fit"),
+        ("hidden_act", "magic", "do not fit"),
+        ("hidden_size", None, "do not fit"),
+    ],
+)
+def test_a_model_of_another_size_is_refused(copy, key, value, message):
+    edit_table(copy, ("model", "config", key), value)
+    checkpoint = Checkpoint.load(copy)
+    with pytest.raises(Rt3Error, match=message):
+        checkpoint.dense_model()
 
 
 def test_foreign_directories_are_not_overwritten(tiny_checkpoint, tmp_path):

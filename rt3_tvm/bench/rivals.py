@@ -1,6 +1,7 @@
 """Dense rivals on this machine, one row each: PyTorch always, ONNX Runtime and OpenVINO where installed (extra ``bench``)."""
 
 import importlib.util
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,6 +122,8 @@ def _onnxruntime_int8_model(model: torch.nn.Module, inputs: dict[str, np.ndarray
 
 
 def _openvino_call(proto: Any, inputs: dict[str, np.ndarray], threads: int) -> Call:
+    # Its telemetry asks the network; where the package of it is not to be had OpenVINO does without.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
     core = openvino.Core()

@@ -28,7 +28,7 @@ from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
 from rt3_tvm.codegen.options import CompileOptions
 from rt3_tvm.codegen.plan import VariantPlan, plan_variant
-from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
+from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly, check_names
 from rt3_tvm.codegen.verify import Failure, Proof, emulate_bundle, room_for, runs_here, verify_bundle
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.device import Device, level_frequencies
@@ -207,6 +207,7 @@ class _Build:
             self.progress(f"import at length {length}")
             with self.timed("import"):
                 imported = self.imported = import_model(model, self.options.batch, length)
+            check_names(imported.inputs, imported.outputs)
             with self.timed("transform"):
                 mod = run_phases(imported.mod, shared_phases(), self.options.dump_ir, f"t{length}_")
             for i, level in enumerate(self.checkpoint.levels):
@@ -302,7 +303,7 @@ class _Build:
         try:
             path = self.make(folder, levels, target, choose_compiler(machine, None, machine), metadata)
         except Rt3Error as error:
-            raise Rt3Error(f"{error}; it builds what this machine verifies, which --no-verify leaves out") from error
+            raise Rt3Error(f"{error.text}; it builds what this machine verifies: see `verify`") from error
         self.seconds = before
         return path
 

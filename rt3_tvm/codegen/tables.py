@@ -1,5 +1,6 @@
 """The tables of a bundle as C: levels, variants, steps; and the assembly that brings in the weights."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from rt3_tvm.codegen.cpu_features import Bits
 from rt3_tvm.codegen.kernels import Kernel
 from rt3_tvm.codegen.plan import Step, VariantPlan
+from rt3_tvm.errors import Rt3Error
 from rt3_tvm.model import InputSpec, OutputSpec
 from rt3_tvm.runtime.check import METADATA_SECTION, WEIGHTS_SECTION
 from rt3_tvm.runtime.checksums import SECTION, TABLE_BYTES
@@ -36,6 +38,9 @@ class Tables:
     batch: int
     exact_lengths: bool
     features: Mapping[str, Bits] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_names(self.inputs, self.outputs)
 
     @property
     def limits(self) -> dict[str, int]:
@@ -100,6 +105,14 @@ class Tables:
             f"{str(self.exact_lengths).lower()}, {workspace}u, levels, variants, inputs, outputs, features}};\n"
         )
         return "\n".join(parts)
+
+
+def check_names(inputs: Sequence[InputSpec], outputs: Sequence[OutputSpec]) -> None:
+    """Refuse a model of which two inputs or two outputs have one name: a caller could reach one of them only."""
+    for what, specs in (("inputs", inputs), ("outputs", outputs)):
+        counts = Counter(s.name for s in specs)
+        for name in (n for n, count in counts.items() if count > 1):
+            raise Rt3Error(f"the model has {counts[name]} {what} of the name '{name}': each needs one of its own")
 
 
 def _fill_assertion(spec: InputSpec) -> str:

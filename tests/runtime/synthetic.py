@@ -9,7 +9,7 @@ import numpy as np
 from rt3_tvm.codegen.kernels import Kernel
 from rt3_tvm.codegen.link import link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata
-from rt3_tvm.codegen.plan import Place, Plan, Step
+from rt3_tvm.codegen.plan import Place, Step, VariantPlan
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
 from rt3_tvm.model import InputSpec, OutputSpec
 from rt3_tvm.runtime.check import BUNDLE_FORMAT
@@ -94,8 +94,8 @@ def build(folder: Path, *flags: str, count: int = 2) -> Synthetic:
     return Synthetic(folder / "bundle.so", tables)
 
 
-def _plan(level: int, length: int, count: int) -> Plan:
+def _plan(level: int, length: int, count: int) -> VariantPlan:
     size = VOCABULARY * 4
     weights = [Place(True, (level * count + i) * size) for i in range(count)]
     step = Step(0, (Place(False, 0), *weights, Place(False, OUTPUT_OFFSET)))
-    return Plan(level, length, (step,), (0,), (OUTPUT_OFFSET,), WORKSPACE)
+    return VariantPlan(level, length, (step,), (0,), (OUTPUT_OFFSET,), WORKSPACE)

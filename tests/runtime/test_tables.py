@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from rt3_tvm import CompileOptions, compile
+from rt3_tvm.codegen.tables import Tables
 from rt3_tvm.errors import Rt3Error
+from rt3_tvm.model import InputSpec, OutputSpec
 
 LIMIT = 500
 """Tokens of the tiny model."""
@@ -73,3 +75,11 @@ def test_rt3_open_refuses_levels_that_are_none(tiny_checkpoint, tiny_bundle, tmp
 def test_frequencies_descend(hz):
     with pytest.raises(Rt3Error, match="from the highest to the lowest"):
         CompileOptions(frequencies=hz)
+
+
+@pytest.mark.parametrize("what", ["inputs", "outputs"])
+def test_two_tensors_of_one_name_are_refused(what):
+    one = {"inputs": InputSpec("x", 5), "outputs": OutputSpec("x", ("batch",))}
+    specs = {"inputs": [], "outputs": []} | {what: [one[what]] * 2}
+    with pytest.raises(Rt3Error, match=f"the model has 2 {what} of the name 'x'"):
+        Tables([], [], [], **specs, batch=1, exact_lengths=False)

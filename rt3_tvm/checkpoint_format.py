@@ -1,0 +1,102 @@
+"""What the files of a checkpoint must hold: the kinds and ranges of its JSON, and how its tensors fit each other."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from rt3_tvm import schema
+from rt3_tvm.pattern import SparseMatrix
+
+_SIZE = schema.integer(1)
+_STAMP = schema.record(shape=schema.list_of(schema.integer(0)), dtype=schema.text, sha256=schema.text)
+_TABLE = schema.record(
+    model=schema.record(**{"class": schema.text, "config": schema.table}),
+    levels=schema.list_of(
+        schema.record(
+            sparsity=schema.number(0, 1),
+            frequency_hz=schema.optional(schema.number(0)),
+            accuracy=schema.optional(schema.number()),
+        ),
+        at_least=1,
+    ),
+    matrices=schema.table_of(
+        schema.record(
+            shape=schema.row_of(_SIZE, _SIZE),
+            block_rows=_SIZE,
+            transposed=schema.flag,
+            levels=schema.list_of(schema.record(rows=_SIZE, cols=_SIZE, group=_SIZE), at_least=1),
+        )
+    ),
+    skipped=schema.table_of(schema.text),
+    facts=schema.optional(schema.table),
+)
+
+
+def check_table(table: Any, tensor_files: tuple[str, ...]) -> None:
+    """Check the JSON of a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        Something is missing, of another kind, or out of range.
+    """
+    _TABLE(table, "checkpoint")
+    schema.record(**{name: schema.table_of(_STAMP) for name in tensor_files})(table.get("tensors"), "tensors")
+    levels = table["levels"]
+    sparsity = [level["sparsity"] for level in levels]
+    if any(a > b for a, b in pairwise(sparsity)):
+        raise ValueError(f"levels of sparsity {sparsity} do not ascend")
+    hz = [level.get("frequency_hz") or 0.0 for level in levels]
+    if any(hz) and any(a <= b for a, b in pairwise(hz)):
+        raise ValueError(f"levels for {hz} Hz do not descend")
+    for name, matrix in table["matrices"].items():
+        if len(matrix["levels"]) != len(levels):
+            raise ValueError(f"matrices.{name} has {len(matrix['levels'])} levels of {len(levels)}")
+
+
+def check_matrix(name: str, matrix: SparseMatrix, weight: np.ndarray) -> None:
+    """Check that a backbone, its patterns and their assignment belong to each other and to the weight.
+
+    Raises
+    ------
+    ValueError
+        One has another shape or kind than the others ask for, or points outside of them.
+    """
+    backbone, patterns, shape = matrix.backbone, matrix.patterns.columns, matrix.patterns.shape
+    rows, cols = backbone.shape
+    stored = weight.T if backbone.transposed else weight.reshape(len(weight), -1) if weight.ndim else weight
+    _expect(f"weight '{name}'", stored.shape == (rows, cols), stored.shape, (rows, cols))
+    _expect(f"{name}: group {shape.group}", rows % shape.group == 0, rows, "a multiple of it")
+    _expect(
+        f"{name}: block rows", backbone.block_rows % shape.group == 0, backbone.block_rows, f"{shape.group} times n"
+    )
+    block_rows = -(-rows // backbone.block_rows)
+    _columns(f"{name}: backbone", backbone.columns, (block_rows,), cols)
+    _columns(f"{name}: patterns", patterns, (None, shape.rows // shape.group), shape.cols)
+    kept = backbone.columns.shape[1]
+    _expect(f"{name}: backbone", kept > 0 and len(patterns) > 0, (kept, len(patterns)), "columns and patterns")
+    blocks = (-(-rows // shape.rows), -(-kept // shape.cols))
+    _expect(f"{name}: assignment", matrix.assignment.shape == blocks, matrix.assignment.shape, blocks)
+    _within(f"{name}: assignment", matrix.assignment, len(patterns))
+
+
+def _expect(what: str, holds: bool, found: Any, wanted: Any) -> None:
+    if not holds:
+        raise ValueError(f"{what} is {found}, expected {wanted}")
+
+
+def _within(what: str, values: np.ndarray, limit: int) -> None:
+    _expect(what, values.dtype == np.int32, values.dtype, "int32")
+    if values.size and not (0 <= int(values.min()) and int(values.max()) < limit):
+        raise ValueError(f"{what} points outside [0, {limit})")
+
+
+def _columns(what: str, values: np.ndarray, leading: tuple[int | None, ...], limit: int) -> None:
+    """Check columns along the last axis, ascending, of an array whose first axes have these sizes (None: any)."""
+    _expect(what, values.ndim == len(leading) + 1, values.shape, f"{len(leading) + 1} axes")
+    for size, wanted in zip(values.shape, leading, strict=False):
+        _expect(what, wanted is None or size == wanted, values.shape, leading)
+    _within(what, values, limit)
+    if not (np.diff(values, axis=-1) > 0).all():
+        raise ValueError(f"{what} does not ascend")
