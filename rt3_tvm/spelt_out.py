@@ -61,7 +61,7 @@ def _fourier(module: torch.fx.GraphModule, node: torch.fx.Node) -> None:
         return
     with module.graph.inserting_before(node):
         products = []
-        for wave in (torch.cos, torch.sin):
+        for wave in WAVES:
             along_length, along_features = (_matrix(module, wave, n) for n in shape[1:])
             mixed = module.graph.call_function(ATEN.matmul.default, (x, along_features))
             products.append(module.graph.call_function(ATEN.matmul.default, (along_length, mixed)))
@@ -70,14 +70,16 @@ def _fourier(module: torch.fx.GraphModule, node: torch.fx.Node) -> None:
     node.replace_all_uses_with(result)
 
 
-def _matrix(module: torch.fx.GraphModule, wave: object, size: int) -> torch.fx.Node:
+WAVES = {"cosine": torch.cos, "sine": torch.sin}
+
+
+def _matrix(module: torch.fx.GraphModule, wave: str, size: int) -> torch.fx.Node:
     """Return the constant (size, size) matrix of a transform's cosines or sines."""
-    assert callable(wave)
-    name = f"rt3_fourier_{wave.__name__}_{size}"
+    name = f"rt3_fourier_{wave}_{size}"
     if not hasattr(module, name):
         steps = torch.arange(size, dtype=torch.float64)
         turns = torch.outer(steps, steps) % size  # exact, where a large angle is not
-        module.register_buffer(name, wave(2 * math.pi / size * turns).to(torch.float32))
+        module.register_buffer(name, WAVES[wave](2 * math.pi / size * turns).to(torch.float32))
     found = module.graph.get_attr(name)
     found.meta["val"] = getattr(module, name)
     return found

@@ -15,6 +15,7 @@ from rt3_tvm.schedules.few_tokens import schedule_few_tokens
 from rt3_tvm.schedules.layer_norm import schedule_layer_norm
 from rt3_tvm.schedules.layout import schedule_gather, schedule_pattern_embedding, schedule_scatter
 from rt3_tvm.schedules.linear_decisions import LinearDecisions
+from rt3_tvm.schedules.linear_plan import DECISIONS_ATTR, NAME_ATTR
 from rt3_tvm.schedules.matmul import schedule_matmul
 from rt3_tvm.schedules.pattern_linear import schedule_linear
 from rt3_tvm.schedules.rotary import schedule_rotary
@@ -24,13 +25,20 @@ KERNEL_ATTR = "rt3.kernel"
 """PrimFunc attribute that names the family."""
 FLOPS_ATTR = "rt3.flops"
 """PrimFunc attribute that says how many floating-point operations a call does, where the family counts them."""
-DECISIONS_ATTR = "rt3.decisions"
-"""PrimFunc attribute that holds the values of a decision, by name."""
 
 LINEAR_FAMILIES = ("pattern_linear", "dense_linear", "few_token_linear")
 """Families that multiply by a weight."""
 
-__all__ = ["DECISIONS_ATTR", "FLOPS_ATTR", "KERNEL_ATTR", "LINEAR_FAMILIES", "SCHEDULES", "TASKS_ATTR", "KernelFamily"]
+__all__ = [
+    "DECISIONS_ATTR",
+    "FLOPS_ATTR",
+    "KERNEL_ATTR",
+    "LINEAR_FAMILIES",
+    "NAME_ATTR",
+    "SCHEDULES",
+    "TASKS_ATTR",
+    "KernelFamily",
+]
 
 
 @dataclass(frozen=True)

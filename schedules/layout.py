@@ -3,6 +3,7 @@
 Every sequence of a batch is padded to whole tiles of its own; the lanes that pad it hold zeros.
 """
 
+from dataclasses import dataclass
 from functools import cache
 
 from tvm import tirx
@@ -16,6 +17,23 @@ from rt3_tvm.schedules.tasks import share_loop
 def tiles_of(length: int) -> int:
     """Return the token tiles that hold ``length`` tokens."""
     return -(-length // TOKEN_TILE)
+
+
+@dataclass(frozen=True)
+class ElementType:
+    """What a kernel multiplies: TVM's name of it, and the short one in names of kernels."""
+
+    dtype: str
+    short: str
+
+
+FLOAT32 = ElementType("float32", "f32")
+ELEMENT_TYPES = {element.dtype: element for element in (FLOAT32,)}
+
+
+def element_type(dtype: str) -> ElementType:
+    """Return the element type of TVM's name for it."""
+    return ELEMENT_TYPES[dtype]
 
 
 @cache  # TVMScript is parsed anew on every call

@@ -96,6 +96,10 @@ class LinearShape:
         """Whether all rows share one table, so that nothing is skipped."""
         return self.group == self.rows
 
+    def part(self, first: int, tiles: int) -> "LinearShape":
+        """Return the shape of some of the token tiles."""
+        return replace(self, tiles=tiles, first=first, of=self.tiles)
+
 
 def padded_kept(kept: int, packing: LinearPacking) -> int:
     """Return ``kept`` rounded up to equal column blocks of whole iterations."""
@@ -193,8 +197,7 @@ def split_tiles(cpu: CpuShape, shape: LinearShape, packing: LinearPacking) -> li
     whole = shape.tiles // MAX_TILES * MAX_TILES
     if not 0 < whole < shape.tiles:
         return [shape]
-    rest = replace(shape, tiles=shape.tiles - whole, first=whole, of=shape.tiles)
-    parts = [replace(shape, tiles=whole, of=shape.tiles), rest]
+    parts = [shape.part(0, whole), shape.part(whole, shape.tiles - whole)]
 
     def cycles(part: LinearShape) -> float:
         return linear_cycles(cpu, part, packing, choose_decisions(cpu, part, packing))

@@ -10,7 +10,7 @@ import numpy as np
 from rt3_tvm.bench.linear_kernel import LinearCase, LinearKernel, aligned
 from rt3_tvm.bench.rivals import installed_rivals
 from rt3_tvm.pattern import PatternRecipe, PatternShape, SparseMatrix, cut_backbone, cut_patterns
-from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking
+from rt3_tvm.schedules.linear_plan import LinearPlan
 from rt3_tvm.timing import Timing, time_interleaved
 
 PATTERNS = 64
@@ -27,9 +27,7 @@ class LinearResult:
     dense: dict[str, Timing]
     max_abs_err: float
     gflops: float
-    family: str
-    packing: LinearPacking
-    decisions: LinearDecisions
+    plan: LinearPlan
 
     @property
     def dense_name(self) -> str:
@@ -53,9 +51,9 @@ class LinearResult:
             "gflops": self.gflops,
             "ours_spread_ms": [self.ours.low, self.ours.high],
             "dense_spread_ms": [best.low, best.high],
-            "kernel": self.family,
-            "packing": self.packing.__dict__,
-            "decisions": self.decisions.__dict__,
+            "kernel": str(self.plan),
+            "packing": self.plan.packing.__dict__,
+            "decisions": [p.decisions.__dict__ for p in self.plan.parts if p.decisions],
         }
 
 
@@ -98,7 +96,5 @@ def bench_linear(case: LinearCase, rounds: int = ROUNDS, rivals: list[str] | Non
         times,
         float(error),
         flops / mine.median / 1e6,
-        ours.family,
-        ours.packing,
-        ours.decisions,
+        ours.plan,
     )

@@ -11,12 +11,11 @@ from rt3_tvm import device as devices
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, run_compiler
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.schedules import DECISIONS_ATTR, KERNEL_ATTR, SCHEDULES
+from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
 from rt3_tvm.schedules.cpu import CpuShape
-from rt3_tvm.schedules.few_tokens import few_token_linear, few_tokens
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, LinearShape, choose_decisions, choose_packing, padded_kept
-from rt3_tvm.schedules.packing import PackedLinear, offset_dtype, pack_linear
-from rt3_tvm.schedules.pattern_linear import linear_algorithm
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules.linear_plan import MatrixShape, TokenCount, plan_linear
+from rt3_tvm.schedules.packing import PackedLinear, pack_linear
 from rt3_tvm.transform.layouts import to_tiles
 
 CACHE_LINE = 64
@@ -74,50 +73,45 @@ class LinearKernel:
     ) -> None:
         cluster = devices.load("host").cluster
         cpu = CpuShape.of(cluster)
-        group, kept = case.rows // columns.shape[0], columns.shape[1]
-        self.packing = choose_packing(cpu, case.rows, case.cols, kept, group)
-        tiles = -(-case.tokens // TOKEN_TILE)
-        shape = LinearShape(
-            tiles, case.rows, case.cols, padded_kept(kept, self.packing), group, offset_dtype(case.cols)
-        )
-        self.decisions = choose_decisions(cpu, shape, self.packing)
-        self.family = "dense_linear" if shape.dense else "pattern_linear"
-        if few_tokens(self.packing, case.cols, 1, case.tokens):
-            self.family, func = "few_token_linear", few_token_linear(shape, self.packing, case.tokens, "none")
-        else:
-            func = linear_algorithm(shape, self.packing, self.decisions, cpu.lanes, "none")
-            func = func.with_attr(DECISIONS_ATTR, self.decisions.__dict__)
-        family = self.family
-        func = func.with_attr(KERNEL_ATTR, family)
+        matrix = MatrixShape(case.rows, case.cols, columns.shape[1], case.rows // len(columns))
+        self.plan = plan_linear(cpu, matrix, TokenCount(1, case.tokens))
+        if self.plan.matrix.dense:  # as in a bundle: patterns that would be slower than all columns
+            columns = np.arange(case.cols, dtype=np.int32)[None]
+            valid = np.ones_like(columns, dtype=np.bool_)
         table = KernelTable()
-        table.index(SCHEDULES[family].schedule(func, cpu).with_attr(KERNEL_ATTR, family))
+        for _part, func in self.plan.kernels("none", cpu.lanes):
+            marked = func.with_attr(KERNEL_ATTR, self.plan.family)
+            scheduled = SCHEDULES[self.plan.family].schedule(marked, cpu)
+            table.index(scheduled.with_attr(KERNEL_ATTR, self.plan.family))
         target = cluster.target_dict()
         table.compile(target, folder / "kernel.o")
         compiler = choose_compiler(str(target["mtriple"]), None, str(target["mtriple"]).split("-", 1)[0])
         run_compiler(compiler, ["-shared", "-o", "kernel.so", "kernel.o"], folder)
-        self._function = getattr(ctypes.CDLL(str(folder / "kernel.so")), table.kernels[0].symbol)
-        packed: PackedLinear = pack_linear(weight, columns, valid, bias, self.packing)
-        self._y = aligned(np.zeros((tiles, case.rows, TOKEN_TILE), np.float32))
+        library = ctypes.CDLL(str(folder / "kernel.so"))
+        self._functions = [(getattr(library, k.symbol), ctypes.c_int32(k.tasks)) for k in table.kernels]
+        packed: PackedLinear = pack_linear(weight, columns, valid, bias, self.plan.packing)
+        self._y = aligned(np.zeros((self.plan.tokens.tiles, case.rows, TOKEN_TILE), np.float32))
         tiled = aligned(to_tiles(x[None]))
         self.weight_bytes = packed.values.nbytes + packed.offsets.nbytes + packed.bias.nbytes
         self._arrays = [
             [tiled, *map(aligned, (packed.values, packed.offsets, packed.bias)), self._y] for _ in range(copies)
         ]
-        tasks = ctypes.c_int32(table.kernels[0].tasks)
-        arguments = [
-            (*(ctypes.c_void_p(a.ctypes.data) for a in arrays), ctypes.c_int32(0), tasks) for arrays in self._arrays
-        ]
+        arguments = [[ctypes.c_void_p(a.ctypes.data) for a in arrays] for arrays in self._arrays]
         self._next = cycle(arguments)
         self._first = arguments[0]
         self._tokens = case.tokens
 
     def __call__(self) -> None:
         """Run on the first copy of the weights."""
-        self._function(*self._first)
+        self._run(self._first)
 
     def cold(self) -> None:
         """Run on the next copy of the weights."""
-        self._function(*next(self._next))
+        self._run(next(self._next))
+
+    def _run(self, arguments: list[ctypes.c_void_p]) -> None:
+        for function, tasks in self._functions:
+            function(*arguments, ctypes.c_int32(0), tasks)
 
     def result(self) -> np.ndarray:
         """Return the last result as (tokens, rows)."""

@@ -126,7 +126,7 @@ def compile_checkpoint(
         with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
             progress(f"compile {len(build.kernels.kernels)} kernels, link with {' '.join(compiler)}")
             build.make(Path(folder), levels, target, compiler, metadata)
-            metadata["verified"] = build.verify(Path(folder), levels, target, compiler)
+            metadata["verified"] = build.verify(Path(folder), levels, target, compiler, metadata)
             replace_metadata(Path(folder) / "bundle.so", metadata)
             _install(Path(folder) / "bundle.so", output)
             if use_cache:
@@ -266,7 +266,12 @@ class _Build:
         return folder / "bundle.so"
 
     def verify(
-        self, folder: Path, levels: list[LevelRow], target: dict[str, Any], compiler: list[str]
+        self,
+        folder: Path,
+        levels: list[LevelRow],
+        target: dict[str, Any],
+        compiler: list[str],
+        metadata: dict[str, Any],
     ) -> dict[str, Any]:
         """Compare the bundle in a folder with PyTorch and return what its metadata say of it.
 
@@ -284,21 +289,21 @@ class _Build:
                 return verify_bundle(bundle, proof, partial(self._explain, folder))
         self.progress("verify every level and length by its kernels, built for this machine")
         with self.timed("verify"):
-            twin = self._twin(folder / "twin", levels)
+            twin = self._twin(folder / "twin", levels, metadata)
             facts = verify_bundle(twin, proof, partial(self._explain, twin.parent))
             emulated = emulate_bundle(bundle, proof, target, compiler, self.soname)
         return facts | {"what": "its kernels, built for the machine that compiled it,", "emulated": emulated}
 
-    def _twin(self, folder: Path, levels: list[LevelRow]) -> Path:
+    def _twin(self, folder: Path, levels: list[LevelRow], metadata: dict[str, Any]) -> Path:
         """Return the bundle of the same plans for this machine; what it takes counts as verification."""
         folder.mkdir()
         before = dict(self.seconds)
         target = devices.load("host").cluster.target_dict()
         machine = platform.machine()
         try:
-            path = self.make(folder, levels, target, choose_compiler(machine, None, machine), {"format": BUNDLE_FORMAT})
+            path = self.make(folder, levels, target, choose_compiler(machine, None, machine), metadata)
         except Rt3Error as error:
-            raise Rt3Error(f"{error}; it builds what this machine verifies, which --no-verify leaves out") from error
+            raise Rt3Error(f"{error.text}; it builds what this machine verifies: see `verify`") from error
         self.seconds = before
         return path
 

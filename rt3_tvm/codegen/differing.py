@@ -14,9 +14,8 @@ from rt3_tvm.codegen.trace import Seen, Trace, trace_variant, values_of
 from rt3_tvm.codegen.walk import Walk, link_kernels
 from rt3_tvm.export import ExportForm
 from rt3_tvm.frontend import ImportedModel
-from rt3_tvm.model import InputSpec
 from rt3_tvm.transform.context import VariantContext
-from rt3_tvm.trials import TOLERANCES, Trial, reference, relative_error, worst_difference
+from rt3_tvm.trials import TOLERANCES, Trial, cropped, padded_trial, reference, relative_error, worst_difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +45,7 @@ def first_difference(variant: Variant, built: Built, model: torch.nn.Module, tri
     want = reference(model, trial)
 
     def is_wrong(got: dict[str, np.ndarray]) -> bool:
-        return not worst_difference(imported.outputs, trial, cropped(imported, got, trial), want).tolerated
+        return not worst_difference(imported.outputs, trial, cropped(imported.outputs, got, trial), want).tolerated
 
     if is_wrong(reference(model, padded)):
         return f"PyTorch itself gives other values when the input is padded to {imported.length} tokens"
@@ -60,30 +59,6 @@ def first_difference(variant: Variant, built: Built, model: torch.nn.Module, tri
     if is_wrong(_outputs(trace, imported, values)):
         return "what TVM imported differs already"
     return _first_kernel(variant, built, trace, values, padded)
-
-
-def padded_trial(specs: tuple[InputSpec, ...], trial: Trial, batch: int, length: int) -> Trial:
-    """Return a trial as the runtime hands it to a variant: padded to its batch and length, nothing left out."""
-    inputs: dict[str, np.ndarray] = {}
-    real = None
-    if trial.real is not None:
-        real = np.zeros((batch, length), np.bool_)
-        real[: trial.real.shape[0], : trial.real.shape[1]] = trial.real
-    given = next(iter(trial.inputs.values())).shape
-    for spec in specs:
-        value = np.full(spec.shape(batch, length), spec.fill, spec.dtype)
-        part = tuple(slice(0, n) for n in given[: value.ndim])
-        value[part] = trial.inputs.get(spec.name, 1 if spec.mask else spec.fill)
-        inputs[spec.name] = value
-    return Trial(trial.name, inputs, real)
-
-
-def cropped(imported: ImportedModel, outputs: dict[str, np.ndarray], trial: Trial) -> dict[str, np.ndarray]:
-    """Return what of outputs for a whole variant belongs to a trial."""
-    batch, length = (*next(iter(trial.inputs.values())).shape, 1)[:2]
-    sizes = {"batch": batch, "length": length}
-    axes = {o.name: tuple(slice(0, sizes.get(str(a))) for a in o.axes) for o in imported.outputs}
-    return {name: value[axes[name]] for name, value in outputs.items() if name in axes}
 
 
 def _arguments(variant: Variant, model: torch.nn.Module, padded: Trial) -> list[np.ndarray]:

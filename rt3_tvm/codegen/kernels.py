@@ -13,7 +13,7 @@ from tvm.ir import PointerType, PrimType
 from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipeline
 
 from rt3_tvm.codegen import cache
-from rt3_tvm.schedules import KERNEL_ATTR, TASKS_ATTR
+from rt3_tvm.schedules import KERNEL_ATTR, NAME_ATTR, TASKS_ATTR
 from rt3_tvm.schedules.cpu import KERNEL_STACK_BYTES
 
 C_CALLING_CONVENTION = 1
@@ -73,6 +73,7 @@ class KernelTable:
     kernels: list[Kernel] = field(default_factory=list)
     functions: list[tirx.PrimFunc] = field(default_factory=list)
     _by_hash: dict[int, list[int]] = field(default_factory=dict)
+    _names: dict[str, int] = field(default_factory=dict)
 
     def index(self, func: tirx.PrimFunc) -> int:
         """Return the index of a kernel, adding it when no equal one is there."""
@@ -83,9 +84,15 @@ class KernelTable:
             if tvm_ffi.structural_equal(self.functions[i], bare):
                 return i
         candidates.append(len(self.kernels))
-        self.kernels.append(Kernel(f"rt3_k{len(self.kernels)}_{family}", family, len(func.params), task_count(func)))
+        self.kernels.append(Kernel(self._symbol(func), family, len(func.params), task_count(func)))
         self.functions.append(bare)
         return len(self.kernels) - 1
+
+    def _symbol(self, func: tirx.PrimFunc) -> str:
+        """Return the name of a kernel: that of its plan, else its family, with a number where others are called so too."""
+        name = str(func.attrs.get(NAME_ATTR, func.attrs[KERNEL_ATTR]))
+        number = self._names[name] = self._names.get(name, 0) + 1
+        return name if number == 1 else f"{name}_{number}"
 
     def module(self) -> IRModule:
         """Return the module of all kernels with C signatures."""

@@ -66,9 +66,8 @@ class Failure:
     difference: Difference
 
     def __str__(self) -> str:
-        found = self.difference
-        what = found.reason or f"is off by {found.error:.2g} of its size, {TOLERANCES['float32']:g} is tolerated"
-        return f"level {self.level}, length {self.length}: output '{found.output}' {what} ({self.trial.name}, {self.trial.shape})"
+        where, found = f"level {self.level}, length {self.length}", self.difference
+        return f"{where}: output '{found.output}' {found.text} ({self.trial.name}, {self.trial.shape})"
 
 
 def room_for(variants: int) -> int:

@@ -13,6 +13,7 @@ from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer, embeddings_in, export, linears_in
 from rt3_tvm.pattern import Backbone, PatternRecipe, cut_backbone, cut_patterns
 from rt3_tvm.prune.options import PruneOptions
+from rt3_tvm.trials import check_exported
 
 SMALLEST = 32
 """Matrices with fewer rows or columns than this stay dense: heads, whose every weight counts and costs nothing."""
@@ -61,9 +62,20 @@ class Prunable:
     lookups: frozenset[str]
 
 
+TRIED_LENGTH = 8
+"""Tokens of the inputs on which the exported graph is compared with the model."""
+
+
 def find_prunable(model: torch.nn.Module, exclude: tuple[str, ...], embeddings: bool) -> Prunable:
-    """Return the matrices of a model that may be pruned: linear layers, with ``embeddings`` also the tables of tokens."""
-    program = export(model, 1, 8)
+    """Return the matrices of a model that may be pruned: linear layers, with ``embeddings`` also the tables of tokens.
+
+    Raises
+    ------
+    Rt3Error
+        The model cannot be exported, or its exported graph gives other values: it could be trained, but not compiled.
+    """
+    program = export(model, 1, TRIED_LENGTH)
+    check_exported(model, program, 1, TRIED_LENGTH)
     linears, tables = linears_in(program), embeddings_in(program)
     tied = {layer.name for layer in linears} & {layer.name for layer in tables}
     found = {layer.name: layer for layer in [*linears, *(tables if embeddings else [])]}

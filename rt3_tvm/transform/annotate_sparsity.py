@@ -3,9 +3,11 @@
 import tvm
 from tvm import IRModule, relax
 
-from rt3_tvm.schedules.linear_decisions import sparse_pays
-from rt3_tvm.transform.composites import composite_of
-from rt3_tvm.transform.context import UNPRUNED, VariantContext
+from rt3_tvm.schedules.linear_plan import MatrixShape, TokenCount, plan_linear
+from rt3_tvm.transform.composites import composite_of, static_shape
+from rt3_tvm.transform.context import VariantContext
+from rt3_tvm.transform.layouts import token_shape
+from rt3_tvm.transform.linear_annotation import Cut, LinearAnnotation
 
 
 @tvm.transform.module_pass(opt_level=0, name="AnnotateSparsity")
@@ -27,10 +29,15 @@ class AnnotateSparsity:
                 row = composite_of(func)
                 if row is None or not row.name.startswith("rt3.linear"):
                     return call
-                weight = row.arguments(func, call)["weight"]
-                name = context.parameters.get(getattr(_origin(weight, values), "name", ""), "")
                 assert func is not None
-                annotated = func.with_attrs(_attributes(context, name))
+                arguments = row.arguments(func, call)
+                name = context.parameters.get(getattr(_origin(arguments["weight"], values), "name", ""), "")
+                if not name:
+                    return call  # a product of two inputs: no layer
+                rows, cols = static_shape(arguments["weight"])[:: -1 if row.transposed else 1]
+                t = token_shape(arguments["x"])
+                annotation = _annotation(context, name, (rows, cols), TokenCount(t.batch, t.length))
+                annotated = func.with_attrs(annotation.to_attrs())
                 return relax.Call(self.builder_.add_func(annotated, call.op.name_hint), call.args, None, [])
 
         annotator = Annotator(mod)
@@ -48,22 +55,11 @@ def _origin(expr: relax.Expr, values: dict) -> relax.Expr:
     return expr
 
 
-def _attributes(context: VariantContext, name: str) -> dict[str, object]:
-    """Return the attributes of one matrix: none of its patterns where it is not pruned."""
+def _annotation(context: VariantContext, name: str, shape: tuple[int, int], tokens: TokenCount) -> LinearAnnotation:
+    """Return what is to be said of one matrix: nothing of patterns where it is not pruned."""
     matrix = context.matrices.get(name)
     if matrix is None:
-        return {"rt3.matrix": name, "rt3.level": UNPRUNED, "rt3.density": 1.0, "rt3.kernel": "dense_linear"}
-    shape, backbone = matrix.patterns.shape, matrix.backbone
+        return LinearAnnotation(name, plan_linear(context.cpu, MatrixShape.dense_of(*shape), tokens))
     kept = matrix.group_columns()[0].shape[1]
-    kernel = "pattern_linear" if sparse_pays(context.cpu, *backbone.shape, kept, shape.group) else "dense_linear"
-    return {
-        "rt3.matrix": name,
-        "rt3.level": context.level,
-        "rt3.density": matrix.density,
-        "rt3.kernel": kernel,
-        "rt3.block": [backbone.block_rows, backbone.shape[1]],
-        "rt3.block_density": backbone.density,
-        "rt3.pattern_shape": [shape.rows, shape.cols],
-        "rt3.group": shape.group,
-        "rt3.patterns": len(matrix.patterns.columns),
-    }
+    plan = plan_linear(context.cpu, MatrixShape(*matrix.backbone.shape, kept, matrix.patterns.shape.group), tokens)
+    return LinearAnnotation(name, plan, context.level, matrix.density, Cut.of(matrix))

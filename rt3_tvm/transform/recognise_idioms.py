@@ -67,6 +67,45 @@ def _reshaped_twice() -> Idiom:
     return Idiom("a reshape of a reshape", pattern, lambda expr, m: relax.op.reshape(m[source], static_shape(expr)))
 
 
+def _moved_units() -> Idiom:
+    """Return a transpose of five axes and more that only moves axes of extent 1, as einsum makes them: it is a reshape."""
+    source = wildcard()
+    pattern = is_op("relax.permute_dims")(source)
+
+    def replace(expr: relax.Expr, m: Matches) -> relax.Expr | None:
+        order = _moved(m[pattern], static_shape(m[source]))
+        return relax.op.reshape(m[source], static_shape(expr)) if order and order == sorted(order) else None
+
+    return Idiom("a transpose of axes of extent 1", pattern, replace)
+
+
+def _transposed_behind_units(operator: str) -> Idiom:
+    """Return a transpose of a tensor that was given axes of extent 1: these are put in afterwards."""
+    source = wildcard()
+    middle = is_op(operator)(source, wildcard()) if operator == "relax.reshape" else is_op(operator)(source)
+    pattern = is_op("relax.permute_dims")(middle)
+
+    def replace(expr: relax.Expr, m: Matches) -> relax.Expr | None:
+        shape, given = static_shape(m[source]), static_shape(m[middle])
+        order = _moved(m[pattern], given)
+        own = [i for i, n in enumerate(shape) if n != 1]
+        if len(given) <= len(shape) or not order or [shape[i] for i in own] != [n for n in given if n != 1]:
+            return None
+        places = [i for i, n in enumerate(given) if n != 1]
+        axes = [i for i in range(len(shape)) if i not in own] + [own[places.index(i)] for i in order]
+        return relax.op.reshape(relax.op.permute_dims(m[source], axes), static_shape(expr))
+
+    return Idiom(f"a transpose behind {operator}", pattern, replace)
+
+
+def _moved(transpose: relax.Call, shape: tuple[int, ...]) -> list[int]:
+    """Return the axes of more than one element in their new order, of a transpose of more axes than layouts have."""
+    axes = transpose.attrs.axes
+    if axes is None or len(shape) <= len(HEADS_FIRST):
+        return []
+    return [int(a) % len(shape) for a in axes if shape[int(a)] != 1]
+
+
 def _gelu_tanh() -> Idiom:
     x, half, three, cubic, scale, one = wildcard(), *(is_const() for _ in range(5))
     cube = is_op("relax.power")(x, three)
@@ -110,26 +149,33 @@ def _attention(operator: str) -> Idiom:
     """Return attention on (batch, length, heads, dim) as what it is short for: one form for all that follows."""
     operands = [wildcard() for _ in range(4 if operator == "relax.nn.attention_bias" else 3)]
 
-    def replace(expr: relax.Call, m: Matches) -> relax.Expr | None:
+    pattern = is_op(operator)(*operands)
+
+    def replace(_expr: relax.Expr, m: Matches) -> relax.Expr | None:
+        attrs = m[pattern].attrs
         op, (query, key, value) = relax.op, operands[:3]
         (_, queries, _, dim), keys = static_shape(m[query]), static_shape(m[key])[1]
-        if expr.attrs.causal_mask not in (None, "TopLeft") or expr.attrs.window_size is not None:
+        if attrs.causal_mask not in (None, "TopLeft") or attrs.window_size is not None:
             return None
         q, k, v = (op.permute_dims(m[p], HEADS_FIRST) for p in (query, key, value))
-        scale = float(expr.attrs.scale) if expr.attrs.scale is not None else dim**-0.5
+        scale = float(attrs.scale) if attrs.scale is not None else dim**-0.5
         scores = op.multiply(op.matmul(q, op.permute_dims(k, LAST_TWO)), relax.const(scale, "float32"))
         for bias in operands[3:]:
             scores = op.add(scores, m[bias])
-        if expr.attrs.causal_mask is not None:
+        if attrs.causal_mask is not None:
             triangle = np.triu(np.full((queries, keys), np.finfo(np.float32).min, np.float32), 1)
             scores = op.add(scores, relax.const(triangle))
         return op.permute_dims(op.matmul(op.nn.softmax(scores, axis=-1), v), HEADS_FIRST)
 
-    return Idiom(operator, is_op(operator)(*operands), replace)
+    return Idiom(operator, pattern, replace)
 
 
 IDIOMS = (
     _same_shape("relax.broadcast_to"),
+    _moved_units(),
+    _transposed_behind_units("relax.expand_dims"),
+    _reshaped_twice(),
+    _transposed_behind_units("relax.reshape"),
     _reshaped_twice(),
     _same_shape("relax.reshape"),
     _gelu_tanh(),

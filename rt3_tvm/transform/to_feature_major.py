@@ -9,27 +9,18 @@ from collections.abc import Callable
 import tvm
 from tvm import IRModule, relax, tirx
 
-from rt3_tvm.schedules import DECISIONS_ATTR
 from rt3_tvm.schedules import attention as attention_kernel
 from rt3_tvm.schedules import layer_norm as norm_kernel
 from rt3_tvm.schedules import layout as layout_kernel
 from rt3_tvm.schedules import rotary as rotary_kernel
 from rt3_tvm.schedules.attention_mask import StaticMask
-from rt3_tvm.schedules.few_tokens import few_token_linear, few_tokens
-from rt3_tvm.schedules.linear_decisions import (
-    TOKEN_TILE,
-    LinearShape,
-    choose_decisions,
-    choose_packing,
-    padded_kept,
-    split_tiles,
-)
-from rt3_tvm.schedules.packing import column_dtype, offset_dtype
-from rt3_tvm.schedules.pattern_linear import linear_algorithm
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules.packing import column_dtype
 from rt3_tvm.transform.composites import Composite, composite_of, find_op, result_fields, static_shape
 from rt3_tvm.transform.context import Kind, VariantContext, WeightRef
 from rt3_tvm.transform.graph import constant
 from rt3_tvm.transform.layouts import Layouts, Tokens, is_scalar, tensor, token_shape, tokens_of
+from rt3_tvm.transform.linear_annotation import LinearAnnotation
 from rt3_tvm.transform.recognise_idioms import HEADS_FIRST
 
 ELEMENTWISE = frozenset(
@@ -53,43 +44,31 @@ class _Lowering(Layouts):
 
     # -- composites ------------------------------------------------------------------------------------------------
     def linear(self, var: relax.Var, row: Composite, func: relax.Function, args: Arguments) -> bool:
-        """Lower a linear layer to the kernel that its annotation names."""
-        cpu, name = self.context.cpu, str(func.attrs["rt3.matrix"])
-        if not name:
+        """Lower a linear layer to the kernels of its plan."""
+        annotation = LinearAnnotation.of(func.attrs)
+        if annotation is None:
             return False
-        t = token_shape(args["x"])
-        rows, cols = static_shape(args["weight"])[:: -1 if row.transposed else 1]
-        family = str(func.attrs["rt3.kernel"])
-        sparse = family == "pattern_linear"
-        group = int(func.attrs["rt3.group"]) if sparse else rows
-        kept = self.context.matrices[name].group_columns()[0].shape[1] if sparse else cols
-        packing = choose_packing(cpu, rows, cols, kept, group)
-        shape = LinearShape(t.tiles, rows, cols, padded_kept(kept, packing), group, offset_dtype(cols))
-        blocks, block_kept = packing.column_blocks, shape.kept // packing.column_blocks
+        plan = annotation.plan
         bias = self.context.parameters[args["bias"].name] if "bias" in args else ""
 
-        def ref(kind: Kind) -> WeightRef:
-            level = int(func.attrs["rt3.level"])
-            return WeightRef(kind, name, bias, level, packing, dense=not sparse, transposed=row.transposed)
+        def weight(kind: Kind, shape: tuple[int, ...], dtype: str = plan.element.dtype) -> relax.Var:
+            dense = plan.matrix.dense
+            ref = WeightRef(kind, annotation.matrix, bias, annotation.level, plan.packing, dense, row.transposed)
+            return self.parameter(ref, tensor(shape, dtype))
 
-        flat = self.builder.emit(relax.op.reshape(self.as_feature_major(args["x"]), (t.tiles * cols * TOKEN_TILE,)))
-        weights = [
-            self.parameter(ref("values"), tensor((blocks, rows // packing.rows, block_kept, packing.rows))),
-            self.parameter(ref("offsets"), tensor((blocks, rows // group, block_kept), shape.offset_dtype)),
-            self.parameter(ref("bias"), tensor((rows // packing.rows, packing.rows))),
+        t = token_shape(args["x"])
+        flat = relax.op.reshape(self.as_feature_major(args["x"]), (t.tiles * t.features * TOKEN_TILE,))
+        operands = [
+            self.builder.emit(flat),
+            weight("values", plan.value_shape),
+            weight("offsets", plan.offset_shape, plan.offset_dtype),
+            weight("bias", (plan.value_shape[1], plan.packing.rows)),
         ]
-        flops = 2.0 * rows * cols * TOKEN_TILE * (float(func.attrs["rt3.density"]) if sparse else 1.0)  # a tile
-        out, operands = Tokens(t.batch, t.length, rows).ty(), [flat, *weights]
-        if few_tokens(packing, cols, t.batch, t.length):
-            algorithm = few_token_linear(shape, packing, t.length, row.activation)
-            self.feature_major[var] = self.kernel("few_token_linear", algorithm, operands, out, flops)
-            return True
+        out = Tokens(t.batch, t.length, plan.matrix.rows).ty()
         result: list[relax.Expr] = []
-        for part in split_tiles(cpu, shape, packing):
-            decisions = choose_decisions(cpu, part, packing)
-            algorithm = linear_algorithm(part, packing, decisions, cpu.lanes, row.activation)
-            algorithm = algorithm.with_attr(DECISIONS_ATTR, decisions.__dict__)
-            result = [self.kernel(family, algorithm, [*operands, *result], out, flops * part.tiles, bool(result))]
+        for part, algorithm in plan.kernels(row.activation, self.context.cpu.lanes):
+            flops = annotation.flops_per_tile * part.shape.tiles
+            result = [self.kernel(plan.family, algorithm, [*operands, *result], out, flops, bool(result))]
         self.feature_major[var] = result[0]
         return True
 

@@ -1,0 +1,184 @@
+"""The plan of a linear layer: all that is chosen for it, decided in one place and written down as one value.
+
+The annotation, the lowering, the benchmarks and the tests ask :func:`plan_linear`; nobody else chooses. A plan can be read
+back from the attributes of a function, so that a dumped module says which kernels it will get.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from tvm import tirx
+
+from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.few_tokens import few_token_linear, few_tokens
+from rt3_tvm.schedules.layout import FLOAT32, ElementType, element_type, tiles_of
+from rt3_tvm.schedules.linear_decisions import (
+    TOKEN_TILE,
+    LinearDecisions,
+    LinearPacking,
+    LinearShape,
+    choose_decisions,
+    choose_packing,
+    padded_kept,
+    sparse_pays,
+    split_tiles,
+)
+from rt3_tvm.schedules.packing import offset_dtype
+from rt3_tvm.schedules.pattern_linear import linear_algorithm
+
+DECISIONS_ATTR = "rt3.decisions"
+"""PrimFunc attribute that holds the values of a decision, by name."""
+NAME_ATTR = "rt3.name"
+"""PrimFunc attribute that says what its symbol is to be called: the text of its plan."""
+
+
+@dataclass(frozen=True)
+class MatrixShape:
+    """A (rows, cols) matrix of which every group of ``group`` rows keeps ``kept`` columns; dense: one group that keeps all."""
+
+    rows: int
+    cols: int
+    kept: int
+    group: int
+
+    @classmethod
+    def dense_of(cls, rows: int, cols: int) -> Self:
+        """Return a matrix of which nothing is cut."""
+        return cls(rows, cols, cols, rows)
+
+    @property
+    def dense(self) -> bool:
+        """Whether all rows share one list of columns."""
+        return self.group == self.rows
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """How many sequences of which length a call serves."""
+
+    batch: int
+    length: int
+
+    @property
+    def tiles(self) -> int:
+        """Token tiles, each sequence padded to whole ones."""
+        return self.batch * tiles_of(self.length)
+
+
+@dataclass(frozen=True)
+class LinearPart:
+    """The kernel of some token tiles; without decisions that for a handful of tokens, which has none to make."""
+
+    shape: LinearShape
+    decisions: LinearDecisions | None = None
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """How one linear layer is computed.
+
+    Parameters
+    ----------
+    family
+        Row of SCHEDULES.
+    matrix
+        What the kernel multiplies by: dense where that is not slower than the patterns.
+    parts
+        One kernel or two, each for some of the token tiles; they share the packed weights.
+    """
+
+    family: str
+    element: ElementType
+    matrix: MatrixShape
+    tokens: TokenCount
+    packing: LinearPacking
+    parts: tuple[LinearPart, ...]
+
+    @property
+    def value_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the packed values: (column blocks, row blocks, columns of a block, rows of a block)."""
+        blocks = self.packing.column_blocks
+        kept = self.parts[0].shape.kept // blocks
+        return blocks, self.matrix.rows // self.packing.rows, kept, self.packing.rows
+
+    @property
+    def offset_shape(self) -> tuple[int, int, int]:
+        """Shape of the table of columns: (column blocks, groups, columns of a block)."""
+        return self.value_shape[0], self.matrix.rows // self.matrix.group, self.value_shape[2]
+
+    @property
+    def offset_dtype(self) -> str:
+        """Type of the table of columns."""
+        return self.parts[0].shape.offset_dtype
+
+    def name(self, part: LinearPart) -> str:
+        """Return what the kernel of a part is called, as in ``pattern_linear_f32_v4_r4x4_t64_k96``.
+
+        V rows keep the same columns, a register block has r rows by vectors, the kernel serves t tokens, a group keeps k columns.
+        """
+        group = "" if self.matrix.dense else f"_v{self.matrix.group}"
+        block = f"{self.packing.rows}x{part.decisions.vectors}" if part.decisions else str(self.packing.rows)
+        tokens = part.shape.tiles * TOKEN_TILE if part.decisions else self.tokens.length
+        return f"{self.family}_{self.element.short}{group}_r{block}_t{tokens}_k{self.matrix.kept}"
+
+    def __str__(self) -> str:
+        return "+".join(map(self.name, self.parts))
+
+    def kernels(self, activation: str, lanes: int) -> Iterator[tuple[LinearPart, tirx.PrimFunc]]:
+        """Yield each part with its kernel, not yet scheduled; the second one fills in the result of the first."""
+        for part in self.parts:
+            if part.decisions is None:
+                func = few_token_linear(part.shape, self.packing, self.tokens.length, activation)
+            else:
+                func = linear_algorithm(part.shape, self.packing, part.decisions, lanes, activation)
+                func = func.with_attr(DECISIONS_ATTR, part.decisions.__dict__)
+            yield part, func.with_attr(NAME_ATTR, self.name(part))
+
+    def to_attrs(self) -> dict[str, Any]:
+        """Return the plan as attributes of a function: texts, numbers and lists of them."""
+        return {
+            "family": self.family,
+            "element": self.element.dtype,
+            "matrix": list(self.matrix.__dict__.values()),
+            "tokens": list(self.tokens.__dict__.values()),
+            "packing": list(self.packing.__dict__.values()),
+            "parts": [
+                [p.shape.first, p.shape.tiles, *(p.decisions.__dict__.values() if p.decisions else ())]
+                for p in self.parts
+            ],
+        }
+
+    @classmethod
+    def of(cls, attrs: Any) -> Self:
+        """Return the plan that :meth:`to_attrs` wrote."""
+        matrix, tokens = MatrixShape(*map(int, attrs["matrix"])), TokenCount(*map(int, attrs["tokens"]))
+        packing = LinearPacking(*map(int, attrs["packing"]))
+        whole = _whole(matrix, tokens, packing)
+        parts = []
+        for first, tiles, *decisions in (list(map(int, row)) for row in attrs["parts"]):
+            parts.append(LinearPart(_part(whole, first, tiles), LinearDecisions(*decisions) if decisions else None))
+        return cls(str(attrs["family"]), element_type(str(attrs["element"])), matrix, tokens, packing, tuple(parts))
+
+
+def _whole(matrix: MatrixShape, tokens: TokenCount, packing: LinearPacking) -> LinearShape:
+    kept = padded_kept(matrix.kept, packing)
+    return LinearShape(tokens.tiles, matrix.rows, matrix.cols, kept, matrix.group, offset_dtype(matrix.cols))
+
+
+def _part(whole: LinearShape, first: int, tiles: int) -> LinearShape:
+    """Return the shape of some tiles; all of them is the whole."""
+    return whole if tiles == whole.tiles else whole.part(first, tiles)
+
+
+def plan_linear(cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount) -> LinearPlan:
+    """Return the plan of a matrix for a number of tokens: the cheapest that the model of the core knows."""
+    if not matrix.dense and not sparse_pays(cpu, matrix.rows, matrix.cols, matrix.kept, matrix.group):
+        matrix = MatrixShape.dense_of(matrix.rows, matrix.cols)
+    packing = choose_packing(cpu, matrix.rows, matrix.cols, matrix.kept, matrix.group)
+    whole = _whole(matrix, tokens, packing)
+    if few_tokens(packing, matrix.cols, tokens.batch, tokens.length):
+        return LinearPlan("few_token_linear", FLOAT32, matrix, tokens, packing, (LinearPart(whole),))
+    family = "dense_linear" if matrix.dense else "pattern_linear"
+    parts = (LinearPart(p, choose_decisions(cpu, p, packing)) for p in split_tiles(cpu, whole, packing))
+    return LinearPlan(family, FLOAT32, matrix, tokens, packing, tuple(parts))
