@@ -64,8 +64,17 @@ def tiny(model: str, **config):
 @pytest.mark.parametrize(
     ("make", "options", "batch", "lengths"),
     [
-        pytest.param(lambda: bert(**MINILM), PruneOptions(), 1, (32, 128), id="minilm-dims", marks=pytest.mark.slow),
-        pytest.param(distilbert, PruneOptions(), 1, (32, 128), id="distilbert-dims", marks=pytest.mark.slow),
+        pytest.param(
+            lambda: bert(**MINILM, num_hidden_layers=1),
+            PruneOptions(),
+            1,
+            (32, 128),
+            id="minilm-dims",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda: distilbert(n_layers=1), PruneOptions(), 1, (32, 128), id="distilbert-dims", marks=pytest.mark.slow
+        ),
         pytest.param(lambda: bert(**MINILM), BIG_BLOCKS, 2, (7,), id="minilm-dims-100x100-blocks"),
         pytest.param(
             lambda: distilbert(dim=96, n_heads=3, hidden_dim=200), PruneOptions(), 2, (7,), id="distilbert-odd"
