@@ -83,7 +83,7 @@ def test_padding_that_leaks_is_caught(tmp_path, monkeypatch):
     torch.manual_seed(0)
     config = transformers.SiglipTextConfig(**SMALL, max_position_embeddings=16)
     checkpoint = prune(transformers.SiglipTextModel(config).eval(), PruneOptions((0.5,)))
-    monkeypatch.setattr("rt3_tvm.frontend.from_torch.padding_of", lambda *_: Padding.MASKED)
+    monkeypatch.setattr("rt3_tvm.padding.padding_of", lambda *_: Padding.MASKED)
     with pytest.raises(JobError, match=r"output 'pooler_output' is off [^\n]* padded to 9 tokens$"):
         compile(checkpoint, tmp_path / "m.so", OPTIONS)
 
