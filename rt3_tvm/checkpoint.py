@@ -1,7 +1,7 @@
 """Checkpoints: one shared weight, a backbone, and for each level a pattern set and an assignment per matrix.
 
 On disk a directory: ``weights.safetensors``, ``patterns.safetensors``, ``checkpoint.json``, and the tokenizer's files as
-they came. No pickle. Every tensor has its shape and SHA-256 in the JSON, checked on load.
+they came. No pickle. Every tensor has its shape and SHA-256 in the JSON, which has its own, checked on load.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ from safetensors.numpy import save_file
 
 from rt3_tvm import model as models
 from rt3_tvm import schema
-from rt3_tvm.checkpoint_format import check_matrix, check_table
+from rt3_tvm.checkpoint_format import check_matrix, check_table, sealed_table
 from rt3_tvm.errors import JobError, Rt3Error, reason
 from rt3_tvm.files import open_regular, written_whole_folder
 from rt3_tvm.pattern import Backbone, PatternSet, PatternShape, SparseMatrix
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -136,6 +136,12 @@ class Checkpoint:
 
     def _check_shapes(self, weights: dict[str, np.ndarray]) -> None:
         """Refuse a description of a model of another size before there is memory for it."""
+        for key in ("num_hidden_layers", "num_layers", "n_layers", "n_layer"):
+            layers = self.description["config"].get(key)
+            if isinstance(layers, int) and layers > len(weights):  # each has one at least
+                raise Rt3Error(
+                    f"the checkpoint's model has {key} {layers}, which its {len(weights)} weights cannot fill"
+                )
         try:
             with torch.device("meta"):
                 model = models.build(self.description)
@@ -188,7 +194,7 @@ class Checkpoint:
         }
         for source in self.tokenizer:
             shutil.copyfile(source, folder / source.name)
-        (folder / _TABLE).write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / _TABLE).write_text(json.dumps(sealed_table(table), indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Checkpoint":

@@ -1,5 +1,7 @@
 """What the files of a checkpoint must hold: the kinds and ranges of its JSON, and how its tensors fit each other."""
 
+import hashlib
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -33,15 +35,28 @@ _TABLE = schema.record(
 )
 
 
+def sealed_table(table: dict[str, Any]) -> dict[str, Any]:
+    """Return a table as JSON will have it, with the checksum that :func:`check_table` asks for."""
+    plain = json.loads(json.dumps(table))
+    return plain | {"sha256": _table_checksum(plain)}
+
+
+def _table_checksum(table: dict[str, Any]) -> str:
+    text = json.dumps({name: value for name, value in table.items() if name != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def check_table(table: Any, tensor_files: tuple[str, ...]) -> None:
     """Check the JSON of a checkpoint.
 
     Raises
     ------
     ValueError
-        Something is missing, of another kind, or out of range.
+        It was altered, or something is missing, of another kind, or out of range.
     """
     _TABLE(table, "checkpoint")
+    if table.get("sha256") != _table_checksum(table):
+        raise ValueError("it was altered: its checksum differs")
     schema.record(**{name: schema.table_of(_STAMP) for name in tensor_files})(table.get("tensors"), "tensors")
     levels = table["levels"]
     sparsity = [level["sparsity"] for level in levels]

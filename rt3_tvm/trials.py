@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from rt3_tvm.errors import JobError, Rt3Error
-from rt3_tvm.export import outputs_of, padding_shows
+from rt3_tvm.export import outputs_of
 from rt3_tvm.model import InputSpec, OutputSpec, has_length, inputs_of, quiet
+from rt3_tvm.padding import Padding, padding_of
 
 TOLERANCES = {"float32": 5e-5}
 """Largest error by element type, as a part of an output's largest value.
@@ -263,7 +264,7 @@ def check_exported(model: torch.nn.Module, program: torch.export.ExportedProgram
     """
     specs = inputs_of(model)
     outputs = outputs_of(model, specs)
-    below = length - 1 if padding_shows(model, specs, outputs) else 0
+    below = 0 if padding_of(model, specs, outputs) is Padding.MASKED else length - 1
     graph = program.module()
     for trial in trials_of(specs, batch, length, below):
         got = cropped(outputs, reference(graph, padded_trial(specs, trial, batch, length)), trial)

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +17,12 @@ from safetensors.numpy import load_file, save_file
 
 from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint
+from rt3_tvm.checkpoint_format import sealed_table
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.pattern import PatternShape
 from rt3_tvm.prune import PruneOptions, prune_one_shot
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -87,7 +93,7 @@ def test_truncated_file(copy):
         ("{", "not a checkpoint"),
         ("[]", "format version None"),
         ('{"format_version": 99}', "format version 99"),
-        ('{"format_version": 2}', "damaged"),
+        ('{"format_version": 3}', "damaged"),
     ],
 )
 def test_bad_tables(copy, text, message):
@@ -97,7 +103,7 @@ def test_bad_tables(copy, text, message):
 
 
 def edit_table(folder, path, value):
-    """Change one value of the table; ``...`` takes it out."""
+    """Change one value of the table, its checksum too; ``...`` takes it out."""
     table = json.loads((folder / "checkpoint.json").read_text())
     *parents, last = path
     inner = table
@@ -107,7 +113,7 @@ def edit_table(folder, path, value):
         del inner[last]
     else:
         inner[last] = value
-    (folder / "checkpoint.json").write_text(json.dumps(table))
+    (folder / "checkpoint.json").write_text(json.dumps(sealed_table(table)))
 
 
 @pytest.mark.parametrize(
@@ -144,6 +150,15 @@ def edit_table(folder, path, value):
 def test_forged_tables_are_refused(copy, path, value, message):
     edit_table(copy, path, value)
     with pytest.raises(Rt3Error, match=message):
+        Checkpoint.load(copy)
+
+
+@pytest.mark.parametrize(("old", "new"), [('"transposed": false', '"transposed": true'), ('"group": 4', '"group": 2')])
+def test_an_altered_table_is_refused(copy, old, new):
+    path = copy / "checkpoint.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(Rt3Error, match="altered: its checksum differs"):
         Checkpoint.load(copy)
 
 
@@ -279,3 +294,12 @@ def test_nothing_left_to_prune_says_why():
     config = transformers.GPT2Config(vocab_size=100, n_embd=48, n_layer=0, n_head=4, bos_token_id=0, eos_token_id=0)
     with pytest.raises(Rt3Error, match="none was found in the graph"):
         prune_one_shot(transformers.GPT2Model(config).eval(), PruneOptions())
+
+
+def test_damaged_checkpoints_are_refused_or_the_same_model(saved_checkpoint, tmp_path):
+    seed, cases = os.environ.get("RT3_FUZZ_SEED", "1"), 200 * int(os.environ.get("RT3_FUZZ_CASES", "1"))
+    command = [sys.executable, "-m", "tests.fuzz_checkpoints", saved_checkpoint, tmp_path, seed, cases]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    refused, right = map(int, re.findall(r"\d+", done.stdout))
+    assert refused + right == cases and refused > cases / 2

@@ -99,10 +99,11 @@ class Tables:
         parts += [_fill_assertion(s) for s in self.inputs if s.dtype != "float32"]
         workspace = max(p.workspace_bytes for p in plans)
         longest = max(p.length for p in plans)
+        internal = sum(s.internal for s in self.inputs)  # they are the last ones
         parts.append(
             "const rt3_bundle rt3_bundle_tables = {"
-            f"{len(self.levels)}, {len(plans)}, {len(self.inputs)}, {len(self.outputs)}, {self.batch}, {longest}, "
-            f"{str(self.exact_lengths).lower()}, {workspace}u, levels, variants, inputs, outputs, features}};\n"
+            f"{len(self.levels)}, {len(plans)}, {len(self.inputs) - internal}, {len(self.outputs)}, {self.batch}, {longest}, "
+            f"{internal}, {str(self.exact_lengths).lower()}, {workspace}u, levels, variants, inputs, outputs, features}};\n"
         )
         return "\n".join(parts)
 

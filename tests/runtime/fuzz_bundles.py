@@ -106,13 +106,13 @@ def judge(path: Path, tables: np.ndarray) -> int:
         return REFUSED if "\n" not in str(error) else WRONG
 
 
-def in_a_child(path: Path, tables: np.ndarray) -> int:
-    """Return the exit code of a child that judges; negative for a signal."""
+def in_a_child(judge: Callable[[], int]) -> int:
+    """Return the exit code of a child that judges; negative for a signal, which also ends one that hangs."""
     pid = os.fork()
     if pid == 0:
         signal.alarm(30)
         try:
-            os._exit(judge(path, tables))
+            os._exit(judge())
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             os._exit(WRONG)
@@ -134,7 +134,7 @@ def main() -> int:
         path.write_bytes(data)
         if forge:
             forge_metadata(path, rng)
-        code = in_a_child(path, tables)
+        code = in_a_child(lambda path=path: judge(path, tables))
         if code not in (REFUSED, RIGHT):
             print(f"case {case} of seed {seed}: {code}, see {path}")
             return 1

@@ -468,7 +468,7 @@ static rt3_status run_locked(rt3_model *model, const rt3_tensor *inputs, int32_t
       return rt3_fail(RT3_ERROR_ARGUMENT, "rt3_profile: room for %d steps, this variant has %d", (int)room,
                       (int)variant->step_count);
   }
-  for (int32_t i = 0; i < rt3_bundle_tables.input_count; ++i) {
+  for (int32_t i = 0; i < rt3_bundle_tables.input_count + rt3_bundle_tables.internal_count; ++i) {
     const rt3_input_spec *spec = &rt3_bundle_tables.inputs[i];
     const rt3_tensor *tensor = find_tensor(inputs, input_count, spec->info.name);
     void *target = model->workspace + variant->inputs[i];

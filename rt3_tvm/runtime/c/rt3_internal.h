@@ -74,7 +74,8 @@ typedef struct {
 typedef struct {
   int32_t level_count, variant_count, input_count, output_count;
   int64_t batch, max_length;
-  bool exact_lengths; /* outputs depend on padding: only lengths that were compiled are taken */
+  int32_t internal_count; /* inputs behind the others that no caller can give */
+  bool exact_lengths;     /* outputs depend on padding: only lengths that were compiled are taken */
   uint64_t workspace_bytes;
   const rt3_level_info *levels; /* descending frequency, densest first */
   const rt3_variant *variants;  /* by level, then by ascending length */
