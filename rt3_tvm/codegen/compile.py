@@ -308,7 +308,8 @@ class _Build:
             path = self.make(folder, levels, target, choose_compiler(machine, None, machine), metadata)
         except Rt3Error as error:
             raise Rt3Error(f"{error.text}; it builds what this machine verifies: see `verify`") from error
-        self.seconds = before
+        self.seconds.clear()
+        self.seconds.update(before)
         return path
 
     def _explain(self, folder: Path, failure: Failure) -> str:
