@@ -24,7 +24,19 @@ EXPORTS = """{
 """
 C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 LINK_FLAGS = ("-shared", "-Wl,--as-needed", "-Wl,--no-undefined", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack")
-SOURCES = ("dispatcher.c", "check.c", "cpu.c", "governor.c", "cpufreq.c", "pool.c", "tvm_ffi.c")
+SOURCES = (
+    "tensors.c",
+    "levels.c",
+    "handle.c",
+    "run.c",
+    "pool.c",
+    "tvm_ffi.c",
+    "governor.c",
+    "cpufreq.c",
+    "cpu.c",
+    "check.c",
+    "error.c",
+)
 
 # GNU triple and zig target of the architectures that a device may name.
 CROSS = {

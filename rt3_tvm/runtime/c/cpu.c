@@ -62,11 +62,11 @@ static uint64_t cpu_word(rt3_cpu_word word) {
 
 #endif
 
-rt3_status rt3_check_cpu(void) {
+rt3_status rt3_check_cpu(const rt3_cpu_feature *features) {
   char missing[160] = "";
   size_t used = 0;
   const char *last = "";
-  for (const rt3_cpu_feature *f = rt3_bundle_tables.features; f->name != NULL; ++f) {
+  for (const rt3_cpu_feature *f = features; f->name != NULL; ++f) {
     if ((cpu_word(f->word) >> f->bit & 1) != 0 || strcmp(f->name, last) == 0) continue;
     last = f->name;
     const int length = snprintf(missing + used, sizeof missing - used, "%s%s", used > 0 ? ", " : "", f->name);

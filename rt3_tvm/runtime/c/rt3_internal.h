@@ -147,9 +147,11 @@ int32_t rt3_online_cores(void);
 #define RT3_FOLLOW (1 << 30)
 
 struct rt3_model {
-  atomic_int
-      choice;      /* the level, and RT3_FOLLOW while `auto` chooses it: one word, so that neither outlives the other */
-  atomic_int busy; /* the process whose thread holds the handle; 0: none. A fork copies it, but not the thread. */
+  const rt3_bundle *bundle;
+  /* The level, and RT3_FOLLOW while `auto` chooses it: one word, so that neither outlives the other. */
+  atomic_int choice;
+  /* The process whose thread holds the handle; 0: none. A fork copies it, but not the thread. */
+  atomic_int busy;
   unsigned char *workspace;
   rt3_pool *pool;     /* NULL: one thread */
   atomic_int threads; /* wanted; the pool is made to match by the next run */
@@ -159,12 +161,45 @@ struct rt3_model {
 
 /* Records the message that rt3_last_error returns, and returns `status`. */
 rt3_status rt3_fail(rt3_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* The densest level whose frequency is at most hz; the sparsest, and below = true, where there is none. */
-int32_t rt3_level_for(rt3_level_table table, double hz, bool *below);
 double rt3_now(void);
 
-/* Fails when this CPU lacks a feature that the kernels were compiled for. */
-rt3_status rt3_check_cpu(void);
+/* The tables of a handle; of NULL those of this library. */
+const rt3_bundle *rt3_bundle_of(const rt3_model *model);
+/* Takes the handle for this thread; false when another one has it. One of a process that was forked does not count: it
+ * is not in this process and will never give the handle back. */
+bool rt3_take_handle(rt3_model *model);
+void rt3_release_handle(rt3_model *model);
+/* Makes the pool match the threads that are wanted. */
+rt3_status rt3_match_pool(rt3_model *model);
+/* Fails when this CPU lacks a feature of a table that ends with a row without a name. */
+rt3_status rt3_check_cpu(const rt3_cpu_feature *features);
+
+/* The tensors of one call. */
+typedef struct {
+  const rt3_tensor *inputs;
+  int32_t input_count;
+  rt3_tensor *outputs;
+  int32_t output_count;
+} rt3_tensors;
+
+/* Batch and length of one call. */
+typedef struct {
+  int64_t batch, length;
+} rt3_extent;
+
+/* Checks all tensors of a call, shapes its outputs, and says how large the call is. */
+rt3_status rt3_check_tensors(const rt3_bundle *bundle, const rt3_tensors *tensors, rt3_extent *extent);
+/* The code of a level for the shortest compiled length that fits. */
+const rt3_variant *rt3_find_variant(const rt3_bundle *bundle, int32_t level, int64_t length);
+void rt3_copy_inputs(const rt3_bundle *bundle, const rt3_variant *variant, const rt3_tensors *tensors,
+                     const rt3_extent *extent, unsigned char *workspace);
+void rt3_copy_outputs(const rt3_bundle *bundle, const rt3_variant *variant, const rt3_tensors *tensors,
+                      const unsigned char *workspace);
+
+/* The level of a run that begins now. Under `auto` the governor chooses it, unless one is set by hand meanwhile. */
+int32_t rt3_take_level(rt3_model *model, double now, bool *follow);
+/* The densest level whose frequency is at most hz; the sparsest, and below = true, where there is none. */
+int32_t rt3_level_for(rt3_level_table table, double hz, bool *below);
 
 /* Begins at `now` with options that were checked; zeros take their defaults. */
 void rt3_governor_start(rt3_governor *governor, const rt3_auto_options *options, rt3_level_table table, double now);
