@@ -36,13 +36,13 @@ COLOURS = {"right": "green", "refused": "yellow", "export-refused": "dim", "left
 BEGIN, END = "<!-- zoo: begin -->", "<!-- zoo: end -->"
 
 
-def run_row(row: Row, context: Any, timeout: float, control_only: bool) -> Record:
+def run_row(row: Row, context: Any, timeout: float, effort: str) -> Record:
     """Return the record of a row, run in a process of its own."""
     import zoo_check
 
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.NamedTemporaryFile(prefix="rt3-zoo-log-") as log:
-        process = context.Process(target=zoo_check.run_in_process, args=(row, log.name, control_only, sender))
+        process = context.Process(target=zoo_check.run_in_process, args=(row, log.name, effort, sender))
         process.start()
         sender.close()
         record = _receive(receiver, process, timeout)
@@ -86,7 +86,7 @@ def sweep(chosen: list[Row], args: argparse.Namespace, tell: Callable[[Record], 
     def one(row: Row) -> Record:
         if row.name in known:
             return known[row.name]
-        record = run_row(row, context, args.timeout, args.control)
+        record = run_row(row, context, args.timeout, args.effort)
         if args.json:
             with args.json.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -189,7 +189,12 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds of a row; default 300")
     parser.add_argument("--json", type=Path, metavar="FILE", help="journal; rows that it holds are not run again")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="page whose table is replaced")
-    parser.add_argument("--control", action="store_true", help="only whether torch.export takes the plain models")
+    parser.add_argument(
+        "--effort",
+        choices=("whole", "quick", "control"),
+        default="whole",
+        help="quick: the sparsest level at one length; control: only whether torch.export takes the plain models",
+    )
     parser.add_argument("--list", action="store_true", help="only name the rows")
     args = parser.parse_args()
     wanted = args.only or ["*"]

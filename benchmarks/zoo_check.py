@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from rt3_tvm.runtime import Bundle, load
 TOLERANCE = 1e-4
 """Largest error of a right row. Float32 sums in another order stay below 1e-5 on all but a few of these models."""
 
-SPARSITY = (0.0, 0.5, 0.8)
+SPARSITY = {"whole": (0.0, 0.5, 0.8), "quick": (0.8,)}
 BATCH = 2
 LARGEST = 12_000_000
 """Parameters of the largest model that is tried: what stays larger has entries that nobody made small."""
@@ -45,8 +46,11 @@ class LeftOut(Exception):
     """The row is none of this sweep's: it cannot be built, or it takes other inputs than one kind of data."""
 
 
-def check(row: Row, stage: Callable[[str], None], control_only: bool = False) -> Record:
-    """Return the outcome of a row and what it says; ``stage`` is called as each step begins, so that a crash has a place."""
+def check(row: Row, stage: Callable[[str], None], effort: str = "whole") -> Record:
+    """Return the outcome of a row and what it says; ``stage`` is called as each step begins, so that a crash has a place.
+
+    ``effort``: "whole", "quick" (the sparsest level at the first length, unverified) or "control" (torch.export alone).
+    """
     start = time.perf_counter()
     record: Record = {"outcome": "right", "detail": "", "stage": ""}
 
@@ -59,11 +63,13 @@ def check(row: Row, stage: Callable[[str], None], control_only: bool = False) ->
             begin("build")
             reference = saved(row, folder)
             record["parameters"] = sum(p.numel() for p in reference.parameters())
-            if control_only:
-                begin("export")
-                record["exports"] = _export_fault(reference, row) or True
+            if effort == "control":
+                begin("control")
+                record["control"] = _export_fault(reference, row)
             else:
-                _compile_and_compare(row, Path(folder), reference, begin, record)
+                if effort == "quick":
+                    row = replace(row, lengths=row.lengths[:1])
+                _compile_and_compare(row, Path(folder), SPARSITY[effort], begin, record)
         except LeftOut as error:
             record |= {"outcome": "left out", "detail": str(error)}
         except (Rt3Error, JobError) as error:
@@ -179,7 +185,7 @@ def _export_fault(model: torch.nn.Module, row: Row) -> str:
 
 
 def _compile_and_compare(
-    row: Row, folder: Path, reference: torch.nn.Module, begin: Callable[[str], None], record: Record
+    row: Row, folder: Path, sparsity: tuple[float, ...], begin: Callable[[str], None], record: Record
 ) -> None:
     begin("load")
     loaded = models.load(str(folder))
@@ -187,15 +193,19 @@ def _compile_and_compare(
         record |= {"outcome": "wrong", "detail": f"loaded as {type(loaded).__name__}: the head is lost"}
         return
     begin("prune")
-    checkpoint = prune_one_shot(loaded, PruneOptions(SPARSITY), folder)
+    checkpoint = prune_one_shot(loaded, PruneOptions(sparsity), folder)
     begin("compile")
     has_length = models.has_length(models.inputs_of(loaded))
     lengths = row.lengths if has_length else CompileOptions.lengths
     options = CompileOptions(
-        lengths=lengths, batch=BATCH, cache=False, frequencies=tuple(1e9 - 1e8 * i for i in range(len(SPARSITY)))
+        lengths=lengths,
+        batch=BATCH,
+        cache=False,
+        frequencies=tuple(1e9 - 1e8 * i for i in range(len(sparsity))),
+        verify=len(sparsity) > 1,
     )
     report = compile_checkpoint(checkpoint, folder / "model.so", options)
-    record |= {"verified": "skipped" not in report.metadata["verified"], "exact": report.metadata["exact_lengths"]}
+    record |= {"verified": "skipped" not in report.metadata["verified"], "exact": report.metadata["padding"] == "exact"}
     begin("run")
     with load(folder / "model.so") as bundle:
         worst = _compare(row, folder, checkpoint, bundle)
@@ -210,7 +220,7 @@ def _compile_and_compare(
 def _compare(row: Row, folder: Path, checkpoint: Checkpoint, bundle: Bundle) -> tuple[float, str]:
     """Return the largest error of all levels, lengths and cases, and where it is."""
     worst = (0.0, "")
-    for level in range(len(SPARSITY)):
+    for level in range(len(checkpoint.levels)):
         model = _masked(row, folder, checkpoint, level)
         bundle.set_level(level)
         for length in row.lengths if bundle.max_length > 1 else (1,):
@@ -219,7 +229,7 @@ def _compare(row: Row, folder: Path, checkpoint: Checkpoint, bundle: Bundle) -> 
                     want = _call(model, inputs)
                 except Exception:
                     continue
-                if label.endswith(SHORTER) and bundle.metadata["exact_lengths"]:
+                if label.endswith(SHORTER) and bundle.metadata["padding"] == "exact":
                     if not _refuses(bundle, inputs):
                         return float("inf"), f"{label}: taken, although padding shows in the outputs"
                     continue
@@ -302,7 +312,8 @@ def _fixed_cases(
 
 def _elementwise(bundle: Bundle, length: int) -> dict[str, float]:
     """Return the shares of steps and of time that the family `elementwise` has at the middle level."""
-    facts, level = bundle.metadata, len(SPARSITY) // 2
+    facts = bundle.metadata
+    level = len(facts["levels"]) // 2
     bundle.set_level(level)
     seconds = np.median([bundle.profile(**bundle.zeros(length)) for _ in range(5)], axis=0)
     steps = next(v["steps"] for v in facts["variants"] if (v["level"], v["length"]) == (level, length))
@@ -310,11 +321,11 @@ def _elementwise(bundle: Bundle, length: int) -> dict[str, float]:
     return {"steps": float(slow.mean()), "time": float(seconds[slow].sum() / seconds.sum())}
 
 
-def run_in_process(row: Row, log: str, control_only: bool, connection: Any) -> None:
+def run_in_process(row: Row, log: str, effort: str, connection: Any) -> None:
     """Check a row with its output in a file; send each stage and then the record."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     torch.set_num_threads(1)
-    connection.send(check(row, connection.send, control_only))
+    connection.send(check(row, connection.send, effort))
     connection.close()

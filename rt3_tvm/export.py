@@ -4,6 +4,8 @@ Linear layers are found in the exported graph, never by the names of modules.
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -13,17 +15,16 @@ import torch
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.masks import separate_masks
 from rt3_tvm.model import (
+    PRESENT,
     Axis,
     InputSpec,
     OutputSpec,
     config_of,
     example_inputs,
-    has_length,
     inputs_of,
-    max_length,
     quiet,
 )
-from rt3_tvm.spelt_out import rewrite_spelt_out
+from rt3_tvm.spelt_out import rewrite_spelt_out, take_last_present
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ExportForm(torch.nn.Module):
     """The model as it is exported: the call of a user, without a cache; a dict of tensors goes out.
 
     The model makes its own masks from the two-dimensional one, so that windows, left padding and positions that count real
-    tokens stay what they are.
+    tokens stay what they are. With the input ``PRESENT``, tokens that only fill the compiled length are embedded as zeros.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -64,8 +65,24 @@ class ExportForm(torch.nn.Module):
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, Any]:
         """Run the model on its inputs, see :func:`inputs_of`."""
-        result = _run(self.model, inputs | self.extra)
+        present = inputs.pop(PRESENT.name, None)
+        with nullcontext() if present is None else _embedded_as_zeros(self.model, present == 0):
+            result = _run(self.model, inputs | self.extra)
         return {k: v for k, v in result.items() if isinstance(v, torch.Tensor)}
+
+
+@contextmanager
+def _embedded_as_zeros(model: torch.nn.Module, absent: torch.Tensor) -> Iterator[None]:
+    """Let the embedding of tokens give zeros for some of them."""
+
+    def hook(_module: torch.nn.Module, _inputs: object, rows: torch.Tensor) -> torch.Tensor:
+        return rows.masked_fill(absent[..., None], 0.0)
+
+    handle = model.get_input_embeddings().register_forward_hook(hook)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 _AXES: dict[tuple[int, int], Axis] = {(2, 3): "batch", (3, 5): "length"}
@@ -88,42 +105,6 @@ def outputs_of(model: torch.nn.Module, specs: tuple[InputSpec, ...]) -> tuple[Ou
     return tuple(specs_out)
 
 
-def padding_shows(model: torch.nn.Module, specs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...]) -> bool:
-    """Return whether real tokens get other values when tokens that are masked out follow them; seen by running both.
-
-    It does where nothing can be masked (FNet), where neighbours are read (MobileBERT) or the last token is (SigLIP's text).
-    """
-    length = min(8, max_length(model))
-    real = length - 3
-    if not has_length(specs) or real < 1:
-        return False
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(PADDING_TRIES):
-        long = example_inputs(specs, 1, length)
-        for spec in (s for s in specs if not s.mask):
-            long[spec.name] = torch.randint(0, spec.limit, (1, length), generator=generator)
-        short = {name: value[:, :real] for name, value in long.items()}
-        for spec in specs:
-            long[spec.name][:, real:] = spec.fill
-        with torch.no_grad(), quiet():
-            want, got = (ExportForm(model)(**inputs) for inputs in (short, long))
-        if any(_differ(want[o.name], got[o.name]) for o in outputs):
-            return True
-    return False
-
-
-PADDING_TRIES = 3
-"""Random inputs that are tried: a token that happens to be read like padding must not hide a leak."""
-PADDING_TOLERANCE = 1e-4
-"""Of the largest value: PyTorch's own rounding differs by the length, by less than a tenth of this."""
-
-
-def _differ(want: torch.Tensor, got: torch.Tensor) -> bool:
-    """Return whether an output of fewer tokens differs from the part of a longer one that belongs to them."""
-    part = got[tuple(slice(0, n) for n in want.shape)]
-    return not bool((part - want).abs().max() <= PADDING_TOLERANCE * max(1e-6, float(want.abs().max())))
-
-
 KEPT_WHOLE = (
     torch.ops.aten.linear.default,
     torch.ops.aten.matmul.default,
@@ -135,14 +116,20 @@ FOLDED_ELEMENTS = 1 << 20
 """Largest constant that export computes ahead: positions, rotary angles, what a position bias looks up."""
 
 
-def export(model: torch.nn.Module, batch: int, length: int) -> torch.export.ExportedProgram:
-    """Export the model for one shape: core ATen but for KEPT_WHOLE, and what depends on no input computed already."""
-    examples = example_inputs(inputs_of(model), batch, length)
+def export(
+    model: torch.nn.Module, batch: int, length: int, specs: tuple[InputSpec, ...] | None = None
+) -> torch.export.ExportedProgram:
+    """Export the model for one shape: core ATen but for KEPT_WHOLE, and what depends on no input computed already.
+
+    ``specs``: the inputs of the graph, those of the model unless given; with ``PRESENT`` the last token is the last one present.
+    """
+    examples = example_inputs(specs or inputs_of(model), batch, length)
     with torch.no_grad(), quiet():
         program = _decomposed(torch.export.export(ExportForm(model), (), examples))
         module = _fold_constants(program.module())
         separate_masks(module)
         rewrite_spelt_out(module)
+        take_last_present(module)
         return _decomposed(torch.export.export(module, (), examples))
 
 

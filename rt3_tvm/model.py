@@ -23,7 +23,7 @@ class InputSpec:
     """An input: of tokens, (batch, length) integers in [0, ``limit``), or of numbers, float32 with axes of its own.
 
     What is not given or pads has ``fill``. ``mask`` marks the input that says which tokens are real: it is 1 for them when the
-    caller leaves it out.
+    caller leaves it out. ``internal``: the runtime fills it in by that rule, and no caller can give it.
     """
 
     name: str
@@ -32,6 +32,7 @@ class InputSpec:
     mask: bool = False
     axes: tuple[Axis, ...] = ("batch", "length")
     dtype: str = "int64"
+    internal: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype != "float32" and not 0 <= self.fill < self.limit:
@@ -43,6 +44,10 @@ class InputSpec:
     def shape(self, batch: int, length: int) -> tuple[int, ...]:
         """Return the shape for a batch and a length."""
         return tuple({"batch": batch, "length": length}.get(str(a)) or int(a) for a in self.axes)
+
+
+PRESENT = InputSpec("rt3_present", 2, mask=True, internal=True)
+"""Which tokens the caller gave, padded by himself or not; the others only fill the compiled length."""
 
 
 @dataclass(frozen=True)

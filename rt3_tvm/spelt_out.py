@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from rt3_tvm.model import PRESENT
+
 ATEN = torch.ops.aten
 _REAL_PART, _TRANSPOSES = 0, (ATEN.permute.default, ATEN.t.default, ATEN.transpose.int)
 
@@ -83,3 +85,38 @@ def _matrix(module: torch.fx.GraphModule, wave: str, size: int) -> torch.fx.Node
     found = module.graph.get_attr(name)
     found.meta["val"] = getattr(module, name)
     return found
+
+
+def take_last_present(module: torch.fx.GraphModule) -> None:
+    """Where a graph has the input ``PRESENT``, make the last token of (batch, length, features) the last one present."""
+    present = next((n for n in module.graph.nodes if n.op == "placeholder" and n.target == PRESENT.name), None)
+    if present is None:
+        return
+    batch_and_length = tuple(present.meta["val"].shape)
+    for node in list(module.graph.nodes):
+        if node.target is not ATEN.select.int:
+            continue
+        x, axis, index = node.args
+        shape = tuple(x.meta["val"].shape)
+        if len(shape) == 3 and shape[:2] == batch_and_length and axis == 1 and index in (-1, shape[1] - 1):
+            _sum_over_tokens(module, node, x, present)
+    module.recompile()
+
+
+def _sum_over_tokens(
+    module: torch.fx.GraphModule, node: torch.fx.Node, x: torch.fx.Node, present: torch.fx.Node
+) -> None:
+    """Replace the last of the tokens by the sum of all, weighted by 1 for the last present and 0 for the others."""
+    graph, length = module.graph, present.meta["val"].shape[1]
+    if not hasattr(module, "rt3_counts"):
+        module.register_buffer("rt3_counts", torch.arange(1, length + 1))
+    with graph.inserting_before(node):
+        count = graph.call_function(ATEN.sum.dim_IntList, (present, [1], True))
+        last = graph.call_function(ATEN.eq.Tensor, (graph.get_attr("rt3_counts"), count))
+        weight = graph.call_function(ATEN._to_copy.default, (last,), {"dtype": torch.float32})
+        column = graph.call_function(ATEN.unsqueeze.default, (weight, 2))
+        weighted = graph.call_function(ATEN.mul.Tensor, (x, column))
+        result = graph.call_function(ATEN.sum.dim_IntList, (weighted, [1]))
+    result.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(result)
+    graph.erase_node(node)

@@ -24,6 +24,7 @@ ORDER = [
     "masks",
     "spelt_out",
     "export",
+    "padding",
     "trials",
     "checkpoint_format",
     "checkpoint",

@@ -37,6 +37,7 @@ from rt3_tvm.energy.loads import checkpoint_facts
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.files import check_target, written_whole
 from rt3_tvm.frontend import ImportedModel, import_model
+from rt3_tvm.padding import Padding
 from rt3_tvm.runtime.check import BUNDLE_FORMAT, check_bundle, read_metadata
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.transform.context import VariantContext
@@ -254,7 +255,7 @@ class _Build:
             self.imported.inputs,
             self.imported.outputs,
             self.options.batch,
-            self.imported.exact_length,
+            self.imported.padding is Padding.EXACT,
             required_features(target),
         )
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
@@ -282,7 +283,8 @@ class _Build:
         imported, bundle = self.imported, folder / "bundle.so"
         assert imported is not None
         lengths = tuple(sorted({p.length for p in self.plans}))
-        proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, imported.exact_length)
+        exact = imported.padding is Padding.EXACT
+        proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, exact)
         if runs_here(bundle):
             self.progress("verify every level and length")
             with self.timed("verify"):
@@ -325,9 +327,9 @@ class _Build:
             "batch": self.options.batch,
             "threads": self.options.threads,
             "lengths": sorted({p.length for p in self.plans}),
-            "inputs": [s.name for s in self.imported.inputs],
+            "inputs": [s.name for s in self.imported.inputs if not s.internal],
             "outputs": [s.name for s in self.imported.outputs],
-            "exact_lengths": self.imported.exact_length,
+            "padding": self.imported.padding.value,
             "weights_bytes": self.store.size,
             "workspace_bytes": max(p.workspace_bytes for p in self.plans),
             "kernels": [{"symbol": k.symbol, "family": k.family} for k in self.kernels.kernels],

@@ -15,7 +15,7 @@ from rt3_tvm.codegen.walk import Walk, link_kernels
 from rt3_tvm.export import ExportForm
 from rt3_tvm.frontend import ImportedModel
 from rt3_tvm.transform.context import VariantContext
-from rt3_tvm.trials import TOLERANCES, Trial, cropped, padded_trial, reference, relative_error, worst_difference
+from rt3_tvm.trials import TOLERANCES, Trial, compare, cropped, padded_trial, reference, relative_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ def first_difference(variant: Variant, built: Built, model: torch.nn.Module, tri
     want = reference(model, trial)
 
     def is_wrong(got: dict[str, np.ndarray]) -> bool:
-        return not worst_difference(imported.outputs, trial, cropped(imported.outputs, got, trial), want).tolerated
+        return not compare(model, imported.outputs, trial, cropped(imported.outputs, got, trial), want).tolerated
 
     if is_wrong(reference(model, padded)):
         return f"PyTorch itself gives other values when the input is padded to {imported.length} tokens"

@@ -17,7 +17,7 @@ from rt3_tvm.errors import JobError
 from rt3_tvm.model import OutputSpec, inputs_of
 from rt3_tvm.runtime import load
 from rt3_tvm.runtime.check import WrongMachine
-from rt3_tvm.trials import TOLERANCES, Difference, Trial, reference, trials_of, worst_difference
+from rt3_tvm.trials import TOLERANCES, Difference, Trial, compare, reference, trials_of
 
 ROOM = 1024
 """Bytes of metadata for the facts of a verification, and as many again for each eight variants."""
@@ -103,7 +103,7 @@ def emulate_bundle(
         for level in sorted({0, len(proof.checkpoint.levels) - 1}):
             proof.checkpoint.mask(proof.model, level)
             got = emulator.run(level, trial, tuple(o.name for o in proof.outputs))
-            found = worst_difference(proof.outputs, trial, got, reference(proof.model, trial))
+            found = compare(proof.model, proof.outputs, trial, got, reference(proof.model, trial))
             if not found.tolerated:
                 failure = Failure(level, length, trial, found)
                 raise JobError(
@@ -132,7 +132,7 @@ def verify_bundle(path: Path, proof: Proof, explain: Callable[[Failure], str]) -
                 wanted = [torch_side.submit(reference, proof.model, trial) for trial in trials]
                 worst = 0.0
                 for trial, want in zip(trials, wanted, strict=True):
-                    found = worst_difference(proof.outputs, trial, bundle(**trial.inputs), want.result())
+                    found = compare(proof.model, proof.outputs, trial, bundle(**trial.inputs), want.result())
                     if not found.tolerated:
                         failure = Failure(level, length, trial, found)
                         raise JobError(f"the compiled model is wrong: {failure}; {explain(failure)}")

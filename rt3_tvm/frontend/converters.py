@@ -71,7 +71,7 @@ def _convolution(node: torch.fx.Node, importer: Any) -> relax.Var:
         raise Rt3Error(f"{node.name}: transposed, dilated and 3-D convolutions are not supported")
     if len(window) == 1:
         return _sequence_convolution(node, importer, int(stride[0]), int(padding[0]), int(groups))  # type: ignore
-    height, width = (int(d) for d in image.ty.shape[2:])
+    height, width = [int(d) for d in image.ty.shape][2:]
     if [stride, padding, groups] != [window, [0, 0], 1] or height % window[0] or width % window[1]:
         raise Rt3Error(
             f"{node.name}: of convolutions of images only whole patches (stride = kernel, no padding) are supported"

@@ -8,16 +8,17 @@ from tvm.relax.frontend.torch import from_exported_program
 
 from rt3_tvm import model as models
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.export import export, outputs_of, padding_shows, parameter_names
+from rt3_tvm.export import export, outputs_of, parameter_names
 from rt3_tvm.frontend.converters import CONVERTERS
+from rt3_tvm.padding import Padding, padding_of
 
 
 @dataclass(frozen=True, eq=False)
 class ImportedModel:
     """A Relax module for one shape.
 
-    ``parameters`` maps the names of ``main``'s parameters to the model's weight names. ``exact_length``: the model's outputs
-    depend on padding, so the module is for inputs of just this length.
+    ``parameters`` maps the names of ``main``'s parameters to the model's weight names. ``padding``: how
+    shorter inputs are served; some ways add an input that the runtime fills in.
     """
 
     mod: IRModule
@@ -26,7 +27,7 @@ class ImportedModel:
     inputs: tuple[models.InputSpec, ...]
     outputs: tuple[models.OutputSpec, ...]
     parameters: dict[str, str]
-    exact_length: bool
+    padding: Padding
 
 
 def import_model(model: torch.nn.Module, batch: int, length: int) -> ImportedModel:
@@ -34,8 +35,11 @@ def import_model(model: torch.nn.Module, batch: int, length: int) -> ImportedMod
     longest = models.max_length(model)
     if length > longest:
         raise Rt3Error(f"length {length} exceeds the {longest} positions of the model")
-    inputs = models.inputs_of(model)
-    program = export(model, batch, length)
+    specs = models.inputs_of(model)
+    outputs = outputs_of(model, specs)
+    padding = padding_of(model, specs, outputs)
+    inputs = padding.inputs(specs)
+    program = export(model, batch, length, inputs)
     try:
         mod = from_exported_program(
             program,
@@ -46,6 +50,4 @@ def import_model(model: torch.nn.Module, batch: int, length: int) -> ImportedMod
     except (AssertionError, ValueError) as error:  # how TVM 0.27 reports an operator or a shape that it cannot import
         raise Rt3Error(f"TVM cannot import this model: {str(error).splitlines()[0]}") from error
     mod["main"] = mod["main"].without_attr("params")
-    outputs = outputs_of(model, inputs)
-    exact = padding_shows(model, inputs, outputs)
-    return ImportedModel(mod, batch, length, inputs, outputs, parameter_names(program), exact)
+    return ImportedModel(mod, batch, length, inputs, outputs, parameter_names(program), padding)

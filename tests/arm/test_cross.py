@@ -65,7 +65,7 @@ def build_app(checkpoint: Checkpoint, folder: Path, case: str) -> tuple[Path, li
     emulator = qemu(machine)
     cc, cxx, sysroot = compilers(gnu, zig)
     bundle = folder / "tiny.so"
-    options = CompileOptions(device, (1.4e9, 1.0e9, 0.8e9), (16, 40), 2, threads=2, cross_compiler=cc)
+    options = CompileOptions(device, (1.4e9, 1.0e9, 0.8e9), lengths=(16, 40), batch=2, threads=2, cross_compiler=cc)
     compile(checkpoint, bundle, options)
     app = folder / "app"
     command = [

@@ -34,7 +34,14 @@ def fails(capsys, code, *args):
     return err
 
 
-def test_the_whole_path(tmp_path):
+def said(capsys, *args):
+    """Run in this process, where what is imported is imported once; return the output."""
+    assert main([str(a) for a in args]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_whole_path(tmp_path, capsys):
+    """What imports PyTorch or TVM to build something, and what runs without them, as processes; what only looks, in this one."""
     checkpoint, bundle = tmp_path / "t.ckpt", tmp_path / "t.so"
     _, out, _ = rt3(
         "prune",
@@ -89,11 +96,11 @@ def test_the_whole_path(tmp_path):
     with np.load(tmp_path / "out.npz") as file:
         assert file["last_hidden_state"].shape == (1, 20, 48)
     for path, kind in ((checkpoint, "checkpoint"), (bundle, "bundle")):
-        facts = json.loads(rt3("inspect", path, "--json", check=0)[1])
+        facts = json.loads(said(capsys, "inspect", path, "--json"))
         assert facts["kind"] == kind and len(facts["levels"]) == 2 and len(facts["matrices"]) == 13
-        shown = rt3("inspect", path, check=0)[1]
+        shown = said(capsys, "inspect", path)
         assert "matrices" in shown and ("verified: the bundle itself" in shown) == (kind == "bundle")
-    _, out, _ = rt3("bench", "model", bundle, "--against", "torch", "--json", check=0)
+    out = said(capsys, "bench", "model", bundle, "--against", "torch", "--json")
     assert len(json.loads(out)["levels"]) == 2
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 

@@ -64,8 +64,17 @@ def tiny(model: str, **config):
 @pytest.mark.parametrize(
     ("make", "options", "batch", "lengths"),
     [
-        pytest.param(lambda: bert(**MINILM), PruneOptions(), 1, (32, 128), id="minilm-dims", marks=pytest.mark.slow),
-        pytest.param(distilbert, PruneOptions(), 1, (32, 128), id="distilbert-dims", marks=pytest.mark.slow),
+        pytest.param(
+            lambda: bert(**MINILM, num_hidden_layers=1),
+            PruneOptions(),
+            1,
+            (32, 128),
+            id="minilm-dims",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda: distilbert(n_layers=1), PruneOptions(), 1, (32, 128), id="distilbert-dims", marks=pytest.mark.slow
+        ),
         pytest.param(lambda: bert(**MINILM), BIG_BLOCKS, 2, (7,), id="minilm-dims-100x100-blocks"),
         pytest.param(
             lambda: distilbert(dim=96, n_heads=3, hidden_dim=200), PruneOptions(), 2, (7,), id="distilbert-odd"
@@ -328,24 +337,44 @@ def test_directories_that_cannot_be_loaded_are_one_line(tmp_path, content):
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_where_padding_shows_only_compiled_lengths_are_taken(tmp_path):
-    """MobileBERT's embedding reads neighbours, so tokens that pad would be read; its padding row is zero only when new."""
-    model = tiny("MobileBertModel", embedding_size=32, intra_bottleneck_size=32, num_hidden_layers=1)
+def with_random_padding_row(model):
+    """Give the padding token an embedding: it is zero only while a model is new."""
     with torch.no_grad():
         model.get_input_embeddings().weight.normal_(generator=torch.Generator().manual_seed(0))
-    checkpoint = prune(model, PruneOptions((0.5,)))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "padding"),
+    [
+        # Its embedding reads neighbours; it pools the last token.
+        (lambda: tiny("MobileBertModel", embedding_size=32, intra_bottleneck_size=32, num_hidden_layers=1), "absent"),
+        (lambda: tiny("SiglipTextModel"), "absent"),
+        (lambda: tiny("BertModel"), "masked"),
+    ],
+)
+def test_what_fills_the_compiled_length_is_not_seen(tmp_path, make, padding):
+    checkpoint = prune(with_random_padding_row(make()), PruneOptions((0.5,)))
+    compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(8, 20), batch=2))
+    with load(tmp_path / "m.so") as bundle:
+        assert bundle.metadata["padding"] == padding
+        assert set(bundle.inputs) <= {"input_ids", "attention_mask", "token_type_ids"}
+        for length in (8, 20, 17, 6):
+            check_levels(checkpoint, bundle, 2, length)
+        with pytest.raises(Rt3Error, match="no input 'rt3_present'"):
+            bundle(input_ids=np.ones((1, 8), np.int64), rt3_present=np.ones((1, 8), np.int64))
+
+
+def test_a_model_that_mixes_all_tokens_takes_compiled_lengths_only(tmp_path, rng):
+    checkpoint = prune(tiny("FNetModel"), PruneOptions((0.5,)))
     compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(8, 12)))
     with load(tmp_path / "m.so") as bundle:
-        assert bundle.metadata["exact_lengths"]
-        for length in (8, 12):
-            check_levels(checkpoint, bundle, 1, length)
+        assert bundle.metadata["padding"] == "exact"
+        ids = rng.integers(0, 500, (1, 12))
+        want = reference(checkpoint, 0, input_ids=ids)["last_hidden_state"]
+        assert np.abs(bundle(input_ids=ids)["last_hidden_state"] - want).max() <= TOLERANCE
         with pytest.raises(Rt3Error, match=r"^length 9: outputs of this model depend on padding.* the next is 12$"):
-            bundle(input_ids=np.ones((1, 9), np.int64))
-
-
-def test_padding_does_not_show_in_a_bert(tiny_bundle):
-    with load(tiny_bundle) as bundle:
-        assert not bundle.metadata["exact_lengths"]
+            bundle(input_ids=ids[:, :9])
 
 
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel", "BertForQuestionAnswering", "T5EncoderModel"])

@@ -9,18 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 import tvm_ffi
 from tvm import tirx
 
 from rt3_tvm import CompileOptions, PruneOptions, compile, prune
 from rt3_tvm.codegen import emulate
 from rt3_tvm.errors import JobError, Rt3Error
-from rt3_tvm.model import InputSpec, OutputSpec
+from rt3_tvm.model import InputSpec, OutputSpec, inputs_of
+from rt3_tvm.padding import Padding
 from rt3_tvm.runtime.check import read_metadata
 from rt3_tvm.schedules import SCHEDULES
 from rt3_tvm.search import setting
 from rt3_tvm.transformer_lm import TransformerLM, TransformerLMConfig
-from rt3_tvm.trials import Trial, shorter_length, trials_of, worst_difference
+from rt3_tvm.trials import Trial, compare, reference, shorter_length, trials_of, worst_difference
 from tests.run.test_models import tiny
 from tests.search import small
 
@@ -70,7 +72,7 @@ def spoil(monkeypatch, family: str) -> None:
 )
 def test_a_wrong_kernel_is_named_and_leaves_no_file(checkpoint, tmp_path, monkeypatch, family, composite):
     spoil(monkeypatch, family)
-    where = f"first to differ is {composite}[^\n]*{family}, call [0-9]+\\), by [^\n]*$"
+    where = f"first to differ is {composite}[^\n]*{family}\\w*, call [0-9]+\\), by [^\n]*$"
     with pytest.raises(JobError, match=rf"level 0, length 9: output '\w+' is off by [^\n]*; {where}"):
         compile(checkpoint, tmp_path / "m.so", OPTIONS)
     assert not list(tmp_path.iterdir())
@@ -78,12 +80,10 @@ def test_a_wrong_kernel_is_named_and_leaves_no_file(checkpoint, tmp_path, monkey
 
 def test_padding_that_leaks_is_caught(tmp_path, monkeypatch):
     """SigLIP pools the last token: behind a shorter input stands padding by then, if that were allowed."""
-    import transformers
-
     torch.manual_seed(0)
     config = transformers.SiglipTextConfig(**SMALL, max_position_embeddings=16)
     checkpoint = prune(transformers.SiglipTextModel(config).eval(), PruneOptions((0.5,)))
-    monkeypatch.setattr("rt3_tvm.frontend.from_torch.padding_shows", lambda *_: False)
+    monkeypatch.setattr("rt3_tvm.frontend.from_torch.padding_of", lambda *_: Padding.MASKED)
     with pytest.raises(JobError, match=r"output 'pooler_output' is off [^\n]* padded to 9 tokens$"):
         compile(checkpoint, tmp_path / "m.so", OPTIONS)
 
@@ -155,6 +155,22 @@ def test_outputs_that_do_not_compare():
     trial = Trial("full mask", {}, np.array([[True]]))
     found = worst_difference((OutputSpec("y", ("batch",)),), trial, {"y": np.ones(1)}, {"z": np.ones(1)})
     assert not found.tolerated and "does not" in found.reason
+
+
+@pytest.mark.parametrize("side", ["right-padded", "left-padded"])
+def test_outputs_that_read_padding_in_torch_itself_are_not_compared(side):
+    """CLIP's text encoder pools the first token where it finds no end: a padded one that sees nothing, or a real one."""
+    torch.manual_seed(0)
+    config = transformers.CLIPTextConfig(**SMALL, max_position_embeddings=16)
+    model = transformers.CLIPTextModel(config).eval()
+    outputs = (OutputSpec("last_hidden_state", ("batch", "length", 32)), OutputSpec("pooler_output", ("batch", 32)))
+    trial = next(t for t in trials_of(inputs_of(model), 2, 9) if t.name == side)
+    want = reference(model, trial)
+    found = compare(model, outputs, trial, want | {"pooler_output": want["pooler_output"] + 1}, want)
+    assert found.tolerated == (side == "left-padded")
+    assert not compare(
+        model, outputs, trial, want | {"last_hidden_state": want["last_hidden_state"] + 1}, want
+    ).tolerated
 
 
 class Forgetful(TransformerLM):

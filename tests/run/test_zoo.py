@@ -61,14 +61,14 @@ def test_a_crash_and_a_hang_are_results(monkeypatch):
 
     context = multiprocessing.get_context("fork")
     monkeypatch.setattr(zoo_check, "run_in_process", _dies)
-    record = zoo.run_row(ROWS["bert"], context, 60, False)
+    record = zoo.run_row(ROWS["bert"], context, 60, "whole")
     assert (record["outcome"], record["stage"], record["detail"]) == ("crash", "compile", "SIGTERM: last words")
     monkeypatch.setattr(zoo_check, "run_in_process", _sleeps)
-    record = zoo.run_row(ROWS["bert"], context, 0.2, False)
+    record = zoo.run_row(ROWS["bert"], context, 0.2, "whole")
     assert (record["outcome"], record["stage"]) == ("hang", "compile")
 
 
-def _dies(_row, log, _control, connection):
+def _dies(_row, log, _effort, connection):
     import os
     import signal
     from pathlib import Path
@@ -78,7 +78,7 @@ def _dies(_row, log, _control, connection):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _sleeps(_row, _log, _control, connection):
+def _sleeps(_row, _log, _effort, connection):
     import time
 
     connection.send("compile")

@@ -193,7 +193,7 @@ static void copy_tokens(const rt3_bundle *bundle, const rt3_tensor *tensor, cons
 
 void rt3_copy_inputs(const rt3_bundle *bundle, const rt3_variant *variant, const rt3_tensors *tensors,
                      const rt3_extent *extent, unsigned char *workspace) {
-  for (int32_t i = 0; i < bundle->input_count; ++i) {
+  for (int32_t i = 0; i < bundle->input_count + bundle->internal_count; ++i) {
     const rt3_input_spec *spec = &bundle->inputs[i];
     const rt3_tensor *tensor = find_tensor(tensors->inputs, tensors->input_count, spec->info.name);
     void *target = workspace + variant->inputs[i];
