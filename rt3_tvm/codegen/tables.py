@@ -10,7 +10,7 @@ from rt3_tvm.codegen.kernels import Kernel
 from rt3_tvm.codegen.plan import VariantPlan
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.model import InputSpec, OutputSpec
-from rt3_tvm.runtime.check import METADATA_SECTION, WEIGHTS_SECTION
+from rt3_tvm.runtime.check import BUNDLE_FORMAT, METADATA_SECTION, WEIGHTS_SECTION
 from rt3_tvm.runtime.checksums import SECTION, TABLE_BYTES
 
 WEIGHTS_ALIGNMENT = 16384
@@ -77,6 +77,7 @@ class Tables:
         return "\n".join(
             [
                 '#include "rt3_internal.h"\n',
+                f'_Static_assert(RT3_API_VERSION == {BUNDLE_FORMAT}, "format of the bundle");\n',
                 *map(_shim, self.kernels),
                 *(_steps(i, p, self.kernels) for i, p in enumerate(plans)),
                 *tables.values(),
