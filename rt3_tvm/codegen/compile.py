@@ -82,7 +82,7 @@ def compile_checkpoint(
     cluster = device.cluster
     target = cluster.target_dict()
     triple = str(target.get("mtriple", ""))
-    compiler = choose_compiler(triple, options.cross_compiler, platform.machine())
+    compiler = choose_compiler(triple, options.cross_compiler, platform.machine(), str(target.get("mcpu", "")))
     hz, latency_source = _frequencies(checkpoint, device, options)
     key = cache.key_of(
         checkpoint=checkpoint.digest,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,14 +15,6 @@ from pathlib import Path
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.runtime.checksums import seal
 
-EXPORTS = """{
-  global: rt3_open; rt3_close; rt3_level_count; rt3_level; rt3_current_level; rt3_set_level; rt3_set_frequency;
-    rt3_set_auto; rt3_input_count; rt3_input; rt3_output_count; rt3_output; rt3_max_batch; rt3_max_length; rt3_run; rt3_profile;
-    rt3_max_threads; rt3_threads; rt3_set_threads;
-    rt3_check; rt3_last_error; rt3_metadata; __tvm_ffi_*;
-  local: *;
-};
-"""
 C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 LINK_FLAGS = ("-shared", "-Wl,--as-needed", "-Wl,--no-undefined", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack")
 SOURCES = (
@@ -38,11 +31,12 @@ SOURCES = (
     "error.c",
 )
 
-# GNU triple and zig target of the architectures that a device may name.
+# GNU triple and zig target of the architectures that a device may name, and whether zig needs the core: it has no vector
+# registers for the least 32-bit ARM, and one core has instructions that another lacks.
 CROSS = {
-    "aarch64": ("aarch64-linux-gnu", "aarch64-linux-gnu.2.31", ()),
-    "armv7a": ("arm-linux-gnueabihf", "arm-linux-gnueabihf.2.31", ("-mcpu=cortex_a7",)),
-    "x86_64": ("x86_64-linux-gnu", "x86_64-linux-gnu.2.31", ()),
+    "aarch64": ("aarch64-linux-gnu", "aarch64-linux-gnu.2.31", False),
+    "armv7a": ("arm-linux-gnueabihf", "arm-linux-gnueabihf.2.31", True),
+    "x86_64": ("x86_64-linux-gnu", "x86_64-linux-gnu.2.31", False),
 }
 
 
@@ -51,8 +45,14 @@ def runtime_directory() -> Path:
     return Path(str(resources.files("rt3_tvm.runtime.c")))
 
 
-def choose_compiler(triple: str, given: str | None, host_machine: str) -> list[str]:
-    """Return the command of the C compiler for a target triple.
+def exported_names() -> list[str]:
+    """Return the functions that ``rt3.h`` declares: what a bundle exports, beside its entry points for tvm-ffi."""
+    header = (runtime_directory() / "rt3.h").read_text(encoding="utf-8")
+    return re.findall(r"^RT3_API .*?(rt3_\w+)\(", header, re.MULTILINE)
+
+
+def choose_compiler(triple: str, given: str | None, host_machine: str, core: str = "") -> list[str]:
+    """Return the command of the C compiler for a target triple, and for LLVM's name of a core where that makes a difference.
 
     A command that is given is taken as it is. Else the host's compiler for the host, and for other architectures the GNU
     cross compiler, then zig from PyPI.
@@ -68,10 +68,11 @@ def choose_compiler(triple: str, given: str | None, host_machine: str) -> list[s
         if native is None:
             raise Rt3Error("no C compiler found: install gcc; or give `cross_compiler`")
         return shlex.split(native)
-    gnu, zig, flags = CROSS.get(arch, ("", "", ()))
+    gnu, zig, needs_core = CROSS.get(arch, ("", "", False))
     if gnu and shutil.which(f"{gnu}-gcc"):
         return [f"{gnu}-gcc"]
     if zig and importlib.util.find_spec("ziglang"):
+        flags = [f"-mcpu={core.replace('-', '_')}"] if needs_core and core else []
         return [sys.executable, "-m", "ziglang", "cc", "-target", zig, *flags]
     raise Rt3Error(
         f"no C compiler for {triple}: install gcc-{gnu or arch}, or pip install 'rt3-tvm[cross]'; or give `cross_compiler`"
@@ -108,7 +109,8 @@ def link_bundle(
     """
     import tvm_ffi
 
-    (folder / "exports.map").write_text(EXPORTS, encoding="utf-8")
+    exports = "".join(f"    {name};\n" for name in (*exported_names(), "__tvm_ffi_*"))
+    (folder / "exports.map").write_text(f"{{\n  global:\n{exports}  local: *;\n}};\n", encoding="utf-8")
     for name in (*SOURCES, "rt3.h", "rt3_internal.h"):
         shutil.copyfile(runtime_directory() / name, folder / name)
     includes = ["-I.", *(f"-isystem{path}" for path in tvm_ffi.libinfo.include_paths())]

@@ -1,6 +1,7 @@
 """From ``main`` in Relax to a list of kernel calls, every intermediate at a fixed offset of one workspace."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from tvm import IRModule, relax, tirx
@@ -17,11 +18,15 @@ from rt3_tvm.transform.legalize import ALIASES
 ALIGNMENT = 64
 
 
+Segment = Literal["workspace", "weights"]
+"""What a pointer argument can point into; the C runtime has a base address for each."""
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where a pointer argument points: an offset in the weights or in the workspace."""
+    """Where a pointer argument points: an offset in a segment."""
 
-    in_weights: bool
+    segment: Segment
     offset: int
 
 
@@ -184,9 +189,9 @@ def plan_variant(mod: IRModule, context: VariantContext, kernels: KernelTable, s
 
 def _place(value: _Value) -> Place:
     if value.weight is not None:
-        return Place(True, value.weight)
+        return Place("weights", value.weight)
     assert value.buffer is not None
-    return Place(False, value.buffer.offset)
+    return Place("workspace", value.buffer.offset)
 
 
 def _offsets(buffers: list[_Buffer | None]) -> tuple[int, ...]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rt3_tvm.codegen.cpu_features import Bits
 from rt3_tvm.codegen.kernels import Kernel
-from rt3_tvm.codegen.plan import Step, VariantPlan
+from rt3_tvm.codegen.plan import VariantPlan
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.model import InputSpec, OutputSpec
-from rt3_tvm.runtime.check import METADATA_SECTION, WEIGHTS_SECTION
+from rt3_tvm.runtime.check import BUNDLE_FORMAT, METADATA_SECTION, WEIGHTS_SECTION
 from rt3_tvm.runtime.checksums import SECTION, TABLE_BYTES
 
 WEIGHTS_ALIGNMENT = 16384
@@ -47,65 +47,44 @@ class Tables:
         """What the runtime's arrays are sized by: the most pointers of a kernel, and the tensors of a call."""
         return {
             "RT3_MAX_ARGS": max((k.arguments for k in self.kernels), default=1),
-            "RT3_MAX_TENSORS": len(self.inputs) + len(self.outputs),
+            "RT3_MAX_TENSORS": sum(not s.internal for s in self.inputs) + len(self.outputs),
         }
 
     def to_c(self) -> str:
         """Return the C source."""
         plans = sorted(self.plans, key=lambda p: (p.level, p.length))
-        parts = ['#include "rt3_internal.h"\n']
-        parts += [_shim(k) for k in self.kernels]
-        parts += [_variant_tables(i, p, self.kernels) for i, p in enumerate(plans)]
-        parts.append(
-            _array(
-                "rt3_level_info",
-                "levels",
-                (f"{{{lv.frequency_hz!r}, {lv.deadline_s!r}, {lv.density!r}}}" for lv in self.levels),
-            )
-        )
-        parts.append(
-            _array(
-                "rt3_variant",
-                "variants",
-                (
-                    f"{{{p.level}, {p.length}, steps_{i}, {len(p.steps)}, inputs_{i}, outputs_{i}}}"
-                    for i, p in enumerate(plans)
-                ),
-            )
-        )
-        parts.append(
-            _array(
-                "rt3_input_spec",
-                "inputs",
-                (
-                    f"{{{{{_string(s.name)}, RT3_{s.dtype.upper()}, {len(s.axes)}, {{{', '.join(map(_axis, s.axes))}}}, "
-                    f"{s.limit}, {int(i > 0)}}}, {s.fill}, {str(s.mask).lower()}}}"
-                    for i, s in enumerate(self.inputs)
-                ),
-            )
-        )
-        parts.append(
-            _array(
-                "rt3_tensor_info",
-                "outputs",
-                (
-                    f"{{{_string(o.name)}, RT3_FLOAT32, {len(o.axes)}, {{{', '.join(_axis(a) for a in o.axes)}}}, 0, 0}}"
-                    for o in self.outputs
-                ),
-            )
-        )
-        bits = [f'{{"{name}", RT3_{word}, {bit}}}' for name, rows in self.features.items() for word, bit in rows]
-        parts.append(_array("rt3_cpu_feature", "features", [*bits, "{NULL, RT3_HWCAP, 0}"]))
-        parts += [_fill_assertion(s) for s in self.inputs if s.dtype != "float32"]
-        workspace = max(p.workspace_bytes for p in plans)
-        longest = max(p.length for p in plans)
+        tables = {
+            "levels": _array("rt3_level_info", "levels", map(_level, self.levels)),
+            "kernels": _array("rt3_kernel", "kernels", map(_kernel, self.kernels)),
+            "variants": _array("rt3_variant", "variants", (_variant(i, p) for i, p in enumerate(plans))),
+            "inputs": _array("rt3_input_spec", "inputs", (_input(s, i > 0) for i, s in enumerate(self.inputs))),
+            "outputs": _array("rt3_tensor_info", "outputs", map(_output, self.outputs)),
+            "features": _array("rt3_cpu_feature", "features", [*_features(self.features), "{.name = NULL}"]),
+        }
         internal = sum(s.internal for s in self.inputs)  # they are the last ones
-        parts.append(
-            "const rt3_bundle rt3_bundle_tables = {"
-            f"{len(self.levels)}, {len(plans)}, {len(self.inputs) - internal}, {len(self.outputs)}, {self.batch}, {longest}, "
-            f"{internal}, {str(self.exact_lengths).lower()}, {workspace}u, levels, variants, inputs, outputs, features}};\n"
+        bundle = _struct(
+            level_count=len(self.levels),
+            variant_count=len(plans),
+            input_count=len(self.inputs) - internal,
+            internal_count=internal,
+            output_count=len(self.outputs),
+            batch=self.batch,
+            max_length=max(p.length for p in plans),
+            exact_lengths=str(self.exact_lengths).lower(),
+            workspace_bytes=f"{max(p.workspace_bytes for p in plans)}u",
+            **{name: name for name in tables},
         )
-        return "\n".join(parts)
+        return "\n".join(
+            [
+                '#include "rt3_internal.h"\n',
+                f'_Static_assert(RT3_API_VERSION == {BUNDLE_FORMAT}, "format of the bundle");\n',
+                *map(_shim, self.kernels),
+                *(_steps(i, p, self.kernels) for i, p in enumerate(plans)),
+                *tables.values(),
+                *(_fill_assertion(s) for s in self.inputs if s.dtype != "float32"),
+                f"const rt3_bundle rt3_bundle_tables = {bundle};\n",
+            ]
+        )
 
 
 def check_names(inputs: Sequence[InputSpec], outputs: Sequence[OutputSpec]) -> None:
@@ -126,46 +105,89 @@ def _string(text: str) -> str:
     return f'"{text}"'
 
 
-def _axis(axis: str | int) -> str:
-    return {"batch": "RT3_AXIS_BATCH", "length": "RT3_AXIS_LENGTH"}.get(str(axis), str(axis))
+def _axes(axes: Sequence[str | int]) -> str:
+    names = {"batch": "RT3_AXIS_BATCH", "length": "RT3_AXIS_LENGTH"}
+    return "{" + ", ".join(names.get(str(axis), str(axis)) for axis in axes) + "}"
 
 
 def _array(kind: str, name: str, rows: Iterable[str]) -> str:
     return f"static const {kind} {name}[] = {{\n  " + ",\n  ".join(rows) + "};\n"
 
 
+def _struct(**fields: object) -> str:
+    """Return an initialiser that names its members."""
+    return "{" + ", ".join(f".{name} = {value}" for name, value in fields.items()) + "}"
+
+
+def _level(level: LevelRow) -> str:
+    return _struct(frequency_hz=level.frequency_hz, deadline_s=level.deadline_s, density=level.density)
+
+
+def _input(spec: InputSpec, optional: bool) -> str:
+    info = _struct(
+        name=_string(spec.name),
+        dtype=f"RT3_{spec.dtype.upper()}",
+        rank=len(spec.axes),
+        axes=_axes(spec.axes),
+        limit=spec.limit,
+        optional=int(optional),
+    )
+    return _struct(info=info, fill=spec.fill, mask=str(spec.mask).lower())
+
+
+def _output(spec: OutputSpec) -> str:
+    return _struct(name=_string(spec.name), dtype="RT3_FLOAT32", rank=len(spec.axes), axes=_axes(spec.axes))
+
+
+def _features(features: Mapping[str, Bits]) -> list[str]:
+    return [
+        _struct(name=f'"{name}"', word=f"RT3_{word}", bit=bit) for name, rows in features.items() for word, bit in rows
+    ]
+
+
+def _kernel(kernel: Kernel) -> str:
+    return _struct(run=f"run_{kernel.symbol}", arg_count=f"ARGS_{kernel.symbol}", tasks=kernel.tasks)
+
+
+def _variant(index: int, plan: VariantPlan) -> str:
+    return _struct(
+        level=plan.level,
+        length=plan.length,
+        steps=f"steps_{index}",
+        step_count=len(plan.steps),
+        inputs=f"inputs_{index}",
+        outputs=f"outputs_{index}",
+    )
+
+
 def _shim(kernel: Kernel) -> str:
-    """Return the prototype of a kernel, and the function that calls it on an array of pointers."""
+    """Return the prototype of a kernel, how many pointers it takes, and the function that calls it on an array of them."""
     types = ", ".join(["void *"] * kernel.arguments)
     args = ", ".join(f"a[{i}]" for i in range(kernel.arguments))
     return (
         f"void {kernel.symbol}({types}, int32_t, int32_t);\n"
+        f"enum {{ ARGS_{kernel.symbol} = {kernel.arguments} }};\n"
+        f'_Static_assert(ARGS_{kernel.symbol} <= RT3_MAX_ARGS, "room for the arguments of a kernel");\n'
         f"static void run_{kernel.symbol}(void *const *a, int32_t first, int32_t last) "
         f"{{ {kernel.symbol}({args}, first, last); }}\n"
     )
 
 
-def _variant_tables(index: int, plan: VariantPlan, kernels: Sequence[Kernel]) -> str:
-    def place_rows(step: Step) -> str:
-        return ", ".join(f"{{{int(p.in_weights)}, 0, {p.offset}u}}" for p in step.args)
-
-    def args_of(i: int, step: Step) -> str:
-        """Return the arguments of a step; the kernel's own number of them is the length that C checks."""
-        name, count = f"args_{index}_{i}", kernels[step.kernel].arguments
-        assert len(step.args) == count, f"{kernels[step.kernel].symbol} takes {count} arguments"
-        return (
-            f"static const rt3_place {name}[] = {{{place_rows(step)}}};\n"
-            f'_Static_assert(sizeof {name} / sizeof *{name} <= RT3_MAX_ARGS, "arguments of {name}");'
+def _steps(index: int, plan: VariantPlan, kernels: Sequence[Kernel]) -> str:
+    """Return the steps of a variant with the places of their arguments, as many as the kernel takes: C checks it."""
+    places = []
+    for i, step in enumerate(plan.steps):
+        name = f"args_{index}_{i}"
+        rows = ", ".join(f"{{RT3_{p.segment.upper()}, {p.offset}u}}" for p in step.args)
+        places.append(
+            f"static const rt3_place {name}[] = {{{rows}}};\n"
+            f"_Static_assert(sizeof {name} == ARGS_{kernels[step.kernel].symbol} * sizeof *{name}, "
+            f'"arguments of step {i}");'
         )
-
-    args = [args_of(i, s) for i, s in enumerate(plan.steps)]
-    steps = (
-        f"{{run_{kernels[s.kernel].symbol}, args_{index}_{i}, {len(s.args)}, {s.kernel}, {kernels[s.kernel].tasks}}}"
-        for i, s in enumerate(plan.steps)
-    )
+    steps = (_struct(kernel=s.kernel, args=f"args_{index}_{i}") for i, s in enumerate(plan.steps))
     return "\n".join(
         [
-            *args,
+            *places,
             _array("rt3_step", f"steps_{index}", steps),
             _array("uint64_t", f"inputs_{index}", (f"{o}u" for o in plan.inputs)),
             _array("uint64_t", f"outputs_{index}", (f"{o}u" for o in plan.outputs)),

@@ -47,4 +47,4 @@ class Walk:
         return self.workspace[place.offset : place.offset + size].view(dtype).reshape(shape).copy()
 
     def _address(self, place: Place) -> int:
-        return (self.weights if place.in_weights else self.workspace).ctypes.data + place.offset
+        return (self.weights if place.segment == "weights" else self.workspace).ctypes.data + place.offset

@@ -20,7 +20,7 @@ from rt3_tvm.runtime.checksums import Part, check_content, read_checked
 MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64", "EM_ARM": "armv7l"}
 MARKER = "rt3_open"
 BUNDLE_FORMAT = 3
-"""Version of the C API and of the metadata; a bundle of another one is not opened."""
+"""``RT3_API_VERSION`` of rt3.h: of the C API, the tables and the metadata; a bundle of another one is not opened."""
 METADATA_SECTION = ".rt3.metadata"
 WEIGHTS_SECTION = ".rt3.weights"
 

@@ -96,6 +96,6 @@ def build(folder: Path, *flags: str, count: int = 2) -> Synthetic:
 
 def _plan(level: int, length: int, count: int) -> VariantPlan:
     size = VOCABULARY * 4
-    weights = [Place(True, (level * count + i) * size) for i in range(count)]
-    step = Step(0, (Place(False, 0), *weights, Place(False, OUTPUT_OFFSET)))
+    weights = [Place("weights", (level * count + i) * size) for i in range(count)]
+    step = Step(0, (Place("workspace", 0), *weights, Place("workspace", OUTPUT_OFFSET)))
     return VariantPlan(level, length, (step,), (0,), (OUTPUT_OFFSET,), WORKSPACE)

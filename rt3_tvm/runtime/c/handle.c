@@ -16,7 +16,7 @@ const rt3_bundle *rt3_bundle_of(const rt3_model *model) { return model != NULL ?
 
 /* What kernels and the choice of a level rely on: a damaged table must not send them out of bounds. */
 static rt3_status check_tables(const rt3_bundle *bundle) {
-  for (int32_t i = 0; i < bundle->input_count; ++i) {
+  for (int32_t i = 0; i < bundle->input_count + bundle->internal_count; ++i) {
     const rt3_input_spec *spec = &bundle->inputs[i];
     if (spec->info.dtype != RT3_FLOAT32 && (spec->fill < 0 || spec->fill >= spec->info.limit))
       return rt3_fail(RT3_ERROR_BUNDLE, "input '%s' is padded with %lld, outside [0, %lld)", spec->info.name,

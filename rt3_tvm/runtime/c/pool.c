@@ -27,9 +27,9 @@ struct rt3_pool {
   bool stop;     /* guarded by mutex */
   atomic_bool running;
   atomic_uint_least64_t
-      next;            /* number of the published step << 32 | its next share; what follows belongs to that step */
-  atomic_int finished; /* its shares that are done */
-  const rt3_step *step;
+      next;                 /* number of the published step << 32 | its next share; what follows belongs to that step */
+  atomic_int finished;      /* its shares that are done */
+  const rt3_kernel *kernel; /* of the published step */
   void *const *args;
   pid_t process; /* that has the workers */
   int32_t workers;
@@ -57,9 +57,9 @@ static bool do_share(rt3_pool *pool) {
     if ((int64_t)(next & UINT32_MAX) >= parts) return false;
   } while (
       !atomic_compare_exchange_weak_explicit(&pool->next, &next, next + 1, memory_order_acq_rel, memory_order_acquire));
-  const int64_t share = (int64_t)(next & UINT32_MAX), tasks = pool->step->tasks;
+  const int64_t share = (int64_t)(next & UINT32_MAX), tasks = pool->kernel->tasks;
   const int32_t first = (int32_t)(tasks * share / parts), last = (int32_t)(tasks * (share + 1) / parts);
-  if (first < last) pool->step->run(pool->args, first, last);
+  if (first < last) pool->kernel->run(pool->args, first, last);
   atomic_fetch_add_explicit(&pool->finished, 1, memory_order_release);
   return true;
 }
@@ -133,12 +133,12 @@ void rt3_pool_end(rt3_pool *pool) {
   if (pool != NULL) atomic_store_explicit(&pool->running, false, memory_order_release);
 }
 
-void rt3_pool_run(rt3_pool *pool, const rt3_step *step, void *const *args) {
-  if (pool == NULL || step->tasks < 2) {
-    step->run(args, 0, step->tasks);
+void rt3_pool_run(rt3_pool *pool, const rt3_kernel *kernel, void *const *args) {
+  if (pool == NULL || kernel->tasks < 2) {
+    kernel->run(args, 0, kernel->tasks);
     return;
   }
-  pool->step = step;
+  pool->kernel = kernel;
   pool->args = args;
   atomic_store_explicit(&pool->finished, 0, memory_order_relaxed);
   const uint_least64_t number = (atomic_load_explicit(&pool->next, memory_order_relaxed) >> 32) + 1;
@@ -180,9 +180,9 @@ void rt3_pool_begin(rt3_pool *pool) { (void)pool; }
 
 void rt3_pool_end(rt3_pool *pool) { (void)pool; }
 
-void rt3_pool_run(rt3_pool *pool, const rt3_step *step, void *const *args) {
+void rt3_pool_run(rt3_pool *pool, const rt3_kernel *kernel, void *const *args) {
   (void)pool;
-  step->run(args, 0, step->tasks);
+  kernel->run(args, 0, kernel->tasks);
 }
 
 int32_t rt3_online_cores(void) { return 1; }

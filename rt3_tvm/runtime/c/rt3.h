@@ -14,7 +14,8 @@
 extern "C" {
 #endif
 
-#define RT3_API_VERSION 1
+/* Of this header, of the tables and of the metadata: a bundle has one version. */
+#define RT3_API_VERSION 3
 #define RT3_MAX_RANK 4
 
 #if defined(_WIN32)

@@ -18,20 +18,31 @@
 #define RT3_MAX_THREADS 1
 #endif
 
-/* Where an argument of a kernel lies: in the workspace, or in the bundle's weights. */
+/* What an argument of a kernel can point into. */
+typedef enum {
+  RT3_WORKSPACE, /* of the handle */
+  RT3_WEIGHTS,   /* of the bundle, read only */
+  RT3_SEGMENTS
+} rt3_segment;
+
+/* Where an argument of a kernel lies. */
 typedef struct {
-  uint32_t in_weights;
-  uint32_t unused;
+  rt3_segment segment;
   uint64_t offset;
 } rt3_place;
 
-/* One call of a kernel: `run` unpacks `args` for the kernel's own C signature and does the tasks [first, last). */
+/* A kernel: `run` unpacks `arg_count` pointers for its own C signature and does the tasks [first, last) of `tasks`,
+ * which threads can share. Kernels are in the order of the metadata's list. */
 typedef struct {
   void (*run)(void *const *args, int32_t first, int32_t last);
-  const rt3_place *args;
   int32_t arg_count;
-  int32_t kernel; /* index into the metadata's list of kernels */
-  int32_t tasks;  /* independent parts that threads can share */
+  int32_t tasks;
+} rt3_kernel;
+
+/* One call of a kernel, by its index. */
+typedef struct {
+  int32_t kernel;
+  const rt3_place *args;
 } rt3_step;
 
 /* The compiled code of one level at one length. */
@@ -78,7 +89,8 @@ typedef struct {
   bool exact_lengths;     /* outputs depend on padding: only lengths that were compiled are taken */
   uint64_t workspace_bytes;
   const rt3_level_info *levels; /* descending frequency, densest first */
-  const rt3_variant *variants;  /* by level, then by ascending length */
+  const rt3_kernel *kernels;
+  const rt3_variant *variants; /* by level, then by ascending length */
   const rt3_input_spec *inputs;
   const rt3_tensor_info *outputs;
   const rt3_cpu_feature *features; /* up to a row without a name */
@@ -139,8 +151,8 @@ bool rt3_pool_is_ours(const rt3_pool *pool);
 /* Around the steps of one inference: workers are awake in between. */
 void rt3_pool_begin(rt3_pool *pool);
 void rt3_pool_end(rt3_pool *pool);
-/* Runs all tasks of a step and returns when they are done. */
-void rt3_pool_run(rt3_pool *pool, const rt3_step *step, void *const *args);
+/* Runs all tasks of a kernel and returns when they are done. */
+void rt3_pool_run(rt3_pool *pool, const rt3_kernel *kernel, void *const *args);
 /* Cores that are online, at most RT3_MAX_THREADS. */
 int32_t rt3_online_cores(void);
 

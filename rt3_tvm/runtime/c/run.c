@@ -17,21 +17,24 @@ typedef struct {
   int32_t *count;
 } rt3_profile_sink;
 
-static void run_steps(const rt3_variant *variant, unsigned char *workspace, rt3_pool *pool, double *seconds) {
-  rt3_pool_begin(pool);
+static void run_steps(const rt3_model *model, const rt3_variant *variant, double *seconds) {
+  const unsigned char *const segments[RT3_SEGMENTS] = {
+      [RT3_WORKSPACE] = model->workspace,
+      [RT3_WEIGHTS] = rt3_weights,
+  };
+  rt3_pool_begin(model->pool);
   for (int32_t s = 0; s < variant->step_count; ++s) {
     const rt3_step *step = &variant->steps[s];
+    const rt3_kernel *kernel = &model->bundle->kernels[step->kernel];
     void *args[RT3_MAX_ARGS];
-    for (int32_t a = 0; a < step->arg_count; ++a) {
-      const rt3_place *place = &step->args[a];
-      /* Kernels never write to weights: they only take their addresses as they take every other. */
-      args[a] = place->in_weights ? (void *)(uintptr_t)(rt3_weights + place->offset) : workspace + place->offset;
-    }
+    /* Kernels never write to weights: they only take their addresses as they take every other. */
+    for (int32_t a = 0; a < kernel->arg_count; ++a)
+      args[a] = (void *)(uintptr_t)(segments[step->args[a].segment] + step->args[a].offset);
     const double start = seconds != NULL ? rt3_now() : 0.0;
-    rt3_pool_run(pool, step, args);
+    rt3_pool_run(model->pool, kernel, args);
     if (seconds != NULL) seconds[s] = rt3_now() - start;
   }
-  rt3_pool_end(pool);
+  rt3_pool_end(model->pool);
 }
 
 static rt3_status run_locked(rt3_model *model, const rt3_tensors *tensors, const rt3_profile_sink *sink) {
@@ -53,7 +56,7 @@ static rt3_status run_locked(rt3_model *model, const rt3_tensors *tensors, const
                       (int)variant->step_count);
   }
   rt3_copy_inputs(bundle, variant, tensors, &extent, model->workspace);
-  run_steps(variant, model->workspace, model->pool, sink != NULL ? sink->seconds : NULL);
+  run_steps(model, variant, sink != NULL ? sink->seconds : NULL);
   rt3_copy_outputs(bundle, variant, tensors, model->workspace);
   if (follow) rt3_governor_finish(&model->governor, level, rt3_now() - start);
   return RT3_OK;
