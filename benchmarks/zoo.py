@@ -54,8 +54,13 @@ def run_row(row: Row, context: Any, timeout: float, effort: str) -> Record:
 
 def _receive(receiver: Any, process: Any, timeout: float) -> Record:
     """Wait for a row's record; the stage it was at where there comes none."""
-    stage = "start"
-    alarm = threading.Timer(timeout, process.kill)
+    stage, late = "start", threading.Event()
+
+    def end() -> None:
+        late.set()  # before the process can end of it: whoever sees the end must see the reason
+        process.kill()
+
+    alarm = threading.Timer(timeout, end)
     alarm.start()
     try:
         while isinstance(message := receiver.recv(), str):
@@ -63,9 +68,9 @@ def _receive(receiver: Any, process: Any, timeout: float) -> Record:
         return message
     except EOFError:
         process.join()
-        if alarm.is_alive():
-            return {"outcome": "crash", "stage": stage, "detail": _signal_name(process.exitcode)}
-        return {"outcome": "hang", "stage": stage, "detail": f"nothing after {timeout:.0f} s"}
+        if late.is_set():
+            return {"outcome": "hang", "stage": stage, "detail": f"nothing after {timeout:.0f} s"}
+        return {"outcome": "crash", "stage": stage, "detail": _signal_name(process.exitcode)}
     finally:
         alarm.cancel()
         process.join()

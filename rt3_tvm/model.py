@@ -326,7 +326,8 @@ def has_length(specs: tuple[InputSpec, ...]) -> bool:
 
 def max_length(model: torch.nn.Module) -> int:
     """Return the longest input in tokens."""
-    return int(getattr(config_of(model), "max_position_embeddings", 1 << 30))
+    positions = int(getattr(config_of(model), "max_position_embeddings", None) or 0)
+    return positions if positions > 0 else 1 << 30  # XLNet's -1: any
 
 
 def example_inputs(specs: tuple[InputSpec, ...], batch: int, length: int) -> dict[str, torch.Tensor]:

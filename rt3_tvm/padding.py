@@ -1,11 +1,13 @@
 """What tokens that fill the compiled length do to a model, and what has to be done about it; seen by running both."""
 
+from dataclasses import dataclass
 from enum import Enum
+from typing import Self
 
 import torch
 
-from rt3_tvm.export import ExportForm, export
-from rt3_tvm.model import PRESENT, InputSpec, OutputSpec, example_inputs, has_length, max_length, quiet
+from rt3_tvm.export import ExportForm, export, outputs_of
+from rt3_tvm.model import PRESENT, InputSpec, OutputSpec, example_inputs, has_length, inputs_of, max_length, quiet
 
 TRIES = 3
 """Random inputs that are tried: a token that happens to be read like padding must not hide a leak."""
@@ -25,9 +27,26 @@ class Padding(Enum):
     EXACT = "exact"
     """Not at all: outputs depend on the length in another way (FNet mixes all tokens)."""
 
-    def inputs(self, specs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
-        """Return the inputs of the graph: those of the model, and what the runtime adds."""
-        return (*specs, PRESENT) if self is Padding.ABSENT else specs
+
+@dataclass(frozen=True)
+class Interface:
+    """What a model takes and gives, and how it serves shorter inputs; the same for every length."""
+
+    specs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    padding: Padding
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> Self:
+        """Return the interface of a model; small inputs are run to see it."""
+        specs = inputs_of(model)
+        outputs = outputs_of(model, specs)
+        return cls(specs, outputs, padding_of(model, specs, outputs))
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """The inputs of the graph: those of the model, and what the runtime adds."""
+        return (*self.specs, PRESENT) if self.padding is Padding.ABSENT else self.specs
 
 
 def padding_of(model: torch.nn.Module, specs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...]) -> Padding:
@@ -35,7 +54,7 @@ def padding_of(model: torch.nn.Module, specs: tuple[InputSpec, ...], outputs: tu
     length = min(LENGTH, max_length(model))
     if not has_length(specs) or length < 2 or not _shows(model, ExportForm(model), specs, outputs, length):
         return Padding.MASKED
-    absent = Padding.ABSENT.inputs(specs)
+    absent = (*specs, PRESENT)
     exported = export(model, 1, length, absent).module()
     return Padding.EXACT if _shows(model, exported, absent, outputs, length) else Padding.ABSENT
 

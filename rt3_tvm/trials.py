@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from rt3_tvm.errors import JobError, Rt3Error
-from rt3_tvm.export import outputs_of
 from rt3_tvm.model import InputSpec, OutputSpec, has_length, inputs_of, quiet
-from rt3_tvm.padding import Padding, padding_of
+from rt3_tvm.padding import Interface, Padding
 
 TOLERANCES = {"float32": 5e-5}
 """Largest error by element type, as a part of an output's largest value.
@@ -262,9 +261,9 @@ def check_exported(model: torch.nn.Module, program: torch.export.ExportedProgram
     Rt3Error
         The graph gives other values: what is compiled from it would be wrong, however it is trained.
     """
-    specs = inputs_of(model)
-    outputs = outputs_of(model, specs)
-    below = 0 if padding_of(model, specs, outputs) is Padding.MASKED else length - 1
+    interface = Interface.of(model)
+    specs, outputs = interface.specs, interface.outputs
+    below = 0 if interface.padding is Padding.MASKED else length - 1
     graph = program.module()
     for trial in trials_of(specs, batch, length, below):
         got = cropped(outputs, reference(graph, padded_trial(specs, trial, batch, length)), trial)

@@ -37,7 +37,7 @@ from rt3_tvm.energy.loads import checkpoint_facts
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.files import check_target, written_whole
 from rt3_tvm.frontend import ImportedModel, import_model
-from rt3_tvm.padding import Padding
+from rt3_tvm.padding import Interface, Padding
 from rt3_tvm.runtime.check import BUNDLE_FORMAT, check_bundle, read_metadata
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.transform.context import VariantContext
@@ -204,11 +204,13 @@ class _Build:
     def plan(self) -> None:
         """Import, transform and plan every level at every length."""
         model = self.model
+        with self.timed("import"):
+            interface = Interface.of(model)
+        check_names(interface.inputs, interface.outputs)
         for length in self._lengths(model):
             self.progress(f"import at length {length}")
             with self.timed("import"):
-                imported = self.imported = import_model(model, self.options.batch, length)
-            check_names(imported.inputs, imported.outputs)
+                imported = self.imported = import_model(model, self.options.batch, length, interface)
             with self.timed("transform"):
                 mod = run_phases(imported.mod, shared_phases(), self.options.dump_ir, f"t{length}_")
             for i, level in enumerate(self.checkpoint.levels):
@@ -255,7 +257,7 @@ class _Build:
             self.imported.inputs,
             self.imported.outputs,
             self.options.batch,
-            self.imported.padding is Padding.EXACT,
+            self.imported.interface.padding is Padding.EXACT,
             required_features(target),
         )
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
@@ -283,7 +285,7 @@ class _Build:
         imported, bundle = self.imported, folder / "bundle.so"
         assert imported is not None
         lengths = tuple(sorted({p.length for p in self.plans}))
-        exact = imported.padding is Padding.EXACT
+        exact = imported.interface.padding is Padding.EXACT
         proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, exact)
         if runs_here(bundle):
             self.progress("verify every level and length")
@@ -306,7 +308,8 @@ class _Build:
             path = self.make(folder, levels, target, choose_compiler(machine, None, machine), metadata)
         except Rt3Error as error:
             raise Rt3Error(f"{error.text}; it builds what this machine verifies: see `verify`") from error
-        self.seconds = before
+        self.seconds.clear()
+        self.seconds.update(before)
         return path
 
     def _explain(self, folder: Path, failure: Failure) -> str:
@@ -329,7 +332,7 @@ class _Build:
             "lengths": sorted({p.length for p in self.plans}),
             "inputs": [s.name for s in self.imported.inputs if not s.internal],
             "outputs": [s.name for s in self.imported.outputs],
-            "padding": self.imported.padding.value,
+            "padding": self.imported.interface.padding.value,
             "weights_bytes": self.store.size,
             "workspace_bytes": max(p.workspace_bytes for p in self.plans),
             "kernels": [{"symbol": k.symbol, "family": k.family} for k in self.kernels.kernels],

@@ -79,10 +79,12 @@ def find_emulator(target: Mapping[str, Any], compiler: list[str], bundle: Path, 
         No emulator, no libraries of the target, or no program.
     """
     arch = str(target.get("mtriple", "")).split("-", 1)[0]
-    name = EMULATORS.get(arch, "")
-    found = next(filter(None, (shutil.which(f"{name}{suffix}") for suffix in ("", "-static") if name)), None)
+    if arch not in EMULATORS:
+        raise Unavailable(f"no emulator of {arch} is used")
+    name = EMULATORS[arch]
+    found = next(filter(None, (shutil.which(f"{name}{suffix}") for suffix in ("", "-static"))), None)
     if found is None:
-        raise Unavailable(f"{name or f'qemu-user for {arch}'} is not installed")
+        raise Unavailable(f"{name} is not installed")
     root = Path("/usr") / CROSS[arch][0]
     if not root.is_dir():
         raise Unavailable(f"no libraries of the target in {root}")

@@ -149,6 +149,8 @@ def _beside() -> Iterator[ThreadPoolExecutor]:
     """
     threads = torch.get_num_threads()
     half = max(1, (os.cpu_count() or 1) // 2)
-    with ThreadPoolExecutor(1, initializer=partial(torch.set_num_threads, half)) as pool:
-        yield pool
-    torch.set_num_threads(threads)  # PyTorch would give later threads what the last one took
+    try:
+        with ThreadPoolExecutor(1, initializer=partial(torch.set_num_threads, half)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)  # PyTorch would give later threads what the last one took

@@ -8,38 +8,43 @@ from tvm.relax.frontend.torch import from_exported_program
 
 from rt3_tvm import model as models
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.export import export, outputs_of, parameter_names
+from rt3_tvm.export import export, parameter_names
 from rt3_tvm.frontend.converters import CONVERTERS
-from rt3_tvm.padding import Padding, padding_of
+from rt3_tvm.padding import Interface
 
 
 @dataclass(frozen=True, eq=False)
 class ImportedModel:
     """A Relax module for one shape.
 
-    ``parameters`` maps the names of ``main``'s parameters to the model's weight names. ``padding``: how
-    shorter inputs are served; some ways add an input that the runtime fills in.
+    ``parameters`` maps the names of ``main``'s parameters to the model's weight names. ``interface``:
+    what the model takes and gives.
     """
 
     mod: IRModule
     batch: int
     length: int
-    inputs: tuple[models.InputSpec, ...]
-    outputs: tuple[models.OutputSpec, ...]
     parameters: dict[str, str]
-    padding: Padding
+    interface: Interface
+
+    @property
+    def inputs(self) -> tuple[models.InputSpec, ...]:
+        """Inputs of the graph, in order."""
+        return self.interface.inputs
+
+    @property
+    def outputs(self) -> tuple[models.OutputSpec, ...]:
+        """Outputs of the graph, in order."""
+        return self.interface.outputs
 
 
-def import_model(model: torch.nn.Module, batch: int, length: int) -> ImportedModel:
-    """Return the Relax module of a model for inputs of shape (batch, length)."""
+def import_model(model: torch.nn.Module, batch: int, length: int, interface: Interface | None = None) -> ImportedModel:
+    """Return the Relax module of a model for inputs of shape (batch, length); its interface may be known already."""
     longest = models.max_length(model)
     if length > longest:
         raise Rt3Error(f"length {length} exceeds the {longest} positions of the model")
-    specs = models.inputs_of(model)
-    outputs = outputs_of(model, specs)
-    padding = padding_of(model, specs, outputs)
-    inputs = padding.inputs(specs)
-    program = export(model, batch, length, inputs)
+    interface = interface or Interface.of(model)
+    program = export(model, batch, length, interface.inputs)
     try:
         mod = from_exported_program(
             program,
@@ -50,4 +55,4 @@ def import_model(model: torch.nn.Module, batch: int, length: int) -> ImportedMod
     except (AssertionError, ValueError) as error:  # how TVM 0.27 reports an operator or a shape that it cannot import
         raise Rt3Error(f"TVM cannot import this model: {str(error).splitlines()[0]}") from error
     mod["main"] = mod["main"].without_attr("params")
-    return ImportedModel(mod, batch, length, inputs, outputs, parameter_names(program), padding)
+    return ImportedModel(mod, batch, length, parameter_names(program), interface)

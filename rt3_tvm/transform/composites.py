@@ -142,7 +142,9 @@ def _norm(operator: str, with_residual: bool) -> Composite:
 
     def check(e: dict[str, relax.Expr]) -> bool:
         same = not with_residual or static_shape(e["x"]) == static_shape(e["residual"])
-        return same and is_float32(e["x"]) and len(static_shape(e["x"])) == 3 and len(static_shape(e["gamma"])) == 1
+        return (
+            same and is_float32(e["x"]) and len(static_shape(e["x"])) in (2, 3) and len(static_shape(e["gamma"])) == 1
+        )
 
     name = f"rt3.add_{operator}" if with_residual else f"rt3.{operator}"
     return Composite(name, is_op(f"relax.nn.{operator}")(source, *scales.values()), roles, check)

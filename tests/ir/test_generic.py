@@ -45,6 +45,17 @@ CASES = {
 }
 
 
+def test_layer_norm_of_two_axes_has_its_kernel():
+    def normalised(emit, x, gamma, beta):
+        return emit(op.nn.layer_norm(x, gamma, beta, axes=[-1]))
+
+    mod, rng = module(normalised, (37, 24), (24,), (24,)), np.random.default_rng(0)
+    inputs = [rng.standard_normal(s).astype(np.float32) for s in ((37, 24), (24,), (24,))]
+    lowered = run_phases(run_phases(mod, shared_phases()), level_phases(VariantContext(0, 1, 37, CPU, {}, {})))
+    assert "layer_norm" in {str(f.attrs.get(KERNEL_ATTR, "")) for _, f in lowered.functions_items()}
+    np.testing.assert_allclose(evaluate(lowered, inputs), evaluate(mod, inputs), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_generic_operators(name):
     function, shapes = CASES[name]

@@ -85,7 +85,7 @@ def test_a_browser_shows_it_on_a_phone(page, tmp_path):
     subprocess.run(
         [*command, "--window-size=500,3200", f"--screenshot={shot}", page.as_uri()],
         check=True,
-        timeout=120,
+        timeout=600,
         capture_output=True,
     )
     pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)

@@ -1,7 +1,12 @@
 """A slice of ``benchmarks/zoo.py``: one model for each cause that once made a model wrong, refused or crash, at one length."""
 
 import json
+import multiprocessing
+import os
+import signal
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +14,7 @@ import zoo
 import zoo_check
 import zoo_rows
 
+FORK = multiprocessing.get_context("fork")
 ROWS = {row.name: row for row in zoo_rows.rows()}
 SLICE = {
     "modernbert-window": "a window shorter than the length, in every other layer",
@@ -56,33 +62,36 @@ def test_the_registries_hold_more_than_the_table_and_every_name_is_one_row():
     assert {row.group for row in zoo_rows.rows()} == set(zoo.GROUPS)
 
 
-def test_a_crash_and_a_hang_are_results(monkeypatch):
-    import multiprocessing
-
-    context = multiprocessing.get_context("fork")
+def test_a_crash_is_a_result(monkeypatch):
     monkeypatch.setattr(zoo_check, "run_in_process", _dies)
-    record = zoo.run_row(ROWS["bert"], context, 60, "whole")
+    record = zoo.run_row(ROWS["bert"], FORK, 600, "whole")
     assert (record["outcome"], record["stage"], record["detail"]) == ("crash", "compile", "SIGTERM: last words")
-    monkeypatch.setattr(zoo_check, "run_in_process", _sleeps)
-    record = zoo.run_row(ROWS["bert"], context, 0.2, "whole")
-    assert (record["outcome"], record["stage"]) == ("hang", "compile")
 
 
 def _dies(_row, log, _effort, connection):
-    import os
-    import signal
-    from pathlib import Path
-
     Path(log).write_text("first\nlast words\n")
     connection.send("compile")
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _sleeps(_row, _log, _effort, connection):
-    import time
+def test_a_hang_is_a_result(monkeypatch):
+    """The alarm goes off as soon as the row has said where it is, not when some time has passed."""
+    said = FORK.Event()
 
-    connection.send("compile")
-    time.sleep(60)
+    class Alarm(threading.Timer):
+        def run(self):
+            said.wait()
+            self.function()
+
+    def hangs(_row, _log, _effort, connection):
+        connection.send("compile")
+        said.set()
+        signal.pause()
+
+    monkeypatch.setattr(threading, "Timer", Alarm)
+    monkeypatch.setattr(zoo_check, "run_in_process", hangs)
+    record = zoo.run_row(ROWS["bert"], FORK, 600, "whole")
+    assert (record["outcome"], record["stage"]) == ("hang", "compile")
 
 
 def test_the_page_is_replaced_between_its_markers(tmp_path):
