@@ -84,6 +84,7 @@ class Layouts:
         self.heads_first: dict[relax.Var, relax.Expr] = {}
         self.score_tiles: dict[relax.Var, relax.Expr] = {}
         self.parameters: dict[str, relax.Var] = {}
+        self.references: dict[str, WeightRef] = {}
 
     def as_plain(self, expr: relax.Expr) -> relax.Expr:
         """Return an expression in its own layout, transposing it back once if need be."""
@@ -153,7 +154,8 @@ class Layouts:
 
     def parameter(self, ref: WeightRef, ty: relax.TensorType) -> relax.Var:
         """Return the parameter of the new ``main`` that holds a weight."""
-        name = self.context.reference(ref)
+        name = ref.name
+        assert self.references.setdefault(name, ref) == ref, f"two weights are called {name}"
         if name not in self.parameters:
             self.parameters[name] = relax.Var(name, ty)
         return self.parameters[name]

@@ -17,7 +17,7 @@ from rt3_tvm.schedules.attention_mask import StaticMask
 from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
 from rt3_tvm.schedules.packing import column_dtype
 from rt3_tvm.transform.composites import Composite, composite_of, find_op, result_fields, static_shape
-from rt3_tvm.transform.context import Kind, VariantContext, WeightRef
+from rt3_tvm.transform.context import WEIGHTS_ATTR, Kind, VariantContext, WeightRef
 from rt3_tvm.transform.graph import constant
 from rt3_tvm.transform.layouts import Layouts, Tokens, is_scalar, tensor, token_shape, tokens_of
 from rt3_tvm.transform.linear_annotation import LinearAnnotation
@@ -288,7 +288,9 @@ class _Lowering(Layouts):
         mod = self.builder.get()
         body = mod["lowered"]
         params = [*body.params, *self.parameters.values()]
-        func = relax.Function(params, body.body, body.ret_ty).with_attrs({"num_input": count, "global_symbol": "main"})
+        references = [ref.to_attrs() for ref in self.references.values()]
+        attrs = {"num_input": count, "global_symbol": "main", WEIGHTS_ATTR: references}
+        func = relax.Function(params, body.body, body.ret_ty).with_attrs(attrs)
         kernels = {v: f for v, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
         return IRModule({**kernels, tvm.ir.GlobalVar("main"): func})
 
