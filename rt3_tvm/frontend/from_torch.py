@@ -45,6 +45,7 @@ def import_model(model: torch.nn.Module, batch: int, length: int, interface: Int
         raise Rt3Error(f"length {length} exceeds the {longest} positions of the model")
     interface = interface or Interface.of(model)
     program = export(model, batch, length, interface.inputs)
+    _check_dtypes(program)
     try:
         mod = from_exported_program(
             program,
@@ -56,3 +57,14 @@ def import_model(model: torch.nn.Module, batch: int, length: int, interface: Int
         raise Rt3Error(f"TVM cannot import this model: {str(error).splitlines()[0]}") from error
     mod["main"] = mod["main"].without_attr("params")
     return ImportedModel(mod, batch, length, parameter_names(program), interface)
+
+
+NUMBERS = (torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def _check_dtypes(program: torch.export.ExportedProgram) -> None:
+    """Refuse a graph that rounds to less than float32 (Falcon's alibi does, to bfloat16), or computes in complex numbers."""
+    for node in program.graph.nodes:
+        dtype = getattr(node.meta.get("val"), "dtype", torch.float32)
+        if dtype not in NUMBERS:
+            raise Rt3Error(f"TVM cannot import this model: {node.name} is of {str(dtype).removeprefix('torch.')}")

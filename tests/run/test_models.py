@@ -283,8 +283,9 @@ def test_the_language_model_is_a_transformer_encoder(rng):
 
 
 def test_a_model_that_tvm_cannot_import_is_one_line(tmp_path):
-    checkpoint = prune(tiny("ConvBertModel"), PruneOptions((0.5,)))
-    with pytest.raises(Rt3Error, match=r"TVM cannot import this model: [^\n]*$"):
+    """Falcon rounds its position bias to bfloat16 on the way."""
+    checkpoint = prune(tiny("FalconModel", alibi=True, ffn_hidden_size=96), PruneOptions((0.5,)))
+    with pytest.raises(Rt3Error, match=r"^TVM cannot import this model: [^\n]* is of bfloat16$"):
         compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(20,)))
     assert list(tmp_path.iterdir()) == []
 
@@ -300,10 +301,10 @@ def test_a_failure_inside_tvm_is_one_line(tmp_path, tiny_checkpoint, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["FNetModel"])
-def test_models_that_take_other_inputs_are_one_line(name):
-    with pytest.raises(Rt3Error, match=rf"{name} (takes no attention_mask|fails on input_ids)[^\n]*$"):
-        prune(tiny(name), PruneOptions((0.5,)))
+@pytest.mark.parametrize("name", ["T5Model", "LongformerModel"])
+def test_models_that_cannot_be_run_or_exported_are_one_line(name):
+    with pytest.raises(Rt3Error, match=rf"{name} fails on input_ids[^\n]*$"):
+        prune(tiny(name, max_position_embeddings=1100, num_heads=4, d_model=48), PruneOptions((0.5,)))
 
 
 def test_a_local_directory_is_loaded_and_its_tokenizer_kept(tmp_path):
