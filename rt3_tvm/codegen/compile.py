@@ -27,10 +27,10 @@ from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
 from rt3_tvm.codegen.options import CompileOptions
-from rt3_tvm.codegen.plan import VariantPlan, plan_variant
+from rt3_tvm.codegen.plan import VariantDraft, VariantPlan, plan_variant
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly, check_names
 from rt3_tvm.codegen.verify import Failure, Proof, emulate_bundle, room_for, runs_here, verify_bundle
-from rt3_tvm.codegen.weights import WeightStore
+from rt3_tvm.codegen.weights import WeightLayout, WeightStore
 from rt3_tvm.device import Device, level_frequencies
 from rt3_tvm.energy.latency import frequencies_in_time
 from rt3_tvm.energy.loads import checkpoint_facts
@@ -193,6 +193,7 @@ class _Build:
     ) -> None:
         self.checkpoint, self.options, self.cpu, self.soname, self.progress = checkpoint, options, cpu, soname, progress
         self.kernels, self.store = KernelTable(), WeightStore(checkpoint)
+        self.weights = WeightLayout((), ())
         self.variants: dict[tuple[int, int], Variant] = {}
         self.seconds: dict[str, float] = {}
         self.imported: ImportedModel | None = None
@@ -207,6 +208,7 @@ class _Build:
         with self.timed("import"):
             interface = Interface.of(model)
         check_names(interface.inputs, interface.outputs)
+        drafts: list[tuple[ImportedModel, tvm.IRModule, VariantContext, VariantDraft]] = []
         for length in self._lengths(model):
             self.progress(f"import at length {length}")
             with self.timed("import"):
@@ -219,8 +221,12 @@ class _Build:
                 with self.timed("transform"):
                     lowered = run_phases(mod, level_phases(context), self.options.dump_ir, f"t{length}_level{i}_")
                 with self.timed("plan"):
-                    plan = plan_variant(lowered, context, self.kernels, self.store)
-                self.variants[i, length] = Variant(imported, mod, context, plan)
+                    draft = plan_variant(lowered, i, length, self.kernels, self.store)
+                drafts.append((imported, mod, context, draft))
+        self.weights = self.store.lay_out()
+        for imported, mod, context, draft in drafts:
+            plan = draft.placed(self.weights.offsets)
+            self.variants[plan.level, plan.length] = Variant(imported, mod, context, plan)
 
     @property
     def plans(self) -> list[VariantPlan]:
@@ -246,7 +252,7 @@ class _Build:
         assert self.imported is not None
         use_cache = self.options.cache and self.options.dump_ir is None
         with ThreadPoolExecutor(1) as pool, self.timed("kernels"):
-            writing = pool.submit(self.store.write, folder / "weights.bin")
+            writing = pool.submit(self.store.write, folder / "weights.bin", self.weights)
             self.kernels.compile(target, folder / "kernels.o", use_cache)
             writing.result()
         (folder / "metadata.json").write_bytes(encode_metadata(metadata, room_for(len(self.plans))))
@@ -256,6 +262,7 @@ class _Build:
             self.kernels.kernels,
             self.imported.inputs,
             self.imported.outputs,
+            self.weights.sections,
             self.options.batch,
             self.imported.interface.padding is Padding.EXACT,
             required_features(target),
@@ -333,7 +340,8 @@ class _Build:
             "inputs": [s.name for s in self.imported.inputs if not s.internal],
             "outputs": [s.name for s in self.imported.outputs],
             "padding": self.imported.interface.padding.value,
-            "weights_bytes": self.store.size,
+            "weights_bytes": self.weights.size,
+            "weight_sections": [section.__dict__ for section in self.weights.sections],
             "workspace_bytes": max(p.workspace_bytes for p in self.plans),
             "kernels": [{"symbol": k.symbol, "family": k.family} for k in self.kernels.kernels],
             "variants": [

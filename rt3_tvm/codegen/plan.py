@@ -1,5 +1,6 @@
 """From ``main`` in Relax to a list of kernel calls, every intermediate at a fixed offset of one workspace."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,7 +13,7 @@ from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.errors import JobError
 from rt3_tvm.schedules import FLOPS_ATTR, KERNEL_ATTR
-from rt3_tvm.transform.context import VariantContext
+from rt3_tvm.transform.context import UNPRUNED, WeightRef, references_of
 from rt3_tvm.transform.legalize import ALIASES
 
 ALIGNMENT = 64
@@ -69,21 +70,51 @@ class _Buffer:
 
 @dataclass
 class _Value:
-    """What a Relax variable stands for."""
+    """What a Relax variable stands for: a buffer, or an array of the store by its number."""
 
     buffer: _Buffer | None = None
     weight: int | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """A step whose arguments have no places yet."""
+
+    kernel: int
+    args: list[_Value]
+    matrix: str
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class VariantDraft:
+    """A variant before its weights have places: which of them levels share is known once all variants are planned."""
+
+    level: int
+    length: int
+    calls: list[_Call]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    workspace_bytes: int
+
+    def placed(self, offsets: Sequence[int]) -> VariantPlan:
+        """Return the plan; ``offsets``: of the store's arrays, by number."""
+        steps = tuple(
+            Step(c.kernel, tuple(_place(v, offsets) for v in c.args), c.matrix, c.flops, c.bytes) for c in self.calls
+        )
+        return VariantPlan(self.level, self.length, steps, self.inputs, self.outputs, self.workspace_bytes)
+
+
 @dataclass
 class _Planner:
     mod: IRModule
-    context: VariantContext
+    references: dict[relax.Var, WeightRef]
     kernels: KernelTable
     store: WeightStore
     buffers: list[_Buffer] = field(default_factory=list)
     values: dict[relax.Var, list[_Value]] = field(default_factory=dict)
-    calls: list[tuple[int, list[_Value], str, int, int]] = field(default_factory=list)
+    calls: list[_Call] = field(default_factory=list)
 
     def buffer(self, ty: relax.TensorType, step: int) -> _Value:
         """Return a new buffer that is first used at ``step``."""
@@ -94,7 +125,7 @@ class _Planner:
     def value(self, expr: relax.Expr, step: int) -> _Value:
         """Return where an argument lies, and keep it alive until ``step``."""
         if isinstance(expr, GenericConst):
-            return _Value(weight=self.store.add(np.asarray(expr.value.numpy())))
+            return _Value(weight=self.store.add(np.asarray(expr.value.numpy()), UNPRUNED))
         (found,) = self.values[expr]
         if found.buffer is not None:
             found.buffer.last = max(found.buffer.last, step)
@@ -123,12 +154,12 @@ class _Planner:
         in_place = call.op.name == "relax.call_tir_inplace"  # then the last argument is the output
         outputs = [] if in_place else [self.buffer(t, step) for t in types]
         self.values[var] = [arguments[-1]] if in_place else outputs
-        refs = [self.context.weights.get(a.name) for a in operands.fields if isinstance(a, relax.Var)]
+        refs = [self.references.get(a) for a in operands.fields if isinstance(a, relax.Var)]
         matrix = next((r.weight for r in refs if r is not None and r.kind == "values"), "")
         func = self.mod[target]
         flops = int(func.attrs.get(FLOPS_ATTR, 0))
         size = _touched_bytes(func, types)
-        self.calls.append((self.kernels.index(func), [*arguments, *outputs], matrix, flops, size))
+        self.calls.append(_Call(self.kernels.index(func), [*arguments, *outputs], matrix, flops, size))
 
 
 def _bytes(ty: relax.TensorType) -> int:
@@ -159,18 +190,20 @@ def _place_buffers(buffers: list[_Buffer]) -> int:
     return max((b.offset + b.size for b in placed), default=0)
 
 
-def plan_variant(mod: IRModule, context: VariantContext, kernels: KernelTable, store: WeightStore) -> VariantPlan:
-    """Return the plan of one variant; kernels and weights are added to their tables."""
-    planner = _Planner(mod, context, kernels, store)
+def plan_variant(mod: IRModule, level: int, length: int, kernels: KernelTable, store: WeightStore) -> VariantDraft:
+    """Plan one variant; kernels and weights are added to their tables.
+
+    The scheduled module says all that is asked: also one that was dumped, and read back, can be planned.
+    """
     main = mod["main"]
     count = int(main.attrs["num_input"])
+    references = dict(zip(main.params[count:], references_of(main.attrs), strict=True))
+    planner = _Planner(mod, references, kernels, store)
     for param in main.params[:count]:
         planner.values[param] = [planner.buffer(param.ty, 0)]
     inputs = [planner.values[p][0].buffer for p in main.params[:count]]
-    by_name = {p.name: p for p in main.params[count:]}
-    for name, ref in context.weights.items():
-        if name in by_name:
-            planner.values[by_name[name]] = [_Value(weight=store.resolve(ref))]
+    for param, ref in references.items():
+        planner.values[param] = [_Value(weight=store.resolve(ref))]
     result = main.body.body
     fields: list[relax.Expr] = [result]
     for block in main.body.blocks:
@@ -181,15 +214,12 @@ def plan_variant(mod: IRModule, context: VariantContext, kernels: KernelTable, s
     end = len(planner.calls)
     outputs = [planner.value(f, end).buffer for f in fields]
     size = _place_buffers(planner.buffers)
-    steps = tuple(
-        Step(k, tuple(_place(v) for v in args), matrix, flops, size) for k, args, matrix, flops, size in planner.calls
-    )
-    return VariantPlan(context.level, context.length, steps, _offsets(inputs), _offsets(outputs), size)
+    return VariantDraft(level, length, planner.calls, _offsets(inputs), _offsets(outputs), size)
 
 
-def _place(value: _Value) -> Place:
+def _place(value: _Value, offsets: Sequence[int]) -> Place:
     if value.weight is not None:
-        return Place("weights", value.weight)
+        return Place("weights", offsets[value.weight])
     assert value.buffer is not None
     return Place("workspace", value.buffer.offset)
 

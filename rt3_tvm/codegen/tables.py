@@ -8,13 +8,11 @@ from pathlib import Path
 from rt3_tvm.codegen.cpu_features import Bits
 from rt3_tvm.codegen.kernels import Kernel
 from rt3_tvm.codegen.plan import VariantPlan
+from rt3_tvm.codegen.weights import WEIGHTS_ALIGNMENT, WeightSection
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.model import InputSpec, OutputSpec
 from rt3_tvm.runtime.check import BUNDLE_FORMAT, METADATA_SECTION, WEIGHTS_SECTION
 from rt3_tvm.runtime.checksums import SECTION, TABLE_BYTES
-
-WEIGHTS_ALIGNMENT = 16384
-"""The largest page of the systems we target, so that the weights begin on a page of their own."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Tables:
     kernels: Sequence[Kernel]
     inputs: Sequence[InputSpec]
     outputs: Sequence[OutputSpec]
+    sections: Sequence[WeightSection]
     batch: int
     exact_lengths: bool
     features: Mapping[str, Bits] = field(default_factory=dict)
@@ -59,6 +58,7 @@ class Tables:
             "variants": _array("rt3_variant", "variants", (_variant(i, p) for i, p in enumerate(plans))),
             "inputs": _array("rt3_input_spec", "inputs", (_input(s, i > 0) for i, s in enumerate(self.inputs))),
             "outputs": _array("rt3_tensor_info", "outputs", map(_output, self.outputs)),
+            "sections": _array("rt3_weight_section", "sections", map(_section, self.sections)),
             "features": _array("rt3_cpu_feature", "features", [*_features(self.features), "{.name = NULL}"]),
         }
         internal = sum(s.internal for s in self.inputs)  # they are the last ones
@@ -68,6 +68,7 @@ class Tables:
             input_count=len(self.inputs) - internal,
             internal_count=internal,
             output_count=len(self.outputs),
+            section_count=len(self.sections),
             batch=self.batch,
             max_length=max(p.length for p in plans),
             exact_lengths=str(self.exact_lengths).lower(),
@@ -137,6 +138,10 @@ def _input(spec: InputSpec, optional: bool) -> str:
 
 def _output(spec: OutputSpec) -> str:
     return _struct(name=_string(spec.name), dtype="RT3_FLOAT32", rank=len(spec.axes), axes=_axes(spec.axes))
+
+
+def _section(section: WeightSection) -> str:
+    return _struct(level=section.level, offset=f"{section.offset}u", bytes=f"{section.bytes}u")
 
 
 def _features(features: Mapping[str, Bits]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The weight store of a bundle: every distinct array once, at an aligned offset of one blob."""
+"""The weight store of a bundle: every distinct array once, in one blob that has a section for each level."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -8,38 +8,76 @@ import numpy as np
 
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.pattern import SparseMatrix
+from rt3_tvm.runtime.check import SHARED
 from rt3_tvm.schedules.packing import PackedLinear, pack_linear, pack_rows
 from rt3_tvm.transform.context import UNPRUNED, WeightRef
 
 ALIGNMENT = 64
+WEIGHTS_ALIGNMENT = 16384
+"""The largest page of the systems we target, so that each section begins on a page of its own."""
+
+
+@dataclass(frozen=True)
+class WeightSection:
+    """What only one level reads, or all that levels share (``SHARED``): where it begins in the blob, and its bytes."""
+
+    level: int
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class WeightLayout:
+    """Where everything lies in the blob: its sections in order, and the offsets of the store's arrays by number."""
+
+    sections: tuple[WeightSection, ...]
+    offsets: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the blob."""
+        return self.sections[-1].offset + self.sections[-1].bytes
 
 
 @dataclass
 class WeightStore:
-    """Collects arrays; equal bytes are stored once."""
+    """Collects arrays, and which levels use them; equal bytes are stored once."""
 
     checkpoint: Checkpoint
     arrays: list[np.ndarray] = field(default_factory=list)
-    size: int = 0
-    _offsets: dict[bytes, int] = field(default_factory=dict)
+    _users: list[set[int]] = field(default_factory=list)
+    _numbers: dict[bytes, int] = field(default_factory=dict)
     _packed: dict[tuple, PackedLinear] = field(default_factory=dict)
 
-    def add(self, array: np.ndarray) -> int:
-        """Return the offset of an array in the blob."""
+    def add(self, array: np.ndarray, level: int) -> int:
+        """Return the number of an array that a level uses; ``UNPRUNED``: that no level changes."""
         array = np.ascontiguousarray(array)
         key = hashlib.sha256(str(array.dtype).encode() + array.tobytes()).digest()
-        if key not in self._offsets:
-            self._offsets[key] = self.size
+        if key not in self._numbers:
+            self._numbers[key] = len(self.arrays)
             self.arrays.append(array)
-            self.size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-        return self._offsets[key]
+            self._users.append(set())
+        self._users[self._numbers[key]].add(level)
+        return self._numbers[key]
 
     def resolve(self, ref: WeightRef) -> int:
-        """Return the offset of what a parameter of ``main`` holds."""
+        """Return the number of the array that a parameter of ``main`` holds."""
         if ref.kind == "raw":
             weight = self.checkpoint.weights[ref.weight]
-            return self.add(weight if ref.level == UNPRUNED else self._matrix(ref).masked(weight))
-        return self.add(getattr(self._linear(ref), ref.kind))
+            return self.add(weight if ref.level == UNPRUNED else self._matrix(ref).masked(weight), ref.level)
+        return self.add(getattr(self._linear(ref), ref.kind), ref.level)
+
+    def lay_out(self) -> WeightLayout:
+        """Return where everything lies once all variants are planned: what levels share, then each level's own."""
+        homes = [SHARED if UNPRUNED in users or len(users) > 1 else min(users) for users in self._users]
+        offsets, sections, end = [0] * len(self.arrays), [], 0
+        for level in (SHARED, *range(len(self.checkpoint.levels))):
+            start = end = _aligned(end, WEIGHTS_ALIGNMENT)
+            for number in (n for n, home in enumerate(homes) if home == level):
+                offsets[number] = end
+                end += _aligned(self.arrays[number].nbytes, ALIGNMENT)
+            sections.append(WeightSection(level, start, end - start))
+        return WeightLayout(tuple(sections), tuple(offsets))
 
     def _matrix(self, ref: WeightRef) -> SparseMatrix:
         return self.checkpoint.levels[ref.level].matrices[ref.weight]
@@ -65,9 +103,14 @@ class WeightStore:
         columns = np.arange(weight.shape[1], dtype=np.int32)[None]
         return pack_linear(weight, columns, np.ones_like(columns, dtype=np.bool_), bias, ref.packing)
 
-    def write(self, path: Path) -> None:
-        """Write the blob."""
+    def write(self, path: Path, layout: WeightLayout) -> None:
+        """Write the blob; zeros lie between arrays and between sections."""
         with path.open("wb") as file:
-            for array in self.arrays:
+            for array, offset in zip(self.arrays, layout.offsets, strict=True):
+                file.seek(offset)
                 file.write(array.data)
-                file.write(b"\0" * (-array.nbytes % ALIGNMENT))
+            file.truncate(layout.size)
+
+
+def _aligned(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment

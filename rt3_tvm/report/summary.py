@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from rt3_tvm.report.ops import OpRow
-from rt3_tvm.runtime.check import read_metadata
+from rt3_tvm.runtime.check import SHARED, read_metadata
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -61,7 +61,8 @@ def tables(facts: dict[str, Any]) -> list[Any]:
             f"lengths {', '.join(map(str, facts['lengths']))}; rt3 {facts['rt3_version']}, TVM {facts['tvm_version']}"
         )
         parts.append(
-            f"weights {facts['weights_bytes'] / 2**20:.1f} MiB, workspace {facts['workspace_bytes'] / 2**20:.2f} MiB"
+            f"weights {facts['weights_bytes'] / 2**20:.1f} MiB ({_sections(facts)}), "
+            f"workspace {facts['workspace_bytes'] / 2**20:.2f} MiB"
         )
         parts.append(_verified(facts.get("verified", {"skipped": "made by an rt3 that did not"})))
     parts.append(_levels_table(facts, is_bundle))
@@ -73,6 +74,13 @@ def tables(facts: dict[str, Any]) -> list[Any]:
     else:
         parts.extend(f"dense: {name} ({reason})" for name, reason in facts["skipped"].items())
     return parts
+
+
+def _sections(facts: dict[str, Any]) -> str:
+    """Return how many MiB of weights levels share and each has for itself."""
+    rows = facts["weight_sections"]
+    names = ("shared" if row["level"] == SHARED else f"level {row['level']}" for row in rows)
+    return ", ".join(f"{name} {row['bytes'] / 2**20:.1f}" for name, row in zip(names, rows, strict=True))
 
 
 def _verified(facts: dict[str, Any]) -> str:

@@ -23,6 +23,8 @@ BUNDLE_FORMAT = 3
 """``RT3_API_VERSION`` of rt3.h: of the C API, the tables and the metadata; a bundle of another one is not opened."""
 METADATA_SECTION = ".rt3.metadata"
 WEIGHTS_SECTION = ".rt3.weights"
+SHARED = -1
+"""Level of the weights that levels share, in the tables of a bundle and in its metadata."""
 
 _NAMES = schema.list_of(schema.text)
 _STEP = schema.row_of(schema.integer(0), schema.text, schema.integer(0), schema.integer(0))
@@ -41,6 +43,9 @@ _METADATA = schema.record(
     inputs=schema.list_of(schema.text, at_least=1),
     outputs=schema.list_of(schema.text, at_least=1),
     weights_bytes=schema.integer(0),
+    weight_sections=schema.list_of(
+        schema.record(level=schema.integer(SHARED), offset=schema.integer(0), bytes=schema.integer(0)), at_least=1
+    ),
     workspace_bytes=schema.integer(0),
     kernels=schema.list_of(schema.record(symbol=schema.text, family=schema.text)),
     levels=schema.list_of(

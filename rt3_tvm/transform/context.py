@@ -1,11 +1,14 @@
 """What the passes of one variant know besides the module."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 from rt3_tvm.pattern import SparseMatrix
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.linear_decisions import LinearPacking
+
+WEIGHTS_ATTR = "rt3.weights"
+"""Attribute of the lowered ``main``: what its parameters behind the inputs hold, in their order: printing changes names."""
 
 Kind = Literal["raw", "values", "offsets", "bias"]
 UNPRUNED = -1
@@ -38,6 +41,30 @@ class WeightRef:
         suffix = f".level{self.level}" if self.level != UNPRUNED else ""
         return f"{self.weight}{kind}{bias}{packing}{dense}{suffix}"
 
+    def to_attrs(self) -> dict[str, Any]:
+        """Return the reference as an attribute of a function: texts, numbers and a list, empty without a packing."""
+        return self.__dict__ | {"packing": list(self.packing.__dict__.values()) if self.packing is not None else []}
+
+    @classmethod
+    def of(cls, attrs: Any) -> Self:
+        """Return the reference that :meth:`to_attrs` wrote."""
+        packing = [int(number) for number in attrs["packing"]]
+        kind: Any = str(attrs["kind"])
+        return cls(
+            kind,
+            str(attrs["weight"]),
+            str(attrs["bias"]),
+            int(attrs["level"]),
+            LinearPacking(*packing) if packing else None,
+            bool(attrs["dense"]),
+            bool(attrs["transposed"]),
+        )
+
+
+def references_of(attrs: Any) -> list[WeightRef]:
+    """Return what the parameters of a lowered ``main`` behind its inputs hold, in order."""
+    return [WeightRef.of(ref) for ref in attrs[WEIGHTS_ATTR]]
+
 
 @dataclass(frozen=True, eq=False)
 class VariantContext:
@@ -57,13 +84,7 @@ class VariantContext:
     cpu: CpuShape
     parameters: dict[str, str]
     matrices: dict[str, SparseMatrix]
-    weights: dict[str, WeightRef] = field(default_factory=dict)
 
     def raw(self, name: str) -> WeightRef:
         """Return the reference to a weight as it is, masked where this level prunes it."""
         return WeightRef("raw", name, level=self.level if name in self.matrices else UNPRUNED)
-
-    def reference(self, ref: WeightRef) -> str:
-        """Register a weight and return the parameter's name."""
-        assert self.weights.setdefault(ref.name, ref) == ref, f"two weights are called {ref.name}"
-        return ref.name

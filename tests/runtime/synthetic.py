@@ -11,8 +11,9 @@ from rt3_tvm.codegen.link import link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata
 from rt3_tvm.codegen.plan import Place, Step, VariantPlan
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly
+from rt3_tvm.codegen.weights import WeightSection
 from rt3_tvm.model import InputSpec, OutputSpec
-from rt3_tvm.runtime.check import BUNDLE_FORMAT
+from rt3_tvm.runtime.check import BUNDLE_FORMAT, SHARED
 
 VOCABULARY, BATCH, LENGTHS = 11, 2, (4, 9)
 OUTPUT_OFFSET, WORKSPACE = 1024, 2048
@@ -60,6 +61,7 @@ def metadata(steps: int) -> dict:
         "inputs": ["input_ids"],
         "outputs": ["sum"],
         "weights_bytes": 0,
+        "weight_sections": [{"level": SHARED, "offset": 0, "bytes": 0}],
         "workspace_bytes": WORKSPACE,
         "kernels": [{"symbol": "look_up", "family": "none"}],
         "levels": levels,
@@ -86,6 +88,7 @@ def build(folder: Path, *flags: str, count: int = 2) -> Synthetic:
         [Kernel("look_up", "none", count + 2, BATCH * LENGTHS[-1])],
         [InputSpec("input_ids", VOCABULARY, fill=1)],
         [OutputSpec("sum", ("batch", "length"))],
+        [WeightSection(SHARED, 0, tables.nbytes)],
         BATCH,
         exact_lengths=False,
     )

@@ -82,4 +82,4 @@ def test_two_tensors_of_one_name_are_refused(what):
     one = {"inputs": InputSpec("x", 5), "outputs": OutputSpec("x", ("batch",))}
     specs = {"inputs": [], "outputs": []} | {what: [one[what]] * 2}
     with pytest.raises(Rt3Error, match=f"the model has 2 {what} of the name 'x'"):
-        Tables([], [], [], **specs, batch=1, exact_lengths=False)
+        Tables([], [], [], **specs, sections=[], batch=1, exact_lengths=False)

@@ -31,6 +31,14 @@ static rt3_status check_tables(const rt3_bundle *bundle) {
       return rt3_fail(RT3_ERROR_BUNDLE, "level %d: %g Hz below %g Hz, deadline %g s, density %g are no level", (int)i,
                       level->frequency_hz, above, level->deadline_s, level->density);
   }
+  uint64_t end = 0;
+  for (int32_t i = 0; i < bundle->section_count; ++i) {
+    const rt3_weight_section *section = &bundle->sections[i];
+    if (section->level != RT3_SHARED + i || section->level >= bundle->level_count || section->offset < end)
+      return rt3_fail(RT3_ERROR_BUNDLE, "section %d of the weights: level %d at %llu, behind %llu, is no section",
+                      (int)i, (int)section->level, (unsigned long long)section->offset, (unsigned long long)end);
+    end = section->offset + section->bytes;
+  }
   return RT3_OK;
 }
 

@@ -61,6 +61,15 @@ typedef struct {
   bool mask;    /* 1 for real tokens when it is left out */
 } rt3_input_spec;
 
+/* Level of the weights that levels share. */
+#define RT3_SHARED (-1)
+
+/* A part of the weights that begins on a page of its own: what one level reads and no other does, or RT3_SHARED. */
+typedef struct {
+  int32_t level;
+  uint64_t offset, bytes;
+} rt3_weight_section;
+
 /* Where a CPU says what it has. */
 typedef enum {
   RT3_CPUID_1_ECX,
@@ -83,7 +92,7 @@ typedef struct {
 } rt3_cpu_feature;
 
 typedef struct {
-  int32_t level_count, variant_count, input_count, output_count;
+  int32_t level_count, variant_count, input_count, output_count, section_count;
   int64_t batch, max_length;
   int32_t internal_count; /* inputs behind the others that no caller can give */
   bool exact_lengths;     /* outputs depend on padding: only lengths that were compiled are taken */
@@ -93,7 +102,8 @@ typedef struct {
   const rt3_variant *variants; /* by level, then by ascending length */
   const rt3_input_spec *inputs;
   const rt3_tensor_info *outputs;
-  const rt3_cpu_feature *features; /* up to a row without a name */
+  const rt3_weight_section *sections; /* in order: RT3_SHARED, then level by level */
+  const rt3_cpu_feature *features;    /* up to a row without a name */
 } rt3_bundle;
 
 #define RT3_MAX_SECTIONS 64
