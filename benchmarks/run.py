@@ -54,6 +54,9 @@ ARCHITECTURES = (
     "random-llama",
     "random-lm",
     "random-vit",
+    "random-deberta",
+    "random-modernbert",
+    "random-embeddinggemma",
 )
 
 Row = dict[str, Any]

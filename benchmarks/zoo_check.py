@@ -177,7 +177,7 @@ def _export_fault(model: torch.nn.Module, row: Row) -> str:
     if hasattr(model.config, "use_cache"):
         keywords["use_cache"] = False
     try:
-        with torch.no_grad():
+        with torch.no_grad(), models.quiet():
             torch.export.export(model, (), keywords)
     except Exception as error:
         return f"{type(error).__name__}: {_line(error)}"

@@ -150,7 +150,7 @@ NAMED: tuple[Row, ...] = (
     Row("bert-masked-lm-untied", HEAD, "BertForMaskedLM", {"tie_word_embeddings": False}),
     Row("bert-masked-lm-odd", HEAD, "BertForMaskedLM", {"vocab_size": 1009}),
     *(
-        Row(f"{short}-{head}", HEAD, model_class)
+        Row(f"{short}-{head}", HEAD, model_class, {"pad_token_id": 0} if head == "sequence" else {})
         for head, model_classes in {
             "masked-lm": (
                 "BertForMaskedLM",

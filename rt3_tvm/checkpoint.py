@@ -7,7 +7,6 @@ they came. No pickle. Every tensor has its shape and SHA-256 in the JSON, which 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from rt3_tvm import model as models
 from rt3_tvm import schema
-from rt3_tvm.checkpoint_format import check_matrix, check_table, sealed_table
+from rt3_tvm.checkpoint_format import check_matrix, check_table, read_tensors, sealed_table, stamp
 from rt3_tvm.errors import JobError, Rt3Error, reason
 from rt3_tvm.files import open_regular, written_whole_folder
 from rt3_tvm.pattern import Backbone, PatternSet, PatternShape, SparseMatrix
@@ -89,8 +88,8 @@ class Checkpoint:
     def digest(self) -> str:
         """SHA-256 of everything a compiled model depends on."""
         patterns, matrices = flatten_levels(self.levels)
-        tensors = {n: self._stamps.get(n) or _stamp(np.ascontiguousarray(v)) for n, v in self.weights.items()}
-        facts = [self.description, matrices, tensors, {n: _stamp(v) for n, v in patterns.items()}]
+        tensors = {n: self._stamps.get(n) or stamp(np.ascontiguousarray(v)) for n, v in self.weights.items()}
+        facts = [self.description, matrices, tensors, {n: stamp(v) for n, v in patterns.items()}]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def torch_model(self, level: int) -> torch.nn.Module:
@@ -188,7 +187,7 @@ class Checkpoint:
             "matrices": matrices,
             "skipped": self.skipped,
             "tensors": {
-                file: {n: _stamp(v) for n, v in tensors.items()}
+                file: {n: stamp(v) for n, v in tensors.items()}
                 for file, tensors in ((_WEIGHTS, weights), (_PATTERNS, patterns))
             },
         }
@@ -216,8 +215,8 @@ class Checkpoint:
             raise Rt3Error(f"'{folder}': format version {version}, this rt3 reads {FORMAT_VERSION}")
         try:
             check_table(table, (_WEIGHTS, _PATTERNS))
-            weights = _read_tensors(folder / _WEIGHTS, table["tensors"][_WEIGHTS])
-            patterns = _read_tensors(folder / _PATTERNS, table["tensors"][_PATTERNS])
+            weights = read_tensors(folder / _WEIGHTS, table["tensors"][_WEIGHTS])
+            patterns = read_tensors(folder / _PATTERNS, table["tensors"][_PATTERNS])
             levels = unflatten_levels(table, patterns)
             for level in levels:
                 for name, matrix in level.matrices.items():
@@ -244,36 +243,6 @@ def check_finite(weights: dict[str, np.ndarray], where: str) -> None:
             raise Rt3Error(
                 f"{where}: weight '{name}' has {int((~np.isfinite(value)).sum())} values that are not finite"
             )
-
-
-def _stamp(value: np.ndarray) -> dict[str, Any]:
-    return {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": hashlib.sha256(value.data).hexdigest()}
-
-
-def _read_tensors(path: Path, stamps: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Return the tensors of a safetensors file, checked against their stamps."""
-    try:
-        open_regular(path).close()
-        with safe_open(path, framework="np") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise Rt3Error(f"'{path}' cannot be read: {error}") from error
-    _report(path, "is missing", stamps.keys() - tensors.keys())
-    _report(path, "is not listed", tensors.keys() - stamps.keys())
-    for name, value in tensors.items():
-        found, stamp = _stamp(value), stamps[name]
-        if found["shape"] != stamp["shape"] or found["dtype"] != stamp["dtype"]:
-            raise Rt3Error(
-                f"'{path}': tensor '{name}' is {found['dtype']} {found['shape']}, expected {stamp['dtype']} {stamp['shape']}"
-            )
-        if found["sha256"] != stamp["sha256"]:
-            raise Rt3Error(f"'{path}': tensor '{name}' was altered: its checksum differs")
-    return tensors
-
-
-def _report(path: Path, what: str, names: Iterable[str]) -> None:
-    for name in sorted(names):
-        raise Rt3Error(f"'{path}': tensor '{name}' {what}")
 
 
 def flatten_levels(levels: tuple[Level, ...]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -2,12 +2,17 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from rt3_tvm import schema
+from rt3_tvm.errors import Rt3Error
+from rt3_tvm.files import open_regular
 from rt3_tvm.pattern import SparseMatrix
 
 _SIZE = schema.integer(1)
@@ -68,6 +73,37 @@ def check_table(table: Any, tensor_files: tuple[str, ...]) -> None:
     for name, matrix in table["matrices"].items():
         if len(matrix["levels"]) != len(levels):
             raise ValueError(f"matrices.{name} has {len(matrix['levels'])} levels of {len(levels)}")
+
+
+def stamp(value: np.ndarray) -> dict[str, Any]:
+    """Return what the table says of a tensor: its shape, its dtype and its SHA-256."""
+    return {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": hashlib.sha256(value.data).hexdigest()}
+
+
+def read_tensors(path: Path, stamps: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Return the tensors of a safetensors file, checked against their stamps."""
+    try:
+        open_regular(path).close()
+        with safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise Rt3Error(f"'{path}' cannot be read: {error}") from error
+    _report(path, "is missing", stamps.keys() - tensors.keys())
+    _report(path, "is not listed", tensors.keys() - stamps.keys())
+    for name, value in tensors.items():
+        found, wanted = stamp(value), stamps[name]
+        if found["shape"] != wanted["shape"] or found["dtype"] != wanted["dtype"]:
+            raise Rt3Error(
+                f"'{path}': tensor '{name}' is {found['dtype']} {found['shape']}, expected {wanted['dtype']} {wanted['shape']}"
+            )
+        if found["sha256"] != wanted["sha256"]:
+            raise Rt3Error(f"'{path}': tensor '{name}' was altered: its checksum differs")
+    return tensors
+
+
+def _report(path: Path, what: str, names: Iterable[str]) -> None:
+    for name in sorted(names):
+        raise Rt3Error(f"'{path}': tensor '{name}' {what}")
 
 
 def check_matrix(name: str, matrix: SparseMatrix, weight: np.ndarray) -> None:

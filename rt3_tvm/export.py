@@ -22,6 +22,7 @@ from rt3_tvm.model import (
     config_of,
     example_inputs,
     inputs_of,
+    max_length,
     quiet,
 )
 from rt3_tvm.spelt_out import rewrite_spelt_out, take_last_present
@@ -85,22 +86,28 @@ def _embedded_as_zeros(model: torch.nn.Module, absent: torch.Tensor) -> Iterator
         handle.remove()
 
 
-_AXES: dict[tuple[int, int], Axis] = {(2, 3): "batch", (3, 5): "length"}
-"""Two small shapes to run, axis by axis."""
+BATCHES, TOKENS = (2, 3), 16
+"""Two small shapes to run: these batches, half as many tokens and as many; models that pool tokens or cut them into chunks need
+more than a few."""
 
 
 def outputs_of(model: torch.nn.Module, specs: tuple[InputSpec, ...]) -> tuple[OutputSpec, ...]:
     """Return the outputs; which axes are batch and length is seen by running two small shapes."""
+    most = max(2, min(TOKENS, max_length(model)))
+    lengths = most // 2, most
+    kinds: dict[tuple[int, int], Axis] = {BATCHES: "batch", lengths: "length"}
     with torch.no_grad(), quiet():
-        results = [ExportForm(model)(**example_inputs(specs, b, t)) for b, t in zip(*_AXES, strict=True)]
+        results = [ExportForm(model)(**example_inputs(specs, b, t)) for b, t in zip(BATCHES, lengths, strict=True)]
     specs_out = []
     for name in results[0]:
         first, second = (tuple(r[name].shape) for r in results)
         axes: list[Axis] = []
         for a, b in zip(first, second, strict=True):
-            if a != b and (a, b) not in _AXES:
-                raise Rt3Error(f"output '{name}': an axis of {a} for 3 tokens, {b} for 5: neither batch nor length")
-            axes.append(_AXES.get((a, b), int(a)))
+            if a != b and (a, b) not in kinds:
+                raise Rt3Error(
+                    f"output '{name}': an axis of {a} for {lengths[0]} tokens, {b} for {lengths[1]}: neither batch nor length"
+                )
+            axes.append(kinds.get((a, b), int(a)))
         specs_out.append(OutputSpec(name, tuple(axes)))
     return tuple(specs_out)
 

@@ -115,6 +115,38 @@ DEMO_MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     "random-lm-small": _random_lm(vocab_size=5000, hidden_size=200, max_position_embeddings=64),
     "random-lm-tiny": _random_lm(vocab_size=2000, hidden_size=64, intermediate_size=128, max_position_embeddings=64),
     "random-vit": _random("ViTConfig"),
+    # Relative positions, sliding windows, both ways and grouped heads: DeBERTa-v3-small, ModernBERT-base, EmbeddingGemma-300m. Of
+    # their vocabularies (128100, 50368, 262144) as many rows as a test of speed looks up.
+    "random-deberta": _random(
+        "DebertaV2Config",
+        vocab_size=32000,
+        hidden_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        max_position_embeddings=512,
+        type_vocab_size=0,
+        relative_attention=True,
+        position_buckets=256,
+        pos_att_type=["p2c", "c2p"],
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        position_biased_input=False,
+    ),
+    "random-modernbert": _random("ModernBertConfig", vocab_size=50368),
+    "random-embeddinggemma": _random(
+        "Gemma3TextConfig",
+        vocab_size=32000,
+        hidden_size=768,
+        num_hidden_layers=24,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=256,
+        intermediate_size=1152,
+        sliding_window=512,
+        use_bidirectional_attention=True,
+        max_position_embeddings=2048,
+    ),
     "random-tiny": _random(
         "BertConfig",
         vocab_size=500,
@@ -326,7 +358,8 @@ def has_length(specs: tuple[InputSpec, ...]) -> bool:
 
 def max_length(model: torch.nn.Module) -> int:
     """Return the longest input in tokens."""
-    return int(getattr(config_of(model), "max_position_embeddings", 1 << 30))
+    positions = int(getattr(config_of(model), "max_position_embeddings", None) or 0)
+    return positions if positions > 0 else 1 << 30  # XLNet's -1: any
 
 
 def example_inputs(specs: tuple[InputSpec, ...], batch: int, length: int) -> dict[str, torch.Tensor]:

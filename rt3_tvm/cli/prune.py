@@ -15,7 +15,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument(
         "model",
         help="a local Hugging Face directory; minilm (real weights, with the extra `demo`); or random weights, for speed: "
-        "random-bert, -distilbert, -electra, -gpt2, -llama, -lm, -minilm, -mpnet, -roberta, -tiny, -vit",
+        "random-bert, -deberta, -distilbert, -electra, -embeddinggemma, -gpt2, -llama, -lm, -minilm, -modernbert, "
+        "-mpnet, -roberta, -tiny, -vit",
     )
     p.add_argument("-o", "--output", type=Path, required=True, metavar="CKPT", help="directory of the checkpoint")
     add_options(p, PruneOptions, {"block_rows": None})  # the next multiple of the group that was given

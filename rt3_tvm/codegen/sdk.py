@@ -6,6 +6,7 @@ from pathlib import Path
 from rt3_tvm import __version__
 from rt3_tvm.codegen.link import runtime_directory
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.files import write_text, written_whole
 from rt3_tvm.runtime.check import check_bundle
 
 HEADERS = ("rt3.h", "rt3.hpp")
@@ -46,10 +47,11 @@ def write_sdk(bundle: Path, folder: Path) -> list[Path]:
     try:
         for relative, text in texts.items():
             (folder / relative).parent.mkdir(parents=True, exist_ok=True)
-            (folder / relative).write_text(text, encoding="utf-8")
+            write_text(folder / relative, text)
         for relative, source in copies.items():
             (folder / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, folder / relative)
+            with written_whole(folder / relative) as temporary:
+                shutil.copyfile(source, temporary)
     except OSError as error:
         raise JobError(f"cannot write '{folder}': {error.strerror or error}") from error
     return [folder / r for r in (*texts, *copies)]

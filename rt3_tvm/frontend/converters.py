@@ -9,13 +9,19 @@ from tvm import relax
 from rt3_tvm.errors import Rt3Error
 
 
+def _shape(expr: relax.Expr) -> list[int]:
+    """Return the shape of a tensor; every shape is static here."""
+    return [int(d) for d in expr.ty.shape]
+
+
 def _attention(node: torch.fx.Node, importer: Any) -> relax.Var:
     """Convert scaled_dot_product_attention on (batch, heads, length, dim) to one Relax operator; masks are additive."""
     emit = importer.block_builder.emit
     query, key, value = (importer.env[a] for a in node.args[:3])
     arguments = dict(zip(("attn_mask", "dropout_p", "is_causal"), node.args[3:], strict=False)) | node.kwargs
-    if arguments.get("dropout_p") or arguments.get("enable_gqa"):
-        raise Rt3Error(f"{node.name}: attention with dropout or grouped queries is not supported yet")
+    if arguments.get("dropout_p"):
+        raise Rt3Error(f"{node.name}: attention with dropout is not supported")
+    key, value = (_repeated_heads(t, int(query.ty.shape[1]), emit) for t in (key, value))
     mask = arguments.get("attn_mask")
     bias = importer.env[mask] if mask is not None else None
     swapped = [emit(relax.op.permute_dims(t, [0, 2, 1, 3])) for t in (query, key, value)]
@@ -25,11 +31,20 @@ def _attention(node: torch.fx.Node, importer: Any) -> relax.Var:
     return emit(relax.op.permute_dims(emit(result), [0, 2, 1, 3]))
 
 
+def _repeated_heads(t: relax.Expr, heads: int, emit: Any) -> relax.Expr:
+    """Return keys or values (batch, heads of their own, length, dim) once for each head of the queries that shares them."""
+    batch, own, length, dim = _shape(t)
+    if own == heads:
+        return t
+    spread = emit(relax.op.broadcast_to(emit(relax.op.expand_dims(t, 2)), (batch, own, heads // own, length, dim)))
+    return emit(relax.op.reshape(spread, (batch, heads, length, dim)))
+
+
 def _embedding(node: torch.fx.Node, importer: Any) -> relax.Var:
     """Convert a look-up of rows; ids are clipped, where TVM's own conversion reads out of bounds."""
     table, ids = (importer.env[a] for a in node.args[:2])
     emit = importer.block_builder.emit
-    shape = [int(d) for d in ids.ty.shape]
+    shape = _shape(ids)
     flat = emit(relax.op.reshape(emit(relax.op.astype(ids, "int32")), (math.prod(shape),)))
     rows = emit(relax.op.take(table, flat, axis=0, mode="clip"))
     return emit(relax.op.reshape(rows, (*shape, int(table.ty.shape[1]))))
@@ -66,12 +81,12 @@ def _convolution(node: torch.fx.Node, importer: Any) -> relax.Var:
     """Convert a convolution to a linear layer on its windows; those of whole patches overlap nowhere and cost no copy."""
     x, weight, _, stride, padding, dilation, transposed, _, groups = node.args[:9]
     image, kernel = (importer.env[n] for n in (x, weight))
-    window = [int(d) for d in kernel.ty.shape][2:]
+    window = _shape(kernel)[2:]
     if transposed or len(window) > 2 or set(dilation) != {1}:  # type: ignore[arg-type]
         raise Rt3Error(f"{node.name}: transposed, dilated and 3-D convolutions are not supported")
     if len(window) == 1:
         return _sequence_convolution(node, importer, int(stride[0]), int(padding[0]), int(groups))  # type: ignore
-    height, width = [int(d) for d in image.ty.shape][2:]
+    height, width = _shape(image)[2:]
     if [stride, padding, groups] != [window, [0, 0], 1] or height % window[0] or width % window[1]:
         raise Rt3Error(
             f"{node.name}: of convolutions of images only whole patches (stride = kernel, no padding) are supported"
@@ -82,8 +97,8 @@ def _convolution(node: torch.fx.Node, importer: Any) -> relax.Var:
 def _patches(node: torch.fx.Node, importer: Any) -> relax.Var:
     """Convert a convolution whose windows do not overlap: a linear layer on patches, as vision Transformers embed them."""
     image, kernel = (importer.env[n] for n in node.args[:2])
-    batch, channels, height, width = (int(d) for d in image.ty.shape)
-    outputs, _, *window = (int(d) for d in kernel.ty.shape)
+    batch, channels, height, width = _shape(image)
+    outputs, _, *window = _shape(kernel)
     rows, cols, features = height // window[0], width // window[1], channels * window[0] * window[1]
     emit = importer.block_builder.emit
     cut = emit(relax.op.reshape(image, (batch, channels, rows, window[0], cols, window[1])))
@@ -97,8 +112,8 @@ def _sequence_convolution(node: torch.fx.Node, importer: Any, stride: int, paddi
     """Convert a convolution along (batch, channels, length); its windows are cut out beside each other."""
     emit = importer.block_builder.emit
     source, kernel = (importer.env[n] for n in node.args[:2])
-    batch, channels, length = (int(d) for d in source.ty.shape)
-    outputs, of_group, width = (int(d) for d in kernel.ty.shape)
+    batch, channels, length = _shape(source)
+    outputs, of_group, width = _shape(kernel)
     count = (length + 2 * padding - width) // stride + 1
     if padding:
         source = emit(relax.op.nn.pad(source, [0, 0, 0, 0, padding, padding]))
@@ -128,16 +143,39 @@ def _windows_times_kernel(node: torch.fx.Node, importer: Any, windows: relax.Var
     """Return windows (batch, count, features) times the kernel of a convolution, (batch, count, outputs)."""
     emit = importer.block_builder.emit
     kernel, bias = importer.env[node.args[1]], node.args[2]
-    outputs, *rest = (int(d) for d in kernel.ty.shape)
+    outputs, *rest = _shape(kernel)
     matrix = emit(relax.op.permute_dims(emit(relax.op.reshape(kernel, (outputs, math.prod(rest))))))
     out = emit(relax.op.matmul(windows, matrix))
     return out if bias is None else emit(relax.op.add(out, importer.env[bias]))
 
 
+def _index(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert data[indices], some axes left whole, to one look-up along the indexed axes made one; ids count from the end too."""
+    emit = importer.block_builder.emit
+    data = importer.env[node.args[0]]
+    indices = {axis: importer.env[n] for axis, n in enumerate(node.args[1]) if n is not None}  # type: ignore[arg-type]
+    if any(str(i.ty.dtype) == "bool" for i in indices.values()):
+        raise Rt3Error(f"{node.name}: what is selected by a condition has a size that depends on the data")
+    axes, shape = list(indices), _shape(data)
+    whole = [axis for axis in range(len(shape)) if axis not in indices]
+    first = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0  # where the result's indexed axes stand
+    order = [*whole[:first], *axes, *whole[first:]]
+    if order != sorted(order):
+        data = emit(relax.op.permute_dims(data, order))
+    flat, left = None, [shape[axis] for axis in whole]
+    for axis, index in indices.items():
+        size, zero = (relax.const(n, str(index.ty.dtype)) for n in (shape[axis], 0))
+        position = emit(relax.op.where(emit(relax.op.less(index, zero)), emit(relax.op.add(index, size)), index))
+        flat = position if flat is None else emit(relax.op.add(emit(relax.op.multiply(flat, size)), position))
+    rows = math.prod(shape[axis] for axis in axes)
+    table = emit(relax.op.reshape(data, (*left[:first], rows, *left[first:])))
+    return emit(relax.op.take(table, flat, axis=first, mode="clip"))
+
+
 def _cat(node: torch.fx.Node, importer: Any) -> relax.Var:
     """Convert cat; tensors without elements, of whatever rank, add nothing (a cache that is empty)."""
     tensors = [importer.env[n] for n in node.args[0]]  # type: ignore[union-attr]
-    whole = [t for t in tensors if math.prod(int(d) for d in t.ty.shape)]
+    whole = [t for t in tensors if math.prod(_shape(t))]
     axis = int(node.args[1]) if len(node.args) > 1 else int(node.kwargs.get("dim", 0))  # type: ignore[arg-type]
     return whole[0] if len(whole) == 1 else importer.block_builder.emit(relax.op.concat(whole, axis=axis))
 
@@ -148,5 +186,6 @@ CONVERTERS = {
     "addmm.default": _linear_stored_transposed,
     "scaled_dot_product_attention.default": _attention,
     "embedding.default": _embedding,
+    "index.Tensor": _index,
     "select.int": _select,
 }

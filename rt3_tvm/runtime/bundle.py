@@ -4,62 +4,32 @@ import _ctypes
 import ctypes
 import json
 import os
-import secrets
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Never, Self
+from typing import Any, Never, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from rt3_tvm.errors import JobError, Rt3Error, choices
-from rt3_tvm.runtime.check import WrongMachine, metadata_of, open_bundle
+from rt3_tvm.runtime.c_api import (
+    AXIS_BATCH,
+    AXIS_LENGTH,
+    BELOW_RANGE,
+    DTYPES,
+    AutoOptions,
+    CLevelInfo,
+    TensorInfo,
+    check,
+    load_library,
+    tensors_of,
+)
+from rt3_tvm.runtime.check import metadata_of, open_bundle
 from rt3_tvm.runtime.checksums import check_content
-
-MAX_RANK = 4
-AXIS_BATCH, AXIS_LENGTH = -1, -2
-BELOW_RANGE = 1
-DTYPES = (np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64))
-
-
-class _Tensor(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("dtype", ctypes.c_int),
-        ("rank", ctypes.c_int32),
-        ("shape", ctypes.c_int64 * MAX_RANK),
-        ("data", ctypes.c_void_p),
-        ("bytes", ctypes.c_size_t),
-    )
-
-
-class _TensorInfo(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("dtype", ctypes.c_int),
-        ("rank", ctypes.c_int32),
-        ("axes", ctypes.c_int64 * MAX_RANK),
-        ("limit", ctypes.c_int64),
-        ("optional", ctypes.c_int32),
-    )
-
-
-class _LevelInfo(ctypes.Structure):
-    _fields_ = (("frequency_hz", ctypes.c_double), ("deadline_s", ctypes.c_double), ("density", ctypes.c_double))
-
-
-class _AutoOptions(ctypes.Structure):
-    _fields_ = (
-        ("sysfs_root", ctypes.c_char_p),
-        ("policy", ctypes.c_int32),
-        ("dwell_s", ctypes.c_double),
-        ("poll_s", ctypes.c_double),
-        ("hysteresis", ctypes.c_double),
-    )
 
 
 @dataclass(frozen=True)
@@ -89,26 +59,6 @@ def load(path: str | Path) -> "Bundle":
     return Bundle(Path(path))
 
 
-ERRORS: dict[int, type[Exception]] = {-1: Rt3Error, -5: Rt3Error, -6: WrongMachine}
-"""What a status of the C API is raised as; others are failed jobs."""
-
-
-def _load_library(file: BinaryIO, path: Path) -> ctypes.CDLL:
-    """Load a library from an open file, so that it is the one that was checked, under a name that no other load ever has.
-
-    The loader takes a name that it knows for the library it had under it, whatever the file is now; under a new name it goes by
-    the file itself (its inode). Descriptors are used again, so the name also has 64 random bits: the number of slashes between
-    components that stand for nothing.
-    """
-    bits = f"{secrets.randbits(64):064b}"
-    unique = "".join("./" if bit == "0" else ".//" for bit in bits)
-    try:
-        return ctypes.CDLL(f"/proc/self/fd/{unique}{file.fileno()}", mode=ctypes.RTLD_LOCAL)
-    except OSError as error:
-        reason = str(error).replace(unique, "")
-        raise Rt3Error(f"'{path}' cannot be loaded: {reason}") from error
-
-
 class Bundle:
     """A pruned Transformer that switches its level.
 
@@ -129,12 +79,11 @@ class Bundle:
         with open_bundle(path) as file:
             metadata_of(file, path)
             check_content(file, path)
-            self._library = _load_library(file, path)
-        self._declare()
+            self._library = load_library(file, path)
         handle = ctypes.c_void_p()
         try:
             self._check(self._library.rt3_open(ctypes.byref(handle)))
-        except Rt3Error as error:
+        except (Rt3Error, JobError) as error:
             _ctypes.dlclose(self._library._handle)
             raise type(error)(f"'{path}': {error}") from error
         self._handle = handle
@@ -149,44 +98,8 @@ class Bundle:
         self._users = 0
         self._state = threading.Condition()
 
-    def _declare(self) -> None:
-        library, handle = self._library, ctypes.c_void_p
-        library.rt3_last_error.restype = library.rt3_metadata.restype = ctypes.c_char_p
-        library.rt3_max_batch.restype = library.rt3_max_length.restype = ctypes.c_int64
-        library.rt3_close.restype = None
-        run: list[Any] = [handle, ctypes.POINTER(_Tensor), ctypes.c_int32, ctypes.POINTER(_Tensor), ctypes.c_int32]
-        signatures: dict[str, list[Any]] = {
-            "rt3_open": [ctypes.POINTER(handle)],
-            "rt3_close": [handle],
-            "rt3_level": [handle, ctypes.c_int32, ctypes.POINTER(_LevelInfo)],
-            "rt3_set_level": [handle, ctypes.c_int32],
-            "rt3_set_threads": [handle, ctypes.c_int32],
-            "rt3_set_frequency": [handle, ctypes.c_double],
-            "rt3_set_auto": [handle, ctypes.POINTER(_AutoOptions)],
-            "rt3_input": [handle, ctypes.c_int32, ctypes.POINTER(_TensorInfo)],
-            "rt3_output": [handle, ctypes.c_int32, ctypes.POINTER(_TensorInfo)],
-            "rt3_run": run,
-            "rt3_profile": [*run, ctypes.POINTER(ctypes.c_double), ctypes.POINTER(ctypes.c_int32)],
-        }
-        counts = (
-            "level_count",
-            "current_level",
-            "input_count",
-            "output_count",
-            "max_batch",
-            "max_length",
-            "threads",
-            "max_threads",
-        )
-        signatures |= {f"rt3_{name}": [handle] for name in counts}
-        for name, arguments in signatures.items():
-            getattr(library, name).argtypes = arguments
-
     def _check(self, status: int) -> int:
-        if status < 0:
-            message = self._library.rt3_last_error().decode()
-            raise ERRORS.get(status, JobError)(message)
-        return status
+        return check(self._library, status)
 
     @contextmanager
     def _open(self) -> Iterator[ctypes.c_void_p]:
@@ -206,7 +119,7 @@ class Bundle:
     def _describe(self, count: Any, describe: Any) -> tuple[_Info, ...]:
         infos = []
         for i in range(count(self._handle)):
-            info = _TensorInfo()
+            info = TensorInfo()
             self._check(describe(self._handle, i, ctypes.byref(info)))
             infos.append(_Info(info.name.decode(), DTYPES[info.dtype], tuple(info.axes[: info.rank])))
         return tuple(infos)
@@ -233,7 +146,7 @@ class Bundle:
         infos = []
         with self._open() as handle:
             for i in range(self._library.rt3_level_count(handle)):
-                info = _LevelInfo()
+                info = CLevelInfo()
                 self._check(self._library.rt3_level(handle, i, ctypes.byref(info)))
                 infos.append(LevelInfo(info.frequency_hz, info.deadline_s, info.density))
         return tuple(infos)
@@ -293,7 +206,7 @@ class Bundle:
         hysteresis: float = 0.0,
     ) -> None:
         """Follow a cpufreq policy from now on; zeros take the defaults of ``rt3.h``."""
-        options = _AutoOptions(os.fsencode(sysfs_root), policy, dwell_s, poll_s, hysteresis)
+        options = AutoOptions(os.fsencode(sysfs_root), policy, dwell_s, poll_s, hysteresis)
         with self._open() as handle, self._queue:
             self._check(self._library.rt3_set_auto(handle, ctypes.byref(options)))
 
@@ -327,7 +240,7 @@ class Bundle:
         arrays = {name: self._as_input(name, value) for name, value in inputs.items()}
         count = ctypes.c_int32(max(len(v["steps"]) for v in self.metadata["variants"]))
         seconds = (ctypes.c_double * count.value)()
-        ins, outs = _tensors(arrays), _tensors({})
+        ins, outs = tensors_of(arrays), tensors_of({})
         with self._open() as handle, self._queue:
             self._check(self._library.rt3_profile(handle, ins, len(arrays), outs, 0, seconds, ctypes.byref(count)))
         return list(seconds[: count.value])
@@ -352,7 +265,7 @@ class Bundle:
         return {info.name: np.zeros(shape, info.dtype)}
 
     def _run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        ins, outs = _tensors(inputs), _tensors(outputs)
+        ins, outs = tensors_of(inputs), tensors_of(outputs)
         with self._open() as handle, self._queue:
             self._check(self._library.rt3_run(handle, ins, len(inputs), outs, len(outputs)))
 
@@ -391,13 +304,3 @@ def _renew_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_locks)
-
-
-def _tensors(arrays: Mapping[str, np.ndarray]) -> Any:
-    """Return the C tensors of arrays; the arrays own the memory."""
-    tensors = (_Tensor * max(1, len(arrays)))()
-    for tensor, (name, array) in zip(tensors, arrays.items(), strict=False):
-        tensor.name, tensor.dtype, tensor.rank = name.encode(), DTYPES.index(array.dtype), array.ndim
-        tensor.shape[: array.ndim] = array.shape
-        tensor.data, tensor.bytes = array.ctypes.data, array.nbytes
-    return tensors

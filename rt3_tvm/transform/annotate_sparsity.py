@@ -27,7 +27,7 @@ class AnnotateSparsity:
                 call = super().visit_call_(call)
                 func = mod[call.op] if isinstance(call.op, tvm.ir.GlobalVar) else None
                 row = composite_of(func)
-                if row is None or not row.name.startswith("rt3.linear"):
+                if row is None or row.kind != "linear":
                     return call
                 assert func is not None
                 arguments = row.arguments(func, call)

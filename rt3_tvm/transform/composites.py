@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import tvm
 from tvm import relax
@@ -16,6 +17,9 @@ ACTIVATION_OPS = {
     "tanh": "relax.tanh",
 }
 
+CompositeKind = Literal["linear", "attention", "rotary", "norm", "embedding"]
+"""What a composite does, whatever its variant: there is one lowering for each kind."""
+
 ATTENTION = "rt3.attention"
 """Name of the composite that FuseAttention makes."""
 
@@ -25,15 +29,17 @@ class Composite:
     """One composite; without a pattern, one whose functions name their parameters by role.
 
     ``roles`` names the wildcards, so that a fused function's parameters can be told apart; ``activation`` and
-    ``transposed`` (the weight is stored as (cols, rows)) are for linears.
+    ``transposed`` (the weight is stored as (cols, rows)) are for linears, ``operator`` (of Relax) is for norms.
     """
 
     name: str
+    kind: CompositeKind
     pattern: DFPattern | None
     roles: dict[str, DFPattern]
     check: Callable[[dict[str, relax.Expr]], bool] = field(default=lambda _: True)
     activation: str = "none"
     transposed: bool = False
+    operator: str = ""
     inner: dict[str, DFPattern] = field(default_factory=dict)
     """Patterns inside that the check wants to see by name."""
 
@@ -108,12 +114,12 @@ def _linears(transposed: bool) -> Iterator[Composite]:
                 out = is_op(ACTIVATION_OPS[activation])(out)
             parts = ("transposed" if transposed else "", "bias" if with_bias else "", activation)
             name = "_".join(["rt3.linear", *(part for part in parts if part not in ("", "none"))])
-            yield Composite(name, out, roles, _is_linear(transposed), activation, transposed)
+            yield Composite(name, "linear", out, roles, _is_linear(transposed), activation, transposed)
 
 
 def _attention() -> Composite:
     """Return attention on (batch, heads, length, dim): its functions are made by FuseAttention, with these parameters."""
-    return Composite(ATTENTION, None, {})
+    return Composite(ATTENTION, "attention", None, {})
 
 
 def _rotary() -> Composite:
@@ -131,12 +137,14 @@ def _rotary() -> Composite:
         begins = [int(e[r].args[2].fields[0].value) for r in ("low", "high")]
         return begins == [0, shape[3] // 2] and tables == ((1, 1, *shape[2:]),) * 2 and is_float32(e["x"])
 
-    return Composite("rt3.rotary", out, {"x": x, "cos": cos, "sin": sin}, check, inner={"low": low, "high": high})
+    roles = {"x": x, "cos": cos, "sin": sin}
+    return Composite("rt3.rotary", "rotary", out, roles, check, inner={"low": low, "high": high})
 
 
-def _norm(operator: str, with_residual: bool) -> Composite:
+def _norm(norm: str, with_residual: bool) -> Composite:
+    operator = f"relax.nn.{norm}"
     x, residual, gamma, beta = wildcard(), wildcard(), wildcard(), wildcard()
-    scales = {"gamma": gamma, "beta": beta} if operator == "layer_norm" else {"gamma": gamma}
+    scales = {"gamma": gamma, "beta": beta} if norm == "layer_norm" else {"gamma": gamma}
     roles = {"x": x, **scales} | ({"residual": residual} if with_residual else {})
     source = is_op("relax.add")(x, residual) if with_residual else x
 
@@ -146,8 +154,8 @@ def _norm(operator: str, with_residual: bool) -> Composite:
             same and is_float32(e["x"]) and len(static_shape(e["x"])) in (2, 3) and len(static_shape(e["gamma"])) == 1
         )
 
-    name = f"rt3.add_{operator}" if with_residual else f"rt3.{operator}"
-    return Composite(name, is_op(f"relax.nn.{operator}")(source, *scales.values()), roles, check)
+    name = f"rt3.add_{norm}" if with_residual else f"rt3.{norm}"
+    return Composite(name, "norm", is_op(operator)(source, *scales.values()), roles, check, operator=operator)
 
 
 def _embedding() -> Composite:
@@ -157,7 +165,7 @@ def _embedding() -> Composite:
     def check(e: dict[str, relax.Expr]) -> bool:
         return len(static_shape(e["table"])) == 2 and len(static_shape(e["ids"])) == 1 and is_float32(e["table"])
 
-    return Composite("rt3.embedding", out, {"table": table, "ids": ids}, check)
+    return Composite("rt3.embedding", "embedding", out, {"table": table, "ids": ids}, check)
 
 
 def composites() -> dict[str, Composite]:
@@ -167,7 +175,7 @@ def composites() -> dict[str, Composite]:
         *_linears(transposed=True),
         _rotary(),
         _attention(),
-        *(_norm(operator, residual) for operator in ("layer_norm", "rms_norm") for residual in (True, False)),
+        *(_norm(norm, residual) for norm in ("layer_norm", "rms_norm") for residual in (True, False)),
         _embedding(),
     ]
     return {row.name: row for row in rows}

@@ -24,6 +24,10 @@ OPAQUE = 8
 """TVM's pattern kind of a function that operator fusion leaves alone: our kernels have schedules of their own."""
 
 
+Arguments = dict[str, relax.Expr]
+"""What a call of a composite passes, by role."""
+
+
 @dataclass(frozen=True)
 class Tokens:
     """The logical shape behind a feature-major tensor."""
@@ -83,6 +87,7 @@ class Layouts:
         self.feature_major: dict[relax.Var, relax.Expr] = {}
         self.heads_first: dict[relax.Var, relax.Expr] = {}
         self.score_tiles: dict[relax.Var, relax.Expr] = {}
+        self.tuples: dict[relax.Var, list[relax.Expr]] = {}  # feature-major fields
         self.parameters: dict[str, relax.Var] = {}
         self.references: dict[str, WeightRef] = {}
 
@@ -170,11 +175,15 @@ class Layouts:
         in_place: bool = False,
     ) -> relax.Var:
         """Emit a call of a kernel; equal kernels become one function. ``in_place``: its last argument is also its output."""
-        func = func.with_attrs({KERNEL_ATTR: family, "op_pattern": OPAQUE, FLOPS_ATTR: round(flops)})
-        function = self.builder.add_func(func, family)
+        function = self.builder.add_func(as_kernel(family, func, flops), family)
         if in_place:
             return self.builder.emit(relax.op.call_tir_inplace(function, relax.Tuple(args), len(args) - 1, ty))
         return self.builder.emit(relax.call_tir(function, args, ty))
+
+
+def as_kernel(family: str, func: tirx.PrimFunc, flops: float = 0) -> tirx.PrimFunc:
+    """Return a kernel that says its family and what it computes."""
+    return func.with_attrs({KERNEL_ATTR: family, "op_pattern": OPAQUE, FLOPS_ATTR: round(flops)})
 
 
 def is_scalar(expr: relax.Expr) -> bool:

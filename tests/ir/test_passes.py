@@ -18,6 +18,7 @@ from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
 from rt3_tvm.transform.annotate_sparsity import AnnotateSparsity
 from rt3_tvm.transform.composites import COMPOSITES
 from rt3_tvm.transform.context import UNPRUNED, VariantContext, references_of
+from rt3_tvm.transform.lower import COMPOSITE_LOWERINGS
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
 from rt3_tvm.transform.recognise_idioms import RecogniseIdioms
 from rt3_tvm.transform.simplify import simplify_passes
@@ -221,6 +222,10 @@ def test_import_keeps_attention_whole_and_finds_linears_by_graph(imported):
 def test_a_longer_composite_is_matched_before_one_that_it_contains(longer, shorter):
     names = list(COMPOSITES)
     assert names.index(f"rt3.{longer}") < names.index(f"rt3.{shorter}")
+
+
+def test_every_kind_of_composite_has_a_lowering():
+    assert {row.kind for row in COMPOSITES.values()} == COMPOSITE_LOWERINGS.keys()
 
 
 def test_dump_writes_a_file_per_phase(tmp_path):

@@ -17,7 +17,7 @@ from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, L
 from rt3_tvm.schedules.matmul import BatchIndex, MatmulShape
 from rt3_tvm.schedules.packing import pack_rows
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
-from rt3_tvm.transform.legalize import matmul_shape
+from rt3_tvm.transform.lower.matmul import matmul_shape
 from tests.kernels.harness import CLUSTER, CPU, from_tiles, run_kernel, schedule, to_tiles
 
 

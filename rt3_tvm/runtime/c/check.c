@@ -5,6 +5,8 @@
 
 #define SLICES 8
 
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "checksum reads words as the bytes come");
+
 /* CRC-32 as zlib computes it, eight bytes at a time: tables[s][b] is the remainder of b followed by s zero bytes. */
 typedef struct {
   uint32_t tables[SLICES][256];
@@ -27,11 +29,14 @@ static void fill_tables(crc_tables *crc) {
 __attribute__((no_sanitize_address)) static uint32_t checksum(const crc_tables *crc, const unsigned char *data,
                                                               uint64_t size) {
   uint32_t value = UINT32_MAX;
+  const uint32_t (*t)[256] = crc->tables;
   for (; size >= SLICES; data += SLICES, size -= SLICES) {
-    uint32_t next = 0;
-    for (int32_t i = 0; i < SLICES; ++i)
-      next ^= crc->tables[SLICES - 1 - i][data[i] ^ (i < 4 ? value >> 8 * i & 255 : 0)];
-    value = next;
+    uint32_t low, high;
+    memcpy(&low, data, sizeof low);
+    memcpy(&high, data + sizeof low, sizeof high);
+    low ^= value;
+    value = t[7][low & 255] ^ t[6][low >> 8 & 255] ^ t[5][low >> 16 & 255] ^ t[4][low >> 24] ^ t[3][high & 255] ^
+            t[2][high >> 8 & 255] ^ t[1][high >> 16 & 255] ^ t[0][high >> 24];
   }
   for (; size > 0; ++data, --size) value = value >> 8 ^ crc->tables[0][(value ^ *data) & 255];
   return ~value;

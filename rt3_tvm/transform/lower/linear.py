@@ -1,0 +1,43 @@
+"""Linear layers to the kernels of their plans."""
+
+from tvm import relax
+
+from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.transform.composites import Composite
+from rt3_tvm.transform.context import Kind, WeightRef
+from rt3_tvm.transform.layouts import Arguments, Layouts, Tokens, tensor, token_shape
+from rt3_tvm.transform.linear_annotation import LinearAnnotation
+
+
+def lower_linear(lowering: Layouts, var: relax.Var, row: Composite, func: relax.Function, args: Arguments) -> bool:
+    """Lower a linear layer of the model: one kernel for each part of its plan, the second fills in the first one's result."""
+    annotation = LinearAnnotation.of(func.attrs)
+    if annotation is None:
+        return False
+    plan, t = annotation.plan, token_shape(args["x"])
+    flat = relax.op.reshape(lowering.as_feature_major(args["x"]), (t.tiles * t.features * TOKEN_TILE,))
+    operands = [lowering.builder.emit(flat), *_weights(lowering, annotation, row, args)]
+    out = Tokens(t.batch, t.length, plan.matrix.rows).ty()
+    result: list[relax.Expr] = []
+    for part, algorithm in plan.kernels(row.activation, lowering.context.cpu.lanes):
+        flops = annotation.flops_per_tile * part.shape.tiles
+        result = [lowering.kernel(plan.family, algorithm, [*operands, *result], out, flops, bool(result))]
+    lowering.feature_major[var] = result[0]
+    return True
+
+
+def _weights(lowering: Layouts, annotation: LinearAnnotation, row: Composite, args: Arguments) -> list[relax.Expr]:
+    """Return values, offsets and bias, packed as the plan says."""
+    plan = annotation.plan
+    bias = lowering.context.parameters[args["bias"].name] if "bias" in args else ""
+
+    def weight(kind: Kind, shape: tuple[int, ...], dtype: str = plan.element.dtype) -> relax.Var:
+        dense = plan.matrix.dense
+        ref = WeightRef(kind, annotation.matrix, bias, annotation.level, plan.packing, dense, row.transposed)
+        return lowering.parameter(ref, tensor(shape, dtype))
+
+    return [
+        weight("values", plan.value_shape),
+        weight("offsets", plan.offset_shape, plan.offset_dtype),
+        weight("bias", (plan.value_shape[1], plan.packing.rows)),
+    ]
