@@ -152,6 +152,7 @@ def metadata_of(file: BinaryIO, path: Path) -> dict[str, Any]:
         if facts.get("format") == BUNDLE_FORMAT:
             _METADATA(facts, "metadata")
             _check_levels(facts)
+            _check_sections(facts)
     except (ELFError, OSError, ValueError) as error:
         raise Rt3Error(f"'{path}' is damaged: its metadata: {error}") from error
     if facts.get("format") != BUNDLE_FORMAT:
@@ -171,3 +172,14 @@ def _check_levels(facts: dict[str, Any]) -> None:
             raise ValueError(f"variants[{i}] is of level {variant['level']} and length {variant['length']}")
         if any(kernel >= len(facts["kernels"]) for kernel, *_ in variant["steps"]):
             raise ValueError(f"variants[{i}] calls a kernel that is not listed")
+
+
+def _check_sections(facts: dict[str, Any]) -> None:
+    """Raise ValueError unless the sections of the weights follow each other: what levels share, then level by level."""
+    end = 0
+    for level, row in enumerate(facts["weight_sections"], SHARED):
+        if row["level"] != level or level >= len(facts["levels"]) or row["offset"] < end:
+            raise ValueError(f"weight_sections[{level - SHARED}] is of level {row['level']} at {row['offset']}")
+        end = row["offset"] + row["bytes"]
+    if end != facts["weights_bytes"]:
+        raise ValueError(f"weight_sections end at {end}, weights_bytes is {facts['weights_bytes']}")

@@ -143,6 +143,9 @@ def set_in(facts, path, value):
         (("variants", 0, "steps", 0), [0], r"steps\[0\] is \[0\], expected a list of 4"),
         (("outputs",), None, "outputs is None"),
         (("matrices",), {"w": 1}, "metadata.matrices.w is 1, expected a table"),
+        (("weight_sections", 0, "level"), 2, r"weight_sections\[0\] is of level 2 at 0"),
+        (("weight_sections", 0, "bytes"), 64, "weight_sections end at 64, weights_bytes is 0"),
+        (("weight_sections",), [], "weight_sections is .*, expected a list of at least 1"),
         (("target",), "x86", "target is 'x86', expected a table"),
     ],
 )

@@ -11,6 +11,7 @@ from rt3_tvm import CompileOptions, compile
 from rt3_tvm.codegen.tables import Tables
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.model import InputSpec, OutputSpec
+from rt3_tvm.runtime.check import read_metadata
 
 LIMIT = 500
 """Tokens of the tiny model."""
@@ -67,6 +68,16 @@ def test_rt3_open_refuses_levels_that_are_none(tiny_checkpoint, tiny_bundle, tmp
     library = patched(tiny_bundle, tmp_path, struct.pack("<3d", *old), struct.pack("<3d", *row))
     status, message = opening(library)
     assert status == -5 and message.startswith("level 1: ") and message.endswith("are no level")
+
+
+@pytest.mark.parametrize("damage", [{"level": 0}, {"level": 3}, {"level": -1}, {"offset": 0}])
+def test_rt3_open_refuses_sections_of_weights_that_are_none(tiny_bundle, tmp_path, damage):
+    old = read_metadata(tiny_bundle)["weight_sections"][2]
+    new = old | damage
+    rows = (struct.pack("<i4xQQ", row["level"], row["offset"], row["bytes"]) for row in (old, new))
+    status, message = opening(patched(tiny_bundle, tmp_path, *rows))
+    assert status == -5
+    assert message.startswith(f"section 2 of the weights: level {new['level']} at {new['offset']}, behind ")
 
 
 @pytest.mark.parametrize(
