@@ -25,7 +25,7 @@ SLICE = {
     "gpt2-lm": "a tied head; weights stored the other way around",
     "llama-sequence": "the last token that is no padding is read",
     "squeezebert": "grouped convolutions as linear layers",
-    "mobilebert": "neighbours are read: only lengths that were compiled",
+    "mobilebert": "neighbours are read: what fills the length is embedded as zeros",
     "fnet": "no mask; Fourier transforms",
     "roformer": "rotary positions that come of a split constant",
     "whisper-encoder": "sound, convolutions with a stride",
