@@ -200,12 +200,16 @@ def main() -> int:
         default="whole",
         help="quick: the sparsest level at one length; control: only whether torch.export takes the plain models",
     )
+    parser.add_argument("--journaled", action="store_true", help="run nothing: print the rows that --json holds")
     parser.add_argument("--list", action="store_true", help="only name the rows")
     args = parser.parse_args()
     wanted = args.only or ["*"]
     chosen = [
         r for r in rows(args.heads) if any(fnmatch(v, g) for g in wanted for v in (r.name, r.group, r.model_class))
     ]
+    if args.journaled:
+        held = {record["name"] for record in _journal(args.json)}
+        chosen = [r for r in chosen if r.name in held]
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     if args.list:
         console.print("\n".join(f"{r.name}  {r.group}  {r.model_class}" for r in chosen))
