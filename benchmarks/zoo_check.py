@@ -53,6 +53,7 @@ def check(row: Row, stage: Callable[[str], None], effort: str = "whole") -> Reco
     """
     start = time.perf_counter()
     record: Record = {"outcome": "right", "detail": "", "stage": ""}
+    reference: torch.nn.Module | None = None
 
     def begin(name: str) -> None:
         record["stage"] = name
@@ -75,8 +76,10 @@ def check(row: Row, stage: Callable[[str], None], effort: str = "whole") -> Reco
         except (Rt3Error, JobError) as error:
             record |= {"outcome": "refused", "detail": str(error)}
         except Exception as error:
-            record |= {"outcome": "traceback", "detail": f"{type(error).__name__}: {_line(error)}"}
-        if record["outcome"] in ("refused", "traceback"):
+            # What fails before the model is ours to load says nothing of us.
+            outcome = "left out" if record["stage"] == "build" else "traceback"
+            record |= {"outcome": outcome, "detail": f"{type(error).__name__}: {_line(error)}"}
+        if record["outcome"] in ("refused", "traceback") and reference is not None:
             begin("control")
             fault = _export_fault(reference, row)
             record["stage"] = ""
