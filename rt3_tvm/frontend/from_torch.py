@@ -53,7 +53,7 @@ def import_model(model: torch.nn.Module, batch: int, length: int, interface: Int
             run_ep_decomposition=False,
             custom_convert_map=CONVERTERS,
         )
-    except (AssertionError, TypeError, ValueError) as error:  # how TVM 0.27 reports an operator or a shape that it cannot import
+    except (AssertionError, TypeError, ValueError) as error:  # how TVM 0.27 says what it cannot import
         raise Rt3Error(f"TVM cannot import this model: {str(error).splitlines()[0]}") from error
     mod["main"] = mod["main"].without_attr("params")
     return ImportedModel(mod, batch, length, parameter_names(program), interface)
