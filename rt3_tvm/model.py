@@ -367,9 +367,11 @@ def example_inputs(specs: tuple[InputSpec, ...], batch: int, length: int) -> dic
     return {s.name: torch.full(s.shape(batch, length), int(s.mask), dtype=getattr(torch, s.dtype)) for s in specs}
 
 
-def random_inputs(specs: tuple[InputSpec, ...], batch: int, length: int) -> dict[str, np.ndarray]:
-    """Return inputs of one shape to time a model with: random values, every token real."""
-    rng = np.random.default_rng(0)
+def random_inputs(
+    specs: tuple[InputSpec, ...], batch: int, length: int, rng: np.random.Generator | None = None
+) -> dict[str, np.ndarray]:
+    """Return inputs of one shape: random values, every token real; the same ones without ``rng``."""
+    rng = rng or np.random.default_rng(0)
     inputs: dict[str, np.ndarray] = {}
     for s in specs:
         shape = s.shape(batch, length)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rt3_tvm.errors import JobError, Rt3Error
-from rt3_tvm.model import InputSpec, OutputSpec, has_length, inputs_of, quiet
+from rt3_tvm.model import InputSpec, OutputSpec, has_length, inputs_of, quiet, random_inputs
 from rt3_tvm.padding import Interface, Padding
 
 TOLERANCES = {"float32": 5e-5}
@@ -51,13 +51,15 @@ def trials_of(specs: tuple[InputSpec, ...], batch: int, length: int, below: int 
     """
     rng = np.random.default_rng(length)
     if not has_length(specs):
-        return tuple(Trial("images", _random(rng, specs, b, length), None) for b in sorted({batch, 1}, reverse=True))
+        return tuple(
+            Trial("images", random_inputs(specs, b, length, rng), None) for b in sorted({batch, 1}, reverse=True)
+        )
     trials = [_padded(rng, specs, batch, length, side) for side in ("full mask", "right-padded", "left-padded")]
     shorter = shorter_length(below, length)
     if shorter:
         ids = specs[0]
         trials += [_padded(rng, specs, batch, shorter, side) for side in ("right-padded", "left-padded")]
-        alone = {ids.name: _random(rng, (ids,), 1, shorter)[ids.name]}
+        alone = {ids.name: random_inputs((ids,), 1, shorter, rng)[ids.name]}
         trials.append(Trial("no mask given", alone, np.ones((1, shorter), np.bool_)))
     if batch > 1:
         trials.append(_padded(rng, specs, 1, length, "full mask"))
@@ -72,17 +74,6 @@ def shorter_length(below: int, length: int) -> int:
     return shorter if shorter > below else 0
 
 
-def _random(rng: np.random.Generator, specs: tuple[InputSpec, ...], batch: int, length: int) -> dict[str, np.ndarray]:
-    inputs: dict[str, np.ndarray] = {}
-    for s in specs:
-        shape = s.shape(batch, length)
-        if s.dtype == "float32":
-            inputs[s.name] = rng.standard_normal(shape).astype(np.float32)
-        else:
-            inputs[s.name] = np.ones(shape, np.int64) if s.mask else rng.integers(0, s.limit, shape)
-    return inputs
-
-
 def _padded(rng: np.random.Generator, specs: tuple[InputSpec, ...], batch: int, length: int, side: str) -> Trial:
     """Return a trial whose rows are padded on a side, or not at all."""
     counts = 1 + length * (2 * np.arange(batch) + 1) // (
@@ -94,7 +85,7 @@ def _padded(rng: np.random.Generator, specs: tuple[InputSpec, ...], batch: int, 
         "right-padded": places < counts[:, None],
         "left-padded": places >= length - counts[:, None],
     }
-    inputs, real = _random(rng, specs, batch, length), masks[side]
+    inputs, real = random_inputs(specs, batch, length, rng), masks[side]
     for s in specs:
         if s.mask:
             inputs[s.name] = real.astype(np.int64)
