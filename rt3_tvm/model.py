@@ -17,10 +17,13 @@ from rt3_tvm.transformer_lm import TransformerLM, TransformerLMConfig
 
 Axis = Literal["batch", "length"] | int
 
+IDS, NUMBERS = "int64", "float32"
+"""What inputs and outputs are made of: ids and masks, or numbers."""
+
 
 @dataclass(frozen=True)
 class InputSpec:
-    """An input: of tokens, (batch, length) integers in [0, ``limit``), or of numbers, float32 with axes of its own.
+    """An input: of tokens, (batch, length) ids in [0, ``limit``), or of numbers with axes of its own.
 
     What is not given or pads has ``fill``. ``mask`` marks the input that says which tokens are real: it is 1 for them when the
     caller leaves it out. ``internal``: the runtime fills it in by that rule, and no caller can give it.
@@ -31,11 +34,11 @@ class InputSpec:
     fill: int = 0
     mask: bool = False
     axes: tuple[Axis, ...] = ("batch", "length")
-    dtype: str = "int64"
+    dtype: str = IDS
     internal: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype != "float32" and not 0 <= self.fill < self.limit:
+        if self.dtype == IDS and not 0 <= self.fill < self.limit:
             raise Rt3Error(
                 f"input '{self.name}' is padded with {self.fill}, outside [0, {self.limit}): "
                 "correct pad_token_id in the model's configuration"
@@ -56,6 +59,7 @@ class OutputSpec:
 
     name: str
     axes: tuple[Axis, ...]
+    dtype: str = NUMBERS
 
 
 def _minilm_directory() -> Path:
@@ -334,7 +338,7 @@ def _fixed_input(model: torch.nn.Module, name: str) -> InputSpec:
         raise Rt3Error(
             f"{type(model).__name__} takes {name} of a shape that its configuration leaves open: no {missing[0]}"
         )
-    return InputSpec(name, axes=("batch", *axes(config)), dtype="float32")
+    return InputSpec(name, axes=("batch", *axes(config)), dtype=NUMBERS)
 
 
 def inputs_of(model: torch.nn.Module) -> tuple[InputSpec, ...]:
@@ -375,8 +379,8 @@ def random_inputs(
     inputs: dict[str, np.ndarray] = {}
     for s in specs:
         shape = s.shape(batch, length)
-        if s.dtype == "float32":
-            inputs[s.name] = rng.standard_normal(shape).astype(np.float32)
+        if s.dtype == NUMBERS:
+            inputs[s.name] = rng.standard_normal(shape).astype(NUMBERS)
         else:
             inputs[s.name] = np.ones(shape, np.int64) if s.mask else rng.integers(0, s.limit, shape)
     return inputs

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from rt3_tvm.errors import JobError, Rt3Error
-from rt3_tvm.model import InputSpec, OutputSpec, has_length, inputs_of, quiet, random_inputs
+from rt3_tvm.model import NUMBERS, InputSpec, OutputSpec, has_length, inputs_of, quiet, random_inputs
 from rt3_tvm.padding import Interface, Padding
 
-TOLERANCES = {"float32": 5e-5}
+TOLERANCES = {NUMBERS: 5e-5}
 """Largest error by element type, as a part of an output's largest value.
 
 Sums in another order move a float32 result by parts of the size of what is summed, so that is what an error is measured against.
@@ -142,12 +142,12 @@ class Difference:
     @property
     def text(self) -> str:
         """What is wrong with the output."""
-        return self.reason or f"is off by {self.error:.2g} of its size, {TOLERANCES['float32']:g} is tolerated"
+        return self.reason or f"is off by {self.error:.2g} of its size, {TOLERANCES[NUMBERS]:g} is tolerated"
 
     @property
     def tolerated(self) -> bool:
         """Whether the output is right."""
-        return not self.reason and self.error <= TOLERANCES["float32"]
+        return not self.reason and self.error <= TOLERANCES[NUMBERS]
 
 
 def compare(

@@ -14,8 +14,8 @@ from tvm.script import tirx as T
 
 from rt3_tvm.schedules.attention_mask import StaticMask
 from rt3_tvm.schedules.cpu import CpuShape
-from rt3_tvm.schedules.layout import tiles_of
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, largest_divisor
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
+from rt3_tvm.schedules.linear_decisions import largest_divisor
 from rt3_tvm.schedules.tasks import share_loop
 from rt3_tvm.schedules.vector_math import exp, tanh
 
@@ -55,6 +55,7 @@ class AttentionShape:
     v_dim: int = 0
     keys: int = 0
     soft_cap: float = 0.0
+    layout: FeatureMajor = FEATURE_MAJOR
 
     def __post_init__(self) -> None:
         for name, default in (("kv_heads", self.heads), ("v_dim", self.dim), ("keys", self.length)):
@@ -65,31 +66,32 @@ class AttentionShape:
     @property
     def flops(self) -> float:
         """Floating-point operations of both products, on whole tiles."""
-        return 2.0 * self.batch * self.heads * (self.dim + self.v_dim) * self.mask.pairs * TOKEN_TILE**2
+        return 2.0 * self.batch * self.heads * (self.dim + self.v_dim) * self.mask.pairs * self.layout.token_tile**2
 
     def hidden(self, score: tirx.Expr, q: tirx.Expr, k: tirx.Expr, value: float) -> tirx.Expr:
         """Return a score, or ``value`` where the key is outside of the band or only pads its tile."""
-        left, right, other = self.mask.left, self.mask.right, tirx.const(value, "float32")
+        left, right, other = self.mask.left, self.mask.right, REAL.const(value)
         if right is not None:
             score = tirx.Select(k <= q + right, score, other)
         if left is not None:
             score = tirx.Select(k >= q - left, score, other)
-        return tirx.Select(k < self.keys, score, other) if self.keys % TOKEN_TILE else score
+        return tirx.Select(k < self.keys, score, other) if self.keys % self.layout.token_tile else score
 
     def capped(self, score: tirx.Expr) -> tirx.Expr:
         """Return a scaled score behind the soft cap."""
         if not self.soft_cap:
-            return score * tirx.const(self.scale, "float32")
-        return tirx.const(self.soft_cap, "float32") * tanh(score * tirx.const(self.scale / self.soft_cap, "float32"))
+            return score * REAL.const(self.scale)
+        return REAL.const(self.soft_cap) * tanh(score * REAL.const(self.scale / self.soft_cap))
 
 
 SOMETHING = 1e-30
 """What a sum of weights begins at."""
 
 
-def register_rows(cpu: CpuShape) -> int:
-    """Return the rows times 16 queries that fill the accumulators: 16 where there are 32 registers, else 8."""
-    return (16 if cpu.registers > 16 else 8) * min(cpu.lanes, TOKEN_TILE) // TOKEN_TILE
+def register_rows(cpu: CpuShape, layout: FeatureMajor = FEATURE_MAJOR) -> int:
+    """Return the rows times a tile of queries that fill the accumulators: 16 where there are 32 registers, else 8."""
+    tile = layout.token_tile
+    return (16 if cpu.registers > 16 else 8) * min(cpu.lanes(layout.element), tile) // tile
 
 
 def piecewise(values: list[int], i: tirx.Var) -> tirx.Expr | int:
@@ -119,14 +121,16 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
     batch, heads, dim, v_dim, kv_heads, keys = (
         shape.batch, shape.heads, shape.dim, shape.v_dim, shape.kv_heads, shape.keys,
     )  # fmt: skip
-    tiles, key_tiles, widest = tiles_of(shape.length), tiles_of(keys), shape.mask.widest
+    layout, tile, dtype, real = shape.layout, shape.layout.token_tile, shape.layout.element.dtype, REAL.dtype
+    zero, masked, something = REAL.const(0.0), REAL.const(MASKED), REAL.const(SOMETHING)
+    tiles, key_tiles, widest = layout.tiles(shape.length), layout.tiles(keys), shape.mask.widest
     share = heads // kv_heads
-    block = largest_divisor(TOKEN_TILE, register_rows)
+    block = largest_divisor(tile, register_rows)
     rows = largest_divisor(v_dim, register_rows)
     key_batch, key_heads = shape.key_bias or (1, 1)
     score_batch, score_heads = shape.score_bias or (1, 1)
     biased_keys = keys if shape.key_bias else 1
-    score_shape = (score_batch * score_heads * tiles, keys, TOKEN_TILE) if shape.score_bias else (1, 1, 1)
+    score_shape = (score_batch * score_heads * tiles, keys, tile) if shape.score_bias else (1, 1, 1)
     firsts, lasts = ([t[side] for t in shape.mask.tiles] for side in (0, 1))
 
     def first(i: tirx.Var) -> tirx.Expr | int:
@@ -137,47 +141,47 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
 
     def biased(score: tirx.Expr, key_bias: tirx.Buffer, score_bias: tirx.Buffer, at: tuple) -> tirx.Expr:
         b, h, i, t, key = at
-        score, key_ = shape.capped(score), key if keys % TOKEN_TILE == 0 else tirx.min(key, keys - 1)
+        score, key_ = shape.capped(score), key if keys % tile == 0 else tirx.min(key, keys - 1)
         if shape.key_bias:
             score = score + key_bias[b if key_batch > 1 else 0, h if key_heads > 1 else 0, 0, key_]
         if shape.score_bias:
             row = (b if score_batch > 1 else 0) * score_heads + (h if score_heads > 1 else 0)
             score = score + score_bias[row * tiles + i, key_, t]
-        return shape.hidden(score, i * TOKEN_TILE + t, key, MASKED)
+        return shape.hidden(score, i * tile + t, key, MASKED)
 
     @T.inline
     def scores(Q, K, key_bias, score_bias, S, h, b, i):
         """S = biased(K Q^T) of the key tiles that the query tile sees, a register block of keys at a time."""
-        for kt, kb in T.grid(seen(i), TOKEN_TILE // block):
+        for kt, kb in T.grid(seen(i), tile // block):
             with T.sblock("keys"):
                 vkt, vkb = T.axis.remap("SS", [kt, kb])
                 T.reads(
-                    Q[0 : batch * tiles, 0 : heads * dim, 0:TOKEN_TILE],
-                    K[0 : batch * key_tiles, 0 : kv_heads * dim, 0:TOKEN_TILE],
+                    Q[0 : batch * tiles, 0 : heads * dim, 0:tile],
+                    K[0 : batch * key_tiles, 0 : kv_heads * dim, 0:tile],
                     key_bias[0:key_batch, 0:key_heads, 0, 0:biased_keys],
                     score_bias[0 : score_shape[0], 0 : score_shape[1], 0 : score_shape[2]],
                 )
-                T.writes(S[vkt * TOKEN_TILE + vkb * block : vkt * TOKEN_TILE + vkb * block + block, 0:TOKEN_TILE])
-                acc = T.sblock_alloc_buffer((block, TOKEN_TILE), "float32")
-                for d, j, t in T.grid(dim, block, TOKEN_TILE):
+                T.writes(S[vkt * tile + vkb * block : vkt * tile + vkb * block + block, 0:tile])
+                acc = T.sblock_alloc_buffer((block, tile), real)
+                for d, j, t in T.grid(dim, block, tile):
                     with T.sblock("score"):
                         vd = T.axis.reduce(dim, d)
                         vj, vt = T.axis.remap("SS", [j, t])
                         with T.init():
-                            acc[vj, vt] = T.float32(0)
+                            acc[vj, vt] = zero
                         acc[vj, vt] = (
                             acc[vj, vt]
                             + K[b * key_tiles + first(i) + vkt, T.floordiv(h, share) * dim + vd, vkb * block + vj]
                             * Q[b * tiles + i, h * dim + vd, vt]
                         )
-                for j, t in T.grid(block, TOKEN_TILE):
+                for j, t in T.grid(block, tile):
                     with T.sblock("bias"):
                         vj, vt = T.axis.remap("SS", [j, t])
-                        S[vkt * TOKEN_TILE + vkb * block + vj, vt] = biased(
+                        S[vkt * tile + vkb * block + vj, vt] = biased(
                             acc[vj, vt],
                             key_bias,
                             score_bias,
-                            (b, h, i, vt, (first(i) + vkt) * TOKEN_TILE + vkb * block + vj),
+                            (b, h, i, vt, (first(i) + vkt) * tile + vkb * block + vj),
                         )
 
     @T.inline
@@ -187,24 +191,22 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
         A query that only pads its tile may see no key at all, behind the end of a window: its sum begins at SOMETHING, so
         that it becomes 0 and no NaN, which as a key would spoil real queries. A sum of real weights is 1 or more and absorbs it.
         """
-        largest = T.sblock_alloc_buffer((TOKEN_TILE,), "float32")
-        for c, t in T.grid(seen(i) * TOKEN_TILE, TOKEN_TILE):
+        largest = T.sblock_alloc_buffer((tile,), real)
+        for c, t in T.grid(seen(i) * tile, tile):
             with T.sblock("max"):
                 vc, vt = T.axis.remap("RS", [c, t])
                 with T.init():
-                    largest[vt] = T.float32(MASKED)
+                    largest[vt] = masked
                 largest[vt] = T.max(largest[vt], S[vc, vt])
-        for c, t in T.grid(seen(i) * TOKEN_TILE, TOKEN_TILE):
+        for c, t in T.grid(seen(i) * tile, tile):
             with T.sblock("exp"):
                 vc, vt = T.axis.remap("SS", [c, t])
-                P[vc, vt] = shape.hidden(
-                    exp(S[vc, vt] - largest[vt]), i * TOKEN_TILE + vt, first(i) * TOKEN_TILE + vc, 0.0
-                )
-        for c, t in T.grid(seen(i) * TOKEN_TILE, TOKEN_TILE):
+                P[vc, vt] = shape.hidden(exp(S[vc, vt] - largest[vt]), i * tile + vt, first(i) * tile + vc, 0.0)
+        for c, t in T.grid(seen(i) * tile, tile):
             with T.sblock("sum"):
                 vc, vt = T.axis.remap("RS", [c, t])
                 with T.init():
-                    total[vt] = T.float32(SOMETHING)
+                    total[vt] = something
                 total[vt] = total[vt] + P[vc, vt]
 
     @T.inline
@@ -214,49 +216,49 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
             with T.sblock("features"):
                 vdb = T.axis.spatial(v_dim // rows, db)
                 T.reads(
-                    V[0 : batch * key_tiles, 0 : kv_heads * v_dim, 0:TOKEN_TILE],
-                    P[0 : widest * TOKEN_TILE, 0:TOKEN_TILE],
-                    total[0:TOKEN_TILE],
+                    V[0 : batch * key_tiles, 0 : kv_heads * v_dim, 0:tile],
+                    P[0 : widest * tile, 0:tile],
+                    total[0:tile],
                 )
-                T.writes(Y[b * tiles + i, h * v_dim + vdb * rows : h * v_dim + vdb * rows + rows, 0:TOKEN_TILE])
-                mix = T.sblock_alloc_buffer((rows, TOKEN_TILE), "float32")
-                for kt, kl, r, t in T.grid(seen(i), TOKEN_TILE, rows, TOKEN_TILE):
+                T.writes(Y[b * tiles + i, h * v_dim + vdb * rows : h * v_dim + vdb * rows + rows, 0:tile])
+                mix = T.sblock_alloc_buffer((rows, tile), real)
+                for kt, kl, r, t in T.grid(seen(i), tile, rows, tile):
                     with T.sblock("context"):
                         vkt, vkl, vr, vt = T.axis.remap("RRSS", [kt, kl, r, t])
                         with T.init():
-                            mix[vr, vt] = T.float32(0)
+                            mix[vr, vt] = zero
                         mix[vr, vt] = (
                             mix[vr, vt]
                             + V[b * key_tiles + first(i) + vkt, T.floordiv(h, share) * v_dim + vdb * rows + vr, vkl]
-                            * P[vkt * TOKEN_TILE + vkl, vt]
+                            * P[vkt * tile + vkl, vt]
                         )
-                for r, t in T.grid(rows, TOKEN_TILE):
+                for r, t in T.grid(rows, tile):
                     with T.sblock("divide"):
                         vr, vt = T.axis.remap("SS", [r, t])
                         Y[b * tiles + i, h * v_dim + vdb * rows + vr, vt] = mix[vr, vt] / total[vt]
 
     @T.prim_func(s_tir=True)
     def attention(q: T.handle, k: T.handle, v: T.handle, m: T.handle, s: T.handle, y: T.handle):
-        Q = T.match_buffer(q, (batch * tiles, heads * dim, TOKEN_TILE), "float32")
-        K = T.match_buffer(k, (batch * key_tiles, kv_heads * dim, TOKEN_TILE), "float32")
-        V = T.match_buffer(v, (batch * key_tiles, kv_heads * v_dim, TOKEN_TILE), "float32")
-        key_bias = T.match_buffer(m, (key_batch, key_heads, 1, biased_keys), "float32")
-        score_bias = T.match_buffer(s, score_shape, "float32")
-        Y = T.match_buffer(y, (batch * tiles, heads * v_dim, TOKEN_TILE), "float32")
+        Q = T.match_buffer(q, layout.shape(batch * tiles, heads * dim), dtype)
+        K = T.match_buffer(k, layout.shape(batch * key_tiles, kv_heads * dim), dtype)
+        V = T.match_buffer(v, layout.shape(batch * key_tiles, kv_heads * v_dim), dtype)
+        key_bias = T.match_buffer(m, (key_batch, key_heads, 1, biased_keys), real)
+        score_bias = T.match_buffer(s, score_shape, real)
+        Y = T.match_buffer(y, layout.shape(batch * tiles, heads * v_dim), dtype)
         for h, b, i in T.grid(heads, batch, tiles):
             with T.sblock("tile"):
                 vh, vb, vi = T.axis.remap("SSS", [h, b, i])
                 T.reads(
-                    Q[0 : batch * tiles, 0 : heads * dim, 0:TOKEN_TILE],
-                    K[0 : batch * key_tiles, 0 : kv_heads * dim, 0:TOKEN_TILE],
-                    V[0 : batch * key_tiles, 0 : kv_heads * v_dim, 0:TOKEN_TILE],
+                    Q[0 : batch * tiles, 0 : heads * dim, 0:tile],
+                    K[0 : batch * key_tiles, 0 : kv_heads * dim, 0:tile],
+                    V[0 : batch * key_tiles, 0 : kv_heads * v_dim, 0:tile],
                     key_bias[0:key_batch, 0:key_heads, 0, 0:biased_keys],
                     score_bias[0 : score_shape[0], 0 : score_shape[1], 0 : score_shape[2]],
                 )
-                T.writes(Y[vb * tiles + vi, vh * v_dim : vh * v_dim + v_dim, 0:TOKEN_TILE])
-                S = T.sblock_alloc_buffer((widest * TOKEN_TILE, TOKEN_TILE), "float32")
-                P = T.sblock_alloc_buffer((widest * TOKEN_TILE, TOKEN_TILE), "float32")
-                total = T.sblock_alloc_buffer((TOKEN_TILE,), "float32")
+                T.writes(Y[vb * tiles + vi, vh * v_dim : vh * v_dim + v_dim, 0:tile])
+                S = T.sblock_alloc_buffer((widest * tile, tile), real)
+                P = T.sblock_alloc_buffer((widest * tile, tile), real)
+                total = T.sblock_alloc_buffer((tile,), real)
                 scores(Q, K, key_bias, score_bias, S, vh, vb, vi)
                 softmax(S, P, total, vi)
                 context(V, P, total, Y, vh, vb, vi)

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules.layout import FEATURE_MAJOR
+
+TILE = FEATURE_MAJOR.token_tile
+"""Queries and keys of a tile: what a mask hides is known by whole tiles."""
 
 HIDDEN = -1e30
 """What is added to a score below this hides a key."""
@@ -32,7 +35,7 @@ class StaticMask:
     @classmethod
     def none(cls, queries: int, keys: int) -> "StaticMask":
         """Return the mask that hides nothing."""
-        return cls(((0, -(-keys // TOKEN_TILE)),) * -(-queries // TOKEN_TILE))
+        return cls(((0, -(-keys // TILE)),) * -(-queries // TILE))
 
     @classmethod
     def band(cls, queries: int, keys: int, left: int | None, right: int | None) -> "StaticMask":
@@ -92,7 +95,7 @@ def _band(queries: int, keys: int, left: int | None, right: int | None) -> np.nd
 
 def _visible_tiles(visible: np.ndarray) -> tuple[tuple[int, int], ...]:
     ranges = []
-    for start in range(0, len(visible), TOKEN_TILE):
-        seen = np.nonzero(visible[start : start + TOKEN_TILE].any(axis=0))[0]
-        ranges.append((int(seen[0]) // TOKEN_TILE, int(seen[-1]) // TOKEN_TILE + 1))
+    for start in range(0, len(visible), TILE):
+        seen = np.nonzero(visible[start : start + TILE].any(axis=0))[0]
+        ranges.append((int(seen[0]) // TILE, int(seen[-1]) // TILE + 1))
     return tuple(ranges)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from rt3_tvm.device import Cluster
 from rt3_tvm.device.types import ASSUMED_L1D_BYTES, ASSUMED_L2_BYTES
+from rt3_tvm.schedules.layout import FLOAT32, ElementType
 
 STACK_BYTES = 64 * 1024
 """A buffer that a kernel wants close at hand is no larger."""
@@ -13,14 +14,14 @@ KERNEL_STACK_BYTES = 96 * 1024
 
 @dataclass(frozen=True)
 class CoreCost:
-    """Cycles of what an inner loop is made of, throughput and not latency.
+    """Cycles of what an inner loop of one element type is made of, throughput and not latency.
 
     Parameters
     ----------
     fma
         A vector multiply-add between others, as long kernels reach it: above 1 / pipes.
     load, broadcast, offset
-        A vector from L1; one float to all lanes; one index.
+        A vector from L1; one weight to all lanes; one index.
     l2_line
         A line of 64 bytes from L2 instead of L1, on top.
     visit
@@ -35,36 +36,48 @@ class CoreCost:
     visit: float = 10.0
 
 
-CORE_COSTS = {
+CORE_COSTS: dict[str, dict[ElementType, CoreCost]] = {
     # A Xeon in a virtual machine: a 512-bit load for each multiply-add does not keep up (`benchmarks/run.py peak`); fitted to
     # `benchmarks/run.py linear`.
-    "avx512": CoreCost(fma=0.63, load=0.72, broadcast=0.21),
+    "avx512": {FLOAT32: CoreCost(fma=0.63, load=0.72, broadcast=0.21)},
     # In-order cores: one 128-bit multiply-add a cycle on A55 (half on A53), a 128-bit load in two (A53: three).
     # From the vendor's optimisation guides as LLVM's scheduling models have them; modelled, not measured.
-    "cortex-a53": CoreCost(fma=2.0, load=3.0, broadcast=1.0, offset=1.0, l2_line=8.0, visit=20.0),
-    "cortex-a55": CoreCost(fma=1.0, load=2.0, broadcast=1.0, offset=1.0, l2_line=4.0, visit=20.0),
+    "cortex-a53": {FLOAT32: CoreCost(fma=2.0, load=3.0, broadcast=1.0, offset=1.0, l2_line=8.0, visit=20.0)},
+    "cortex-a55": {FLOAT32: CoreCost(fma=1.0, load=2.0, broadcast=1.0, offset=1.0, l2_line=4.0, visit=20.0)},
 }
 """Cores that differ from the default, two multiply-adds and two loads a cycle, by LLVM's name or by instruction set."""
 
+DEFAULT_COSTS = {FLOAT32: CoreCost()}
+AVX512_BYTES = 64
 
-def core_cost(core: str, lanes: int) -> CoreCost:
+
+def core_costs(core: str, vector_bytes: int) -> dict[ElementType, CoreCost]:
     """Return the costs of a core by LLVM's name for it."""
-    return CORE_COSTS.get(core) or CORE_COSTS.get("avx512" if lanes == 16 else "") or CoreCost()
+    return CORE_COSTS.get(core) or CORE_COSTS.get("avx512" if vector_bytes == AVX512_BYTES else "") or DEFAULT_COSTS
 
 
 @dataclass(frozen=True)
 class CpuShape:
-    """A core: vector lanes of float32, vector registers, L1 data and L2 cache in bytes, costs."""
+    """A core: bytes and number of its vector registers, L1 data and L2 cache in bytes, costs by element type."""
 
-    lanes: int
+    vector_bytes: int
     registers: int
     l1d_bytes: int
     l2_bytes: int = 512 * 1024
-    cost: CoreCost = CoreCost()
+    costs: tuple[tuple[ElementType, CoreCost], ...] = tuple(DEFAULT_COSTS.items())
 
     @classmethod
     def of(cls, cluster: Cluster) -> "CpuShape":
         """Return the shape of a cluster's cores; caches that are not known are taken to be small."""
-        cost = core_cost(cluster.core, cluster.lanes)
+        vector_bytes = cluster.lanes * FLOAT32.bytes
         l1d, l2 = cluster.l1d_bytes or ASSUMED_L1D_BYTES, cluster.l2_bytes or ASSUMED_L2_BYTES
-        return cls(cluster.lanes, cluster.registers, l1d, l2, cost)
+        costs = core_costs(cluster.core, vector_bytes)
+        return cls(vector_bytes, cluster.registers, l1d, l2, tuple(costs.items()))
+
+    def lanes(self, element: ElementType) -> int:
+        """Return the numbers of a vector."""
+        return self.vector_bytes // element.bytes
+
+    def cost(self, element: ElementType) -> CoreCost:
+        """Return what an inner loop costs; KeyError where the core cannot multiply such numbers."""
+        return dict(self.costs)[element]

@@ -12,7 +12,8 @@ from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
 from rt3_tvm.schedules.cpu import STACK_BYTES
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, LinearPacking, LinearShape, largest_divisor
+from rt3_tvm.schedules.layout import REAL
+from rt3_tvm.schedules.linear_decisions import LinearPacking, LinearShape, largest_divisor
 from rt3_tvm.schedules.tasks import share_loop
 from rt3_tvm.schedules.vector_math import ACTIVATIONS
 
@@ -24,9 +25,10 @@ CHAINS = 8
 """Independent sums: partial ones over columns, tokens, and row blocks worked on at once."""
 
 
-def few_tokens(packing: LinearPacking, cols: int, batch: int, length: int) -> bool:
+def few_tokens(packing: LinearPacking, shape: LinearShape, batch: int, length: int) -> bool:
     """Return whether this kernel serves a packing and a number of tokens; their inputs must fit the stack."""
-    return batch == 1 and length <= MAX_TOKENS.get(packing.rows, 0) and 4 * length * cols <= STACK_BYTES
+    compact = length * shape.cols * shape.layout.element.bytes
+    return batch == 1 and length <= MAX_TOKENS.get(packing.rows, 0) and compact <= STACK_BYTES
 
 
 @cache  # TVMScript is parsed anew on every call
@@ -41,11 +43,13 @@ def few_token_linear(shape: LinearShape, packing: LinearPacking, tokens: int, ac
             y = act(bias + the sum over parts), and zeros in the lanes that pad the tile
     """
     act = ACTIVATIONS[activation]
+    layout, tile, dtype = shape.layout, shape.layout.token_tile, shape.layout.element.dtype
+    real, zero = REAL.dtype, REAL.const(0.0)
     cols, rows, blocks, parts = shape.cols, packing.rows, packing.column_blocks, packing.unroll
     row_blocks, kept = shape.rows // rows, shape.kept // blocks
     gi = largest_divisor(row_blocks, CHAINS // (parts * tokens))
     outer, share, tables = row_blocks // gi, shape.group // rows, shape.rows // shape.group
-    x_size, offset_dtype = shape.tiles * cols * TOKEN_TILE, shape.offset_dtype
+    x_size, offset_dtype = shape.tokens * cols, shape.offset_dtype
 
     def total(acc: tirx.Buffer, g: tirx.Var, t: tirx.Expr, r: tirx.Var) -> tirx.Expr:
         result = acc[g, 0, t, r]
@@ -55,16 +59,16 @@ def few_token_linear(shape: LinearShape, packing: LinearPacking, tokens: int, ac
 
     @T.prim_func(s_tir=True)
     def few_token_linear(x: T.handle, v: T.handle, o: T.handle, b: T.handle, y: T.handle):
-        X = T.match_buffer(x, (x_size,), "float32")
-        values = T.match_buffer(v, (blocks, row_blocks, kept, rows), "float32")
+        X = T.match_buffer(x, (x_size,), dtype)
+        values = T.match_buffer(v, (blocks, row_blocks, kept, rows), dtype)
         offsets = T.match_buffer(o, (blocks, tables, kept), offset_dtype)
-        bias = T.match_buffer(b, (row_blocks, rows), "float32")
-        Y = T.match_buffer(y, (shape.tiles, row_blocks * rows, TOKEN_TILE), "float32")
-        compact = T.sblock_alloc_buffer((tokens, cols), "float32")
+        bias = T.match_buffer(b, (row_blocks, rows), real)
+        Y = T.match_buffer(y, layout.shape(shape.tiles, row_blocks * rows), real)
+        compact = T.sblock_alloc_buffer((tokens, cols), dtype)
         for t, c in T.grid(tokens, cols):
             with T.sblock("compact"):
                 vt, vc = T.axis.remap("SS", [t, c])
-                compact[vt, vc] = X[vc * TOKEN_TILE + vt]
+                compact[vt, vc] = X[vc * tile + vt]
         for rb in range(outer):
             with T.sblock("rows"):
                 vr = T.axis.spatial(outer, rb)
@@ -74,15 +78,15 @@ def few_token_linear(shape: LinearShape, packing: LinearPacking, tokens: int, ac
                     offsets[0:blocks, 0:tables, 0:kept],
                     bias[0:row_blocks, 0:rows],
                 )
-                T.writes(Y[0, vr * gi * rows : vr * gi * rows + gi * rows, 0:TOKEN_TILE])
-                acc = T.sblock_alloc_buffer((gi, parts, tokens, rows), "float32")
+                T.writes(Y[0, vr * gi * rows : vr * gi * rows + gi * rows, 0:tile])
+                acc = T.sblock_alloc_buffer((gi, parts, tokens, rows), real)
                 for cb, k, p, g, t, r in T.grid(blocks, kept // parts, parts, gi, tokens, rows):
                     with T.sblock("multiply"):
                         vc = T.axis.reduce(blocks, cb)
                         vk = T.axis.reduce(kept // parts, k)
                         vp, vg, vt, vv = T.axis.remap("SSSS", [p, g, t, r])
                         with T.init():
-                            acc[vg, vp, vt, vv] = T.float32(0)
+                            acc[vg, vp, vt, vv] = zero
                         acc[vg, vp, vt, vv] = (
                             acc[vg, vp, vt, vv]
                             + values[vc, vr * gi + vg, vk * parts + vp, vv]
@@ -90,17 +94,17 @@ def few_token_linear(shape: LinearShape, packing: LinearPacking, tokens: int, ac
                                 vt,
                                 T.shift_right(
                                     T.Cast("int32", offsets[vc, T.floordiv(vr * gi + vg, share), vk * parts + vp]),
-                                    TOKEN_TILE.bit_length() - 1,
+                                    tile.bit_length() - 1,
                                 ),
                             ]
                         )
-                for g, r, t in T.grid(gi, rows, TOKEN_TILE):
+                for g, r, t in T.grid(gi, rows, tile):
                     with T.sblock("finish"):
                         vg, vv, vt = T.axis.remap("SSS", [g, r, t])
                         Y[0, (vr * gi + vg) * rows + vv, vt] = T.if_then_else(
                             vt < tokens,
                             act(bias[vr * gi + vg, vv] + total(acc, vg, T.min(vt, tokens - 1), vv)),
-                            T.float32(0),
+                            zero,
                         )
 
     return few_token_linear

@@ -10,7 +10,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
 from rt3_tvm.schedules.tasks import share_loop
 
 PARTIAL_SUMS = 4
@@ -30,6 +30,7 @@ class NormShape:
     centred: bool = True
     residual: bool = False
     keep_sum: bool = False
+    layout: FeatureMajor = FEATURE_MAJOR
 
 
 @cache  # TVMScript is parsed anew on every call
@@ -41,8 +42,10 @@ def layer_norm(shape: NormShape) -> tirx.PrimFunc:
     tiles, features, epsilon, residual, centred, keep_sum = (
         shape.tiles, shape.features, shape.epsilon, shape.residual, shape.centred, shape.keep_sum,
     )  # fmt: skip
+    layout, tile, dtype, real = shape.layout, shape.layout.token_tile, shape.layout.element.dtype, REAL.dtype
+    zero, one = REAL.const(0.0), REAL.const(1.0)
     parts = PARTIAL_SUMS if features % PARTIAL_SUMS == 0 else 1
-    chunk, inverse = features // parts, 1.0 / features
+    chunk, inverse, small = features // parts, REAL.const(1.0 / features), REAL.const(epsilon)
 
     def add(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
         return a + b if residual else a
@@ -61,62 +64,62 @@ def layer_norm(shape: NormShape) -> tirx.PrimFunc:
 
     @T.prim_func(s_tir=True)
     def layer_norm(x: T.handle, r: T.handle, g: T.handle, b: T.handle, y: T.handle, z: T.handle):
-        X = T.match_buffer(x, (tiles, features, TOKEN_TILE), "float32")
-        R = T.match_buffer(r, (tiles, features, TOKEN_TILE), "float32")
-        gamma = T.match_buffer(g, (features,), "float32")
-        beta = T.match_buffer(b, (features,), "float32")
-        Y = T.match_buffer(y, (tiles, features, TOKEN_TILE), "float32")
-        Z = T.match_buffer(z, (tiles, features, TOKEN_TILE), "float32")
+        X = T.match_buffer(x, layout.shape(tiles, features), dtype)
+        R = T.match_buffer(r, layout.shape(tiles, features), dtype)
+        gamma = T.match_buffer(g, (features,), real)
+        beta = T.match_buffer(b, (features,), real)
+        Y = T.match_buffer(y, layout.shape(tiles, features), dtype)
+        Z = T.match_buffer(z, layout.shape(tiles, features), dtype)
         for i in range(tiles):
             with T.sblock("tile"):
                 vi = T.axis.spatial(tiles, i)
                 T.reads(
-                    X[vi, 0:features, 0:TOKEN_TILE],
-                    R[vi, 0:features, 0:TOKEN_TILE],
+                    X[vi, 0:features, 0:tile],
+                    R[vi, 0:features, 0:tile],
                     gamma[0:features],
                     beta[0:features],
                 )
                 if keep_sum:
-                    T.writes(Y[vi, 0:features, 0:TOKEN_TILE], Z[vi, 0:features, 0:TOKEN_TILE])
+                    T.writes(Y[vi, 0:features, 0:tile], Z[vi, 0:features, 0:tile])
                 else:
-                    T.writes(Y[vi, 0:features, 0:TOKEN_TILE])
-                total = T.sblock_alloc_buffer((parts, TOKEN_TILE), "float32")
-                square = T.sblock_alloc_buffer((parts, TOKEN_TILE), "float32")
-                mean = T.sblock_alloc_buffer((TOKEN_TILE,), "float32")
-                scale = T.sblock_alloc_buffer((TOKEN_TILE,), "float32")
+                    T.writes(Y[vi, 0:features, 0:tile])
+                total = T.sblock_alloc_buffer((parts, tile), real)
+                square = T.sblock_alloc_buffer((parts, tile), real)
+                mean = T.sblock_alloc_buffer((tile,), real)
+                scale = T.sblock_alloc_buffer((tile,), real)
                 if centred:
-                    for c, p, t in T.grid(chunk, parts, TOKEN_TILE):
+                    for c, p, t in T.grid(chunk, parts, tile):
                         with T.sblock("sum"):
                             vc = T.axis.reduce(chunk, c)
                             vp, vt = T.axis.remap("SS", [p, t])
                             with T.init():
-                                total[vp, vt] = T.float32(0)
+                                total[vp, vt] = zero
                             total[vp, vt] = total[vp, vt] + add(X[vi, vc * parts + vp, vt], R[vi, vc * parts + vp, vt])
-                    for t in range(TOKEN_TILE):
+                    for t in range(tile):
                         with T.sblock("mean"):
-                            vt = T.axis.spatial(TOKEN_TILE, t)
-                            mean[vt] = summed(total, vt) * T.float32(inverse)
-                for c, p, t in T.grid(chunk, parts, TOKEN_TILE):
+                            vt = T.axis.spatial(tile, t)
+                            mean[vt] = summed(total, vt) * inverse
+                for c, p, t in T.grid(chunk, parts, tile):
                     with T.sblock("square"):
                         vc = T.axis.reduce(chunk, c)
                         vp, vt = T.axis.remap("SS", [p, t])
                         with T.init():
-                            square[vp, vt] = T.float32(0)
+                            square[vp, vt] = zero
                         square[vp, vt] = square[vp, vt] + centre(
                             add(X[vi, vc * parts + vp, vt], R[vi, vc * parts + vp, vt]), mean[vt]
                         ) * centre(add(X[vi, vc * parts + vp, vt], R[vi, vc * parts + vp, vt]), mean[vt])
-                for t in range(TOKEN_TILE):
+                for t in range(tile):
                     with T.sblock("scale"):
-                        vt = T.axis.spatial(TOKEN_TILE, t)
-                        scale[vt] = T.float32(1) / T.sqrt(summed(square, vt) * T.float32(inverse) + T.float32(epsilon))
-                for f, t in T.grid(features, TOKEN_TILE):
+                        vt = T.axis.spatial(tile, t)
+                        scale[vt] = one / T.sqrt(summed(square, vt) * inverse + small)
+                for f, t in T.grid(features, tile):
                     with T.sblock("normalise"):
                         vf, vt = T.axis.remap("SS", [f, t])
                         Y[vi, vf, vt] = shift(
                             centre(add(X[vi, vf, vt], R[vi, vf, vt]), mean[vt]) * scale[vt] * gamma[vf], beta[vf]
                         )
                 if keep_sum:
-                    for f, t in T.grid(features, TOKEN_TILE):
+                    for f, t in T.grid(features, tile):
                         with T.sblock("keep"):
                             vf, vt = T.axis.remap("SS", [f, t])
                             Z[vi, vf, vt] = X[vi, vf, vt] + R[vi, vf, vt]

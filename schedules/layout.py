@@ -1,181 +1,80 @@
-"""Kernels at the border of the feature-major layout: (batch, length, features) <-> (tiles, features, TOKEN_TILE).
-
-Every sequence of a batch is padded to whole tiles of its own; the lanes that pad it hold zeros.
-"""
+"""Element types and the feature-major layout, as values: what a kernel multiplies, and how its activations lie in memory."""
 
 from dataclasses import dataclass
-from functools import cache
+from typing import Self
 
+import numpy as np
+import numpy.typing as npt
 from tvm import tirx
-from tvm.s_tir import Schedule
-from tvm.script import tirx as T
-
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
-from rt3_tvm.schedules.tasks import share_loop
-
-
-def tiles_of(length: int) -> int:
-    """Return the token tiles that hold ``length`` tokens."""
-    return -(-length // TOKEN_TILE)
 
 
 @dataclass(frozen=True)
 class ElementType:
-    """What a kernel multiplies: TVM's name of it, and the short one in names of kernels."""
+    """What a kernel multiplies: the name that TVM, NumPy and PyTorch have for it, the short one in names of kernels, its size."""
 
     dtype: str
     short: str
+    bytes: int
+
+    def const(self, value: float) -> tirx.Expr:
+        """Return a number of this type."""
+        return tirx.const(value, self.dtype)
+
+    @classmethod
+    def of(cls, dtype: str) -> Self:
+        """Return the element type of that name; KeyError where kernels multiply no such numbers."""
+        return ELEMENT_TYPES[str(dtype)]
 
 
-FLOAT32 = ElementType("float32", "f32")
+FLOAT32 = ElementType("float32", "f32", 4)
 ELEMENT_TYPES = {element.dtype: element for element in (FLOAT32,)}
+"""Element types by the name that TVM has for them."""
+
+REAL = FLOAT32
+"""What is computed in between kernels, and what models take and return: sums, residuals, norms, softmax, activations."""
 
 
-def element_type(dtype: str) -> ElementType:
-    """Return the element type of TVM's name for it."""
-    return ELEMENT_TYPES[dtype]
+@dataclass(frozen=True)
+class FeatureMajor:
+    """(tokens, features) as (token tiles, features / interleave, token tile, interleave).
 
-
-@cache  # TVMScript is parsed anew on every call
-def to_feature_major(batch: int, length: int, features: int) -> tirx.PrimFunc:
-    """Return the kernel x (batch, length, features) -> y (batch * tiles, features, 16)."""
-    tiles = tiles_of(length)
-
-    @T.prim_func(s_tir=True)
-    def to_feature_major(x: T.handle, y: T.handle):
-        X = T.match_buffer(x, (batch, length, features), "float32")
-        Y = T.match_buffer(y, (batch * tiles, features, TOKEN_TILE), "float32")
-        for i, f, t in T.grid(batch * tiles, features, TOKEN_TILE):
-            with T.sblock("copy"):
-                vi, vf, vt = T.axis.remap("SSS", [i, f, t])
-                Y[vi, vf, vt] = T.if_then_else(
-                    T.floormod(vi, tiles) * TOKEN_TILE + vt < length,
-                    X[T.floordiv(vi, tiles), T.min(T.floormod(vi, tiles) * TOKEN_TILE + vt, length - 1), vf],
-                    T.float32(0),
-                )
-
-    return to_feature_major
-
-
-@cache  # TVMScript is parsed anew on every call
-def from_feature_major(batch: int, length: int, features: int) -> tirx.PrimFunc:
-    """Return the kernel x (batch * tiles, features, 16) -> y (batch, length, features)."""
-    tiles = tiles_of(length)
-
-    @T.prim_func(s_tir=True)
-    def from_feature_major(x: T.handle, y: T.handle):
-        X = T.match_buffer(x, (batch * tiles, features, TOKEN_TILE), "float32")
-        Y = T.match_buffer(y, (batch, length, features), "float32")
-        for b, t, f in T.grid(batch, length, features):
-            with T.sblock("copy"):
-                vb, vt, vf = T.axis.remap("SSS", [b, t, f])
-                Y[vb, vt, vf] = X[vb * tiles + T.floordiv(vt, TOKEN_TILE), vf, T.floormod(vt, TOKEN_TILE)]
-
-    return from_feature_major
-
-
-@cache  # TVMScript is parsed anew on every call
-def embedding(batch: int, length: int, rows: int, features: int, ids_dtype: str) -> tirx.PrimFunc:
-    """Return the kernel (table (rows, features), ids (batch * length,)) -> y (batch * tiles, features, 16)."""
-    tiles = tiles_of(length)
-
-    @T.prim_func(s_tir=True)
-    def embedding(table: T.handle, i: T.handle, y: T.handle):
-        W = T.match_buffer(table, (rows, features), "float32")
-        ids = T.match_buffer(i, (batch * length,), ids_dtype)
-        Y = T.match_buffer(y, (batch * tiles, features, TOKEN_TILE), "float32")
-        for i, f, t in T.grid(batch * tiles, features, TOKEN_TILE):
-            with T.sblock("copy"):
-                vi, vf, vt = T.axis.remap("SSS", [i, f, t])
-                Y[vi, vf, vt] = T.if_then_else(
-                    T.floormod(vi, tiles) * TOKEN_TILE + vt < length,
-                    W[
-                        ids[
-                            T.floordiv(vi, tiles) * length + T.min(T.floormod(vi, tiles) * TOKEN_TILE + vt, length - 1)
-                        ],
-                        vf,
-                    ],
-                    T.float32(0),
-                )
-
-    return embedding
-
-
-@cache  # TVMScript is parsed anew on every call
-def pattern_embedding(
-    batch: int, length: int, rows: int, features: int, kept: int, group: int, dtypes: tuple[str, str]
-) -> tirx.PrimFunc:
-    """Return the kernel (values (rows, kept), columns (rows / group, kept), ids (batch * length,)) -> y like ``embedding``.
-
-    ``dtypes``: of columns and ids. A column that pads its row comes with the value zero.
+    Parameters
+    ----------
+    token_tile
+        Tokens of a tile; every sequence is padded to whole tiles of its own.
+    interleave
+        Features of one token that lie beside each other, for instructions that sum over them; 1 needs no axis.
     """
-    tiles = tiles_of(length)
-    column_dtype, ids_dtype = dtypes
 
-    def row(ids: tirx.Buffer, i: tirx.Var, t: tirx.Var) -> tirx.Expr:
-        return T.Cast("int32", ids[T.floordiv(i, tiles) * length + T.floormod(i, tiles) * TOKEN_TILE + t])
+    element: ElementType = REAL
+    token_tile: int = 16
+    interleave: int = 1
 
-    def column(columns: tirx.Buffer, ids: tirx.Buffer, i: tirx.Var, t: tirx.Var, k: tirx.Var) -> tirx.Expr:
-        return T.Cast("int32", columns[T.floordiv(row(ids, i, t), group), k])
+    def tiles(self, length: int) -> int:
+        """Return the token tiles that hold ``length`` tokens."""
+        return -(-length // self.token_tile)
 
-    @T.prim_func(s_tir=True)
-    def pattern_embedding(v: T.handle, c: T.handle, i: T.handle, y: T.handle):
-        values = T.match_buffer(v, (rows, kept), "float32")
-        columns = T.match_buffer(c, (rows // group, kept), column_dtype)
-        ids = T.match_buffer(i, (batch * length,), ids_dtype)
-        Y = T.match_buffer(y, (batch * tiles, features, TOKEN_TILE), "float32")
-        for i in range(batch * tiles):
-            with T.sblock("tile"):
-                vi = T.axis.opaque(batch * tiles, i)
-                T.reads(values[0:rows, 0:kept], columns[0 : rows // group, 0:kept], ids[0 : batch * length])
-                T.writes(Y[vi, 0:features, 0:TOKEN_TILE])
-                for f, t in T.grid(features, TOKEN_TILE):
-                    with T.sblock("zero"):
-                        vf, vt = T.axis.remap("SS", [f, t])
-                        Y[vi, vf, vt] = T.float32(0)
-                for t, k in T.grid(T.min(TOKEN_TILE, length - T.floormod(vi, tiles) * TOKEN_TILE), kept):
-                    with T.sblock("scatter"):
-                        vt = T.axis.opaque(TOKEN_TILE, t)
-                        vk = T.axis.opaque(kept, k)
-                        T.reads(values[0:rows, 0:kept], columns[0 : rows // group, 0:kept], ids[0 : batch * length])
-                        T.writes(Y[vi, 0:features, vt])
-                        Y[vi, column(columns, ids, vi, vt, vk), vt] = (
-                            Y[vi, column(columns, ids, vi, vt, vk), vt] + values[row(ids, vi, vt), vk]
-                        )
+    def shape(self, tiles: int, features: int) -> tuple[int, ...]:
+        """Return the shape of some tiles."""
+        assert features % self.interleave == 0, f"{features} features in groups of {self.interleave}"
+        inner = (self.interleave,) if self.interleave > 1 else ()
+        return tiles, features // self.interleave, self.token_tile, *inner
 
-    return pattern_embedding
+    def pack(self, array: npt.NDArray) -> npt.NDArray:
+        """Return a (batch, length, features) array in this layout, padded with zeros."""
+        batch, length, features = array.shape
+        tiles = self.tiles(length)
+        padded = np.zeros((batch, tiles * self.token_tile, features), self.element.dtype)
+        padded[:, :length] = array
+        split = padded.reshape(batch * tiles, self.token_tile, features // self.interleave, self.interleave)
+        return np.ascontiguousarray(split.transpose(0, 2, 1, 3)).reshape(self.shape(batch * tiles, features))
+
+    def unpack(self, tiled: npt.NDArray, batch: int, length: int) -> npt.NDArray:
+        """Return what lies in this layout as (batch, length, features)."""
+        features = tiled.shape[1] * self.interleave
+        split = tiled.reshape(len(tiled), tiled.shape[1], self.token_tile, self.interleave).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(split.reshape(batch, -1, features)[:, :length])
 
 
-def schedule_pattern_embedding(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
-    """Vectors of zeros first; the rest is one store for each kept value."""
-    sch = Schedule(func)
-    t = sch.get_loops(sch.get_sblock("zero"))[-1]
-    sch.vectorize(sch.split(t, [None, lanes])[1])
-    share_loop(sch, sch.get_loops(sch.get_sblock("tile"))[0])
-    return sch.mod["main"]
-
-
-def schedule_gather(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
-    """Read rows of the source in order: ``for i, f, t`` becomes ``for i, t, f`` with 4 features unrolled.
-
-    The store is strided; the rows it comes from are read once, front to back.
-    """
-    sch = Schedule(func)
-    i, f, t = sch.get_loops(sch.get_sblock("copy"))
-    features = int(sch.get(f).extent)
-    unroll = 4 if features % 4 == 0 else 1
-    f0, f1 = sch.split(f, [None, unroll])
-    sch.reorder(i, t, f0, f1)
-    sch.unroll(f1)
-    share_loop(sch, i)
-    return sch.mod["main"]
-
-
-def schedule_scatter(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
-    """Write rows of the result in order, 4 features at a time."""
-    sch = Schedule(func)
-    b, t, f = sch.get_loops(sch.get_sblock("copy"))
-    share_loop(sch, sch.fuse(b, t))
-    unroll = 4 if int(sch.get(f).extent) % 4 == 0 else 1
-    sch.unroll(sch.split(f, [None, unroll])[1])
-    return sch.mod["main"]
+FEATURE_MAJOR = FeatureMajor()
+"""What kernels work in. A tile of 16 tokens of float32 is 64 bytes: a cache line on every CPU we target."""

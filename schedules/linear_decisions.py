@@ -8,11 +8,10 @@ cheaper takes that (``linear_cycles``).
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Self
 
 from rt3_tvm.schedules.cpu import CpuShape
-
-TOKEN_TILE = 16
-"""Tokens of one tile of the feature-major layout: 64 bytes of float32, a cache line on every CPU we target."""
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, FeatureMajor
 
 TYPICAL_TOKENS = 128
 """Tokens that a packing is chosen for; it is the same for every length, so that weights are stored once."""
@@ -36,11 +35,31 @@ set of the L1 cache, which has 4 to 12 ways; X and Y share them."""
 ACCUMULATOR_CYCLES = 2.0
 """Reading and writing one accumulator when a register block goes on to the next column block."""
 
-LINE_FLOATS = 16
-"""float32 values of a cache line."""
+LINE_BYTES = 64
+"""A cache line."""
 
 PADDING = 0.03
 """Part of the kept columns that may be zeros, so that the inner loop has whole iterations."""
+
+
+@dataclass(frozen=True)
+class MatrixShape:
+    """A (rows, cols) matrix of which every group of ``group`` rows keeps ``kept`` columns; dense: one group that keeps all."""
+
+    rows: int
+    cols: int
+    kept: int
+    group: int
+
+    @classmethod
+    def dense_of(cls, rows: int, cols: int) -> Self:
+        """Return a matrix of which nothing is cut."""
+        return cls(rows, cols, cols, rows)
+
+    @property
+    def dense(self) -> bool:
+        """Whether all rows share one list of columns."""
+        return self.group == self.rows
 
 
 @dataclass(frozen=True)
@@ -85,11 +104,17 @@ class LinearShape:
     offset_dtype: str = "uint16"
     first: int = 0
     of: int = 0
+    layout: FeatureMajor = FEATURE_MAJOR
 
     @property
     def buffer_tiles(self) -> int:
         """Token tiles of X and Y."""
         return self.of or self.tiles
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of its tiles."""
+        return self.tiles * self.layout.token_tile
 
     @property
     def dense(self) -> bool:
@@ -109,7 +134,7 @@ def padded_kept(kept: int, packing: LinearPacking) -> int:
 
 def x_bytes(cpu: CpuShape, shape: LinearShape, packing: LinearPacking, decisions: LinearDecisions) -> float:
     """Return the bytes of X that a column block reads, over and over, for one block of tokens."""
-    return 4.0 * cpu.lanes * decisions.vectors * shape.cols / packing.column_blocks
+    return float(cpu.vector_bytes) * decisions.vectors * shape.cols / packing.column_blocks
 
 
 def linear_cycles(cpu: CpuShape, shape: LinearShape, packing: LinearPacking, decisions: LinearDecisions) -> float:
@@ -118,32 +143,34 @@ def linear_cycles(cpu: CpuShape, shape: LinearShape, packing: LinearPacking, dec
     Per kept column of a register block the multiply-adds and the loads overlap, though not perfectly (a cubic norm); a visit
     to a register block costs its accumulators.
     """
-    cost, rows, vectors = cpu.cost, packing.rows, decisions.vectors
+    element = shape.layout.element
+    cost, rows, vectors = cpu.cost(element), packing.rows, decisions.vectors
     accumulators = rows * vectors
     beyond_l1 = max(0.0, 1.0 - L1_SHARE * cpu.l1d_bytes / x_bytes(cpu, shape, packing, decisions))
-    line = cost.load + cost.l2_line * cpu.lanes / LINE_FLOATS * beyond_l1
-    loads = vectors * line + rows * (cost.broadcast + cost.l2_line / LINE_FLOATS) + cost.offset
+    line = cost.load + cost.l2_line * cpu.vector_bytes / LINE_BYTES * beyond_l1
+    loads = vectors * line + rows * (cost.broadcast + cost.l2_line * element.bytes / LINE_BYTES) + cost.offset
     multiplies = accumulators * cost.fma * max(1.0, FMA_CHAINS / (accumulators * decisions.groups))
     column = (multiplies**3 + loads**3) ** (1 / 3)
     visits = packing.column_blocks * (cost.visit + ACCUMULATOR_CYCLES * accumulators)
-    blocks = shape.tiles * TOKEN_TILE / (vectors * cpu.lanes) * (shape.rows / rows)
+    blocks = shape.tokens / (vectors * cpu.lanes(element)) * (shape.rows / rows)
     return blocks * (shape.kept * column + visits)
 
 
-def _vectors(cpu: CpuShape, rows: int, tokens: int) -> Iterator[int]:
+def _vectors(cpu: CpuShape, rows: int, shape: LinearShape) -> Iterator[int]:
     """Yield the vectors of tokens that a register block can have."""
-    in_tile = max(1, TOKEN_TILE // cpu.lanes)
+    lanes, tile = cpu.lanes(shape.layout.element), shape.layout.token_tile
+    in_tile = max(1, tile // lanes)
     for v in range(1, cpu.registers):
         # Accumulators, one X vector each (a single row reads X straight from memory), a broadcast.
         fits = (rows + (rows > 1)) * v + 1 < cpu.registers
-        aligned = (v % in_tile == 0 or in_tile % v == 0) and v * cpu.lanes <= MAX_TILES * TOKEN_TILE
-        if v == 1 or (fits and aligned and tokens % (v * cpu.lanes) == 0):
+        aligned = (v % in_tile == 0 or in_tile % v == 0) and v * lanes <= MAX_TILES * tile
+        if v == 1 or (fits and aligned and shape.tokens % (v * lanes) == 0):
             yield v
 
 
 def _decisions(cpu: CpuShape, rows: int, shape: LinearShape) -> Iterator[LinearDecisions]:
     """Yield register blocks; as many at once as it takes to have enough chains, where they fit."""
-    for v in _vectors(cpu, rows, shape.tiles * TOKEN_TILE):
+    for v in _vectors(cpu, rows, shape):
         fits = max(1, (cpu.registers - 2) // (rows * v))
         wanted = min(fits, -(-FMA_CHAINS // (rows * v)))
         yield LinearDecisions(v, largest_divisor(shape.rows // rows, wanted))
@@ -154,42 +181,50 @@ def largest_divisor(n: int, limit: int) -> int:
     return next(d for d in range(max(1, min(n, limit)), 0, -1) if n % d == 0)
 
 
-def _unroll(kept: int, blocks: int, rows: int) -> int:
-    """Return the kept columns of an iteration: a cache line of weights, or what can be padded cheaply."""
-    unroll = max(1, LINE_FLOATS // rows) if rows > 2 else 2
+def _unroll(kept: int, blocks: int, rows: int, line: int) -> int:
+    """Return the kept columns of an iteration: a cache line of weights (``line`` of them), or what can be padded cheaply."""
+    unroll = max(1, line // rows) if rows > 2 else 2
     while unroll > 1 and padded_kept(kept, LinearPacking(rows, blocks, unroll)) > max(kept + 1, kept * (1 + PADDING)):
         unroll //= 2
     return unroll
 
 
+def typical_shape(matrix: MatrixShape, packing: LinearPacking, layout: FeatureMajor = FEATURE_MAJOR) -> LinearShape:
+    """Return the shape of a packed matrix at the number of tokens that packings are chosen for."""
+    kept = padded_kept(matrix.kept, packing)
+    return LinearShape(layout.tiles(TYPICAL_TOKENS), matrix.rows, matrix.cols, kept, matrix.group, layout=layout)
+
+
 @cache
-def choose_packing(cpu: CpuShape, rows: int, cols: int, kept: int, group: int) -> LinearPacking:
-    """Return the cheapest packing of a (rows, cols) matrix of which every group of ``group`` rows keeps ``kept`` columns."""
+def choose_packing(cpu: CpuShape, matrix: MatrixShape, layout: FeatureMajor = FEATURE_MAJOR) -> LinearPacking:
+    """Return the cheapest packing of a matrix."""
     best: tuple[float, int] = (float("inf"), 0)
+    line = LINE_BYTES // layout.element.bytes
     packings = [
-        LinearPacking(r, blocks, _unroll(kept, blocks, r))
+        LinearPacking(r, blocks, _unroll(matrix.kept, blocks, r, line))
         for r in range(1, MAX_ROWS + 1)
-        if group % r == 0 and (r == 1 or r * 2 <= cpu.registers)
-        for blocks in range(1, min(kept, max(1, cols // LINE_FLOATS)) + 1)
+        if matrix.group % r == 0 and (r == 1 or r * 2 <= cpu.registers)
+        for blocks in range(1, min(matrix.kept, max(1, matrix.cols // line)) + 1)
     ]
     for i, packing in enumerate(packings):
-        shape = LinearShape(TYPICAL_TOKENS // TOKEN_TILE, rows, cols, padded_kept(kept, packing), group)
+        shape = typical_shape(matrix, packing, layout)
         for d in _decisions(cpu, packing.rows, shape):
             if x_bytes(cpu, shape, packing, d) <= max(cpu.l1d_bytes, L2_SHARE * cpu.l2_bytes):
                 best = min(best, (linear_cycles(cpu, shape, packing, d), i))
     return packings[best[1]]
 
 
-def best_cycles(cpu: CpuShape, rows: int, cols: int, kept: int, group: int) -> float:
+def best_cycles(cpu: CpuShape, matrix: MatrixShape, layout: FeatureMajor = FEATURE_MAJOR) -> float:
     """Return the modelled cycles of a matrix at the typical number of tokens, with the best packing and decisions."""
-    packing = choose_packing(cpu, rows, cols, kept, group)
-    shape = LinearShape(TYPICAL_TOKENS // TOKEN_TILE, rows, cols, padded_kept(kept, packing), group)
+    packing = choose_packing(cpu, matrix, layout)
+    shape = typical_shape(matrix, packing, layout)
     return linear_cycles(cpu, shape, packing, choose_decisions(cpu, shape, packing))
 
 
-def sparse_pays(cpu: CpuShape, rows: int, cols: int, kept: int, group: int) -> bool:
+def sparse_pays(cpu: CpuShape, matrix: MatrixShape, layout: FeatureMajor = FEATURE_MAJOR) -> bool:
     """Return whether the sparse kernel is modelled to be faster than the dense one."""
-    return best_cycles(cpu, rows, cols, kept, group) < best_cycles(cpu, rows, cols, cols, rows)
+    dense = MatrixShape.dense_of(matrix.rows, matrix.cols)
+    return best_cycles(cpu, matrix, layout) < best_cycles(cpu, dense, layout)
 
 
 def split_tiles(cpu: CpuShape, shape: LinearShape, packing: LinearPacking) -> list[LinearShape]:

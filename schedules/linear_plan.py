@@ -12,12 +12,12 @@ from tvm import tirx
 
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.few_tokens import few_token_linear, few_tokens
-from rt3_tvm.schedules.layout import FLOAT32, ElementType, element_type, tiles_of
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, ElementType, FeatureMajor
 from rt3_tvm.schedules.linear_decisions import (
-    TOKEN_TILE,
     LinearDecisions,
     LinearPacking,
     LinearShape,
+    MatrixShape,
     choose_decisions,
     choose_packing,
     padded_kept,
@@ -34,36 +34,15 @@ NAME_ATTR = "rt3.name"
 
 
 @dataclass(frozen=True)
-class MatrixShape:
-    """A (rows, cols) matrix of which every group of ``group`` rows keeps ``kept`` columns; dense: one group that keeps all."""
-
-    rows: int
-    cols: int
-    kept: int
-    group: int
-
-    @classmethod
-    def dense_of(cls, rows: int, cols: int) -> Self:
-        """Return a matrix of which nothing is cut."""
-        return cls(rows, cols, cols, rows)
-
-    @property
-    def dense(self) -> bool:
-        """Whether all rows share one list of columns."""
-        return self.group == self.rows
-
-
-@dataclass(frozen=True)
 class TokenCount:
     """How many sequences of which length a call serves."""
 
     batch: int
     length: int
 
-    @property
-    def tiles(self) -> int:
-        """Token tiles, each sequence padded to whole ones."""
-        return self.batch * tiles_of(self.length)
+    def tiles(self, layout: FeatureMajor = FEATURE_MAJOR) -> int:
+        """Return the token tiles, each sequence padded to whole ones."""
+        return self.batch * layout.tiles(self.length)
 
 
 @dataclass(frozen=True)
@@ -82,6 +61,8 @@ class LinearPlan:
     ----------
     family
         Row of SCHEDULES.
+    layout
+        Of the activations, and the element type.
     matrix
         What the kernel multiplies by: dense where that is not slower than the patterns.
     parts
@@ -89,11 +70,21 @@ class LinearPlan:
     """
 
     family: str
-    element: ElementType
+    layout: FeatureMajor
     matrix: MatrixShape
     tokens: TokenCount
     packing: LinearPacking
     parts: tuple[LinearPart, ...]
+
+    @property
+    def element(self) -> ElementType:
+        """What the kernel multiplies."""
+        return self.layout.element
+
+    @property
+    def tiles(self) -> int:
+        """Token tiles of its input and output."""
+        return self.tokens.tiles(self.layout)
 
     @property
     def value_shape(self) -> tuple[int, int, int, int]:
@@ -119,19 +110,19 @@ class LinearPlan:
         """
         group = "" if self.matrix.dense else f"_v{self.matrix.group}"
         block = f"{self.packing.rows}x{part.decisions.vectors}" if part.decisions else str(self.packing.rows)
-        tokens = part.shape.tiles * TOKEN_TILE if part.decisions else self.tokens.length
+        tokens = part.shape.tokens if part.decisions else self.tokens.length
         return f"{self.family}_{self.element.short}{group}_r{block}_t{tokens}_k{self.matrix.kept}"
 
     def __str__(self) -> str:
         return "+".join(map(self.name, self.parts))
 
-    def kernels(self, activation: str, lanes: int) -> Iterator[tuple[LinearPart, tirx.PrimFunc]]:
+    def kernels(self, activation: str, cpu: CpuShape) -> Iterator[tuple[LinearPart, tirx.PrimFunc]]:
         """Yield each part with its kernel, not yet scheduled; the second one fills in the result of the first."""
         for part in self.parts:
             if part.decisions is None:
                 func = few_token_linear(part.shape, self.packing, self.tokens.length, activation)
             else:
-                func = linear_algorithm(part.shape, self.packing, part.decisions, lanes, activation)
+                func = linear_algorithm(part.shape, self.packing, part.decisions, cpu.lanes(self.element), activation)
                 func = func.with_attr(DECISIONS_ATTR, part.decisions.__dict__)
             yield part, func.with_attr(NAME_ATTR, self.name(part))
 
@@ -139,7 +130,7 @@ class LinearPlan:
         """Return the plan as attributes of a function: texts, numbers and lists of them."""
         return {
             "family": self.family,
-            "element": self.element.dtype,
+            "layout": [self.element.dtype, self.layout.token_tile, self.layout.interleave],
             "matrix": list(self.matrix.__dict__.values()),
             "tokens": list(self.tokens.__dict__.values()),
             "packing": list(self.packing.__dict__.values()),
@@ -154,16 +145,19 @@ class LinearPlan:
         """Return the plan that :meth:`to_attrs` wrote."""
         matrix, tokens = MatrixShape(*map(int, attrs["matrix"])), TokenCount(*map(int, attrs["tokens"]))
         packing = LinearPacking(*map(int, attrs["packing"]))
-        whole = _whole(matrix, tokens, packing)
+        dtype, *sizes = attrs["layout"]
+        layout = FeatureMajor(ElementType.of(dtype), *map(int, sizes))
+        whole = _whole(matrix, tokens, packing, layout)
         parts = []
         for first, tiles, *decisions in (list(map(int, row)) for row in attrs["parts"]):
             parts.append(LinearPart(_part(whole, first, tiles), LinearDecisions(*decisions) if decisions else None))
-        return cls(str(attrs["family"]), element_type(str(attrs["element"])), matrix, tokens, packing, tuple(parts))
+        return cls(str(attrs["family"]), layout, matrix, tokens, packing, tuple(parts))
 
 
-def _whole(matrix: MatrixShape, tokens: TokenCount, packing: LinearPacking) -> LinearShape:
+def _whole(matrix: MatrixShape, tokens: TokenCount, packing: LinearPacking, layout: FeatureMajor) -> LinearShape:
     kept = padded_kept(matrix.kept, packing)
-    return LinearShape(tokens.tiles, matrix.rows, matrix.cols, kept, matrix.group, offset_dtype(matrix.cols))
+    offsets = offset_dtype(matrix.cols, layout)
+    return LinearShape(tokens.tiles(layout), matrix.rows, matrix.cols, kept, matrix.group, offsets, layout=layout)
 
 
 def _part(whole: LinearShape, first: int, tiles: int) -> LinearShape:
@@ -171,14 +165,16 @@ def _part(whole: LinearShape, first: int, tiles: int) -> LinearShape:
     return whole if tiles == whole.tiles else whole.part(first, tiles)
 
 
-def plan_linear(cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount) -> LinearPlan:
+def plan_linear(
+    cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount, layout: FeatureMajor = FEATURE_MAJOR
+) -> LinearPlan:
     """Return the plan of a matrix for a number of tokens: the cheapest that the model of the core knows."""
-    if not matrix.dense and not sparse_pays(cpu, matrix.rows, matrix.cols, matrix.kept, matrix.group):
+    if not matrix.dense and not sparse_pays(cpu, matrix, layout):
         matrix = MatrixShape.dense_of(matrix.rows, matrix.cols)
-    packing = choose_packing(cpu, matrix.rows, matrix.cols, matrix.kept, matrix.group)
-    whole = _whole(matrix, tokens, packing)
-    if few_tokens(packing, matrix.cols, tokens.batch, tokens.length):
-        return LinearPlan("few_token_linear", FLOAT32, matrix, tokens, packing, (LinearPart(whole),))
+    packing = choose_packing(cpu, matrix, layout)
+    whole = _whole(matrix, tokens, packing, layout)
+    if few_tokens(packing, whole, tokens.batch, tokens.length):
+        return LinearPlan("few_token_linear", layout, matrix, tokens, packing, (LinearPart(whole),))
     family = "dense_linear" if matrix.dense else "pattern_linear"
     parts = (LinearPart(p, choose_decisions(cpu, p, packing)) for p in split_tiles(cpu, whole, packing))
-    return LinearPlan(family, FLOAT32, matrix, tokens, packing, tuple(parts))
+    return LinearPlan(family, layout, matrix, tokens, packing, tuple(parts))

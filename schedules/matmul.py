@@ -12,6 +12,7 @@ from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
 from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.layout import REAL, ElementType
 from rt3_tvm.schedules.tasks import share_loop
 
 
@@ -37,6 +38,7 @@ class MatmulShape:
     columns: int
     left: BatchIndex
     right: BatchIndex
+    element: ElementType = REAL
 
     @property
     def flops(self) -> int:
@@ -46,7 +48,7 @@ class MatmulShape:
 
 def register_block(shape: MatmulShape, cpu: CpuShape) -> tuple[int, int]:
     """Return rows and columns whose sums stay in registers: at most 8 (of 16 registers: 4) by 2 vectors."""
-    columns = 2 * cpu.lanes
+    columns = 2 * cpu.lanes(shape.element)
     while columns > shape.columns:
         columns //= 2
     return min(shape.rows, 8 if cpu.registers > 16 else 4), columns
@@ -60,27 +62,28 @@ def matmul(shape: MatmulShape, block: tuple[int, int]) -> tirx.PrimFunc:
     """
     batch, rows, inner, columns = shape.batch, shape.rows, shape.inner, shape.columns
     height, width = block
+    dtype, real, zero = shape.element.dtype, REAL.dtype, REAL.const(0.0)
 
     def start(i: tirx.Var, size: int, extent: int) -> tirx.Expr:
         return i * size if extent % size == 0 else tirx.min(i * size, extent - size)
 
     @T.prim_func(s_tir=True)
     def matmul(a: T.handle, b: T.handle, c: T.handle):
-        A = T.match_buffer(a, (shape.left.count, rows, inner), "float32")
-        B = T.match_buffer(b, (shape.right.count, inner, columns), "float32")
-        C = T.match_buffer(c, (batch, rows, columns), "float32")
+        A = T.match_buffer(a, (shape.left.count, rows, inner), dtype)
+        B = T.match_buffer(b, (shape.right.count, inner, columns), dtype)
+        C = T.match_buffer(c, (batch, rows, columns), real)
         # Columns outside of rows: a panel of B is read for all rows while it is near.
         for i, n, m in T.grid(batch, -(-columns // width), -(-rows // height)):
             with T.sblock("block"):
                 vi, vn, vm = T.axis.remap("SSS", [i, n, m])
                 T.reads(A[0 : shape.left.count, 0:rows, 0:inner], B[0 : shape.right.count, 0:inner, 0:columns])
                 T.writes(C[vi, 0:rows, 0:columns])
-                acc = T.sblock_alloc_buffer((height, width), "float32")
+                acc = T.sblock_alloc_buffer((height, width), real)
                 for k, r, t in T.grid(inner, height, width):
                     with T.sblock("multiply"):
                         vk, vr, vt = T.axis.remap("RSS", [k, r, t])
                         with T.init():
-                            acc[vr, vt] = T.float32(0)
+                            acc[vr, vt] = zero
                         acc[vr, vt] = (
                             acc[vr, vt]
                             + A[shape.left.of(vi), start(vm, height, rows) + vr, vk]

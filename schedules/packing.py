@@ -5,28 +5,31 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, LinearPacking, padded_kept
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, ElementType, FeatureMajor
+from rt3_tvm.schedules.linear_decisions import LinearPacking, padded_kept
 
-UINT16_COLUMNS = (1 << 16) // TOKEN_TILE
-"""Columns up to which an offset (column * TOKEN_TILE) fits 16 bits."""
+UINT16_VALUES = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
 class PackedLinear:
     """Arrays that the kernel takes: see ``linear_algorithm`` for their shapes."""
 
-    values: npt.NDArray[np.float32]
+    values: npt.NDArray
     offsets: npt.NDArray[np.uint16] | npt.NDArray[np.int32]
-    bias: npt.NDArray[np.float32]
+    bias: npt.NDArray
 
 
-def offset_dtype(cols: int) -> str:
-    """Return the smallest type that holds column * TOKEN_TILE."""
-    return "uint16" if cols <= UINT16_COLUMNS else "int32"
+def offset_dtype(cols: int, layout: FeatureMajor = FEATURE_MAJOR) -> str:
+    """Return the smallest type that holds where a column begins in a tile."""
+    return column_dtype(cols * layout.token_tile)
 
 
 def pack_rows(
-    weight: npt.NDArray[np.float32], columns: npt.NDArray[np.int32], valid: npt.NDArray[np.bool_]
+    weight: npt.NDArray,
+    columns: npt.NDArray[np.int32],
+    valid: npt.NDArray[np.bool_],
+    element: ElementType = FEATURE_MAJOR.element,
 ) -> PackedLinear:
     """Gather the kept values of a table whose rows are looked up: values (rows, kept), columns (groups, kept)."""
     group = weight.shape[0] // len(columns)
@@ -35,21 +38,22 @@ def pack_rows(
     values = values * np.repeat(valid, group, axis=0)
     small = columns.astype(column_dtype(weight.shape[1]))
     return PackedLinear(
-        np.ascontiguousarray(values, dtype=np.float32), np.ascontiguousarray(small), np.zeros(0, np.float32)
+        np.ascontiguousarray(values, dtype=element.dtype), np.ascontiguousarray(small), np.zeros(0, element.dtype)
     )
 
 
 def column_dtype(cols: int) -> str:
     """Return the smallest type that holds a column."""
-    return "uint16" if cols <= 1 << 16 else "int32"
+    return "uint16" if cols <= UINT16_VALUES else "int32"
 
 
 def pack_linear(
-    weight: npt.NDArray[np.float32],
+    weight: npt.NDArray,
     columns: npt.NDArray[np.int32],
     valid: npt.NDArray[np.bool_],
-    bias: npt.NDArray[np.float32] | None,
+    bias: npt.NDArray | None,
     packing: LinearPacking,
+    layout: FeatureMajor = FEATURE_MAJOR,
 ) -> PackedLinear:
     """Gather the kept weights of a (rows, cols) matrix.
 
@@ -69,9 +73,9 @@ def pack_linear(
     values = np.take_along_axis(grouped, columns[:, None, :].astype(np.int64), axis=2) * valid[:, None, :]
     blocks, block_kept = packing.column_blocks, total // packing.column_blocks
     values = values.reshape(rows // packing.rows, packing.rows, blocks, block_kept).transpose(2, 0, 3, 1)
-    offsets = (columns * TOKEN_TILE).reshape(groups, blocks, block_kept).transpose(1, 0, 2)
+    offsets = (columns * layout.token_tile).reshape(groups, blocks, block_kept).transpose(1, 0, 2)
     return PackedLinear(
-        np.ascontiguousarray(values, dtype=np.float32),
-        np.ascontiguousarray(offsets, dtype=offset_dtype(weight.shape[1])),
-        (np.zeros(rows, np.float32) if bias is None else bias).reshape(-1, packing.rows),
+        np.ascontiguousarray(values, dtype=layout.element.dtype),
+        np.ascontiguousarray(offsets, dtype=offset_dtype(weight.shape[1], layout)),
+        (np.zeros(rows, REAL.dtype) if bias is None else bias).reshape(-1, packing.rows),
     )

@@ -1,6 +1,6 @@
 """``pattern_linear`` and ``dense_linear``: Y = act(W X + b) on feature-major activations.
 
-Activations are tiled feature-major, (token tiles, features, TOKEN_TILE): one cache line holds one feature of 16 tokens,
+Activations are tiled feature-major, (token tiles, features, token tile): one cache line holds one feature of 16 tokens,
 so a kept weight is a scalar broadcast times contiguous vectors whatever the pattern. At compile time every group of V
 rows gets the list of its kept columns (block pruning, pattern and assignment resolved into one offset table), each list
 equally long, cut into ``column_blocks`` parts so that the part of X in use stays in L1. A group's V rows are worked on in
@@ -17,7 +17,8 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE, LinearDecisions, LinearPacking, LinearShape
+from rt3_tvm.schedules.layout import REAL
+from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
 from rt3_tvm.schedules.tasks import share_loop
 from rt3_tvm.schedules.vector_math import ACTIVATIONS
 
@@ -42,14 +43,15 @@ def linear_algorithm(
             Y = acc, or act(acc) after the last column block
     """
     act = ACTIVATIONS[activation]
+    layout, tile, dtype, real = shape.layout, shape.layout.token_tile, shape.layout.element.dtype, REAL.dtype
     tiles, cols, rows = shape.buffer_tiles, shape.cols, packing.rows
     blocks, gi = packing.column_blocks, decisions.groups
     tokens = decisions.vectors * lanes
     row_blocks, kept = shape.rows // rows, shape.kept // blocks
-    token_blocks = shape.tiles * TOKEN_TILE // tokens
+    token_blocks = shape.tokens // tokens
     share = shape.group // rows
     tables = shape.rows // shape.group
-    x_size, tile_size = tiles * cols * TOKEN_TILE, cols * TOKEN_TILE
+    x_size, tile_size = tiles * cols * tile, cols * tile
     offset_dtype, last = shape.offset_dtype, blocks - 1
     outer = row_blocks // gi
     unroll = packing.unroll
@@ -57,7 +59,7 @@ def linear_algorithm(
 
     # X of the next token block, a few lines with each row block, so that it is in L2 when its turn comes.
     block_cols = -(-cols // blocks)
-    lines = block_cols * max(1, tokens // TOKEN_TILE)
+    lines = block_cols * max(1, tokens // tile)
     prefetches = -(-lines // outer)
 
     def ahead(c: Any, b: Any, r: Any, p: Any) -> Any:
@@ -66,21 +68,21 @@ def linear_algorithm(
         following = T.floormod(b + 1, token_blocks)
         block = T.min(c + T.floordiv(b + 1, token_blocks), blocks - 1)
         col = T.min(block * block_cols + T.floormod(line, block_cols), cols - 1)
-        return tile_of(following, T.floordiv(line, block_cols) * TOKEN_TILE) * tile_size + col * TOKEN_TILE
+        return tile_of(following, T.floordiv(line, block_cols) * tile) * tile_size + col * tile
 
     def tile_of(block: Any, t: Any) -> Any:
-        return T.floordiv(block * tokens + t, TOKEN_TILE) + shape.first
+        return T.floordiv(block * tokens + t, tile) + shape.first
 
     def lane_of(block: Any, t: Any) -> Any:
-        return T.floormod(block * tokens + t, TOKEN_TILE)
+        return T.floormod(block * tokens + t, tile)
 
     @T.prim_func(s_tir=True)
     def pattern_linear(x: T.handle, v: T.handle, o: T.handle, b: T.handle, y: T.handle):
-        X = T.match_buffer(x, (x_size,), "float32")
-        values = T.match_buffer(v, (blocks, row_blocks, kept, rows), "float32")
+        X = T.match_buffer(x, (x_size,), dtype)
+        values = T.match_buffer(v, (blocks, row_blocks, kept, rows), dtype)
         offsets = T.match_buffer(o, (blocks, tables, kept), offset_dtype)
-        bias = T.match_buffer(b, (row_blocks, rows), "float32")
-        Y = T.match_buffer(y, (tiles, row_blocks * rows, TOKEN_TILE), "float32")
+        bias = T.match_buffer(b, (row_blocks, rows), real)
+        Y = T.match_buffer(y, layout.shape(tiles, row_blocks * rows), real)
         for cb, tb, rb in T.grid(blocks, token_blocks, outer):
             with T.sblock("tile"):
                 vc = T.axis.opaque(blocks, cb)
@@ -91,10 +93,10 @@ def linear_algorithm(
                     values[0:blocks, 0:row_blocks, 0:kept, 0:rows],
                     offsets[0:blocks, 0:tables, 0:kept],
                     bias[0:row_blocks, 0:rows],
-                    Y[0:tiles, 0 : row_blocks * rows, 0:TOKEN_TILE],
+                    Y[0:tiles, 0 : row_blocks * rows, 0:tile],
                 )
-                T.writes(Y[0:tiles, 0 : row_blocks * rows, 0:TOKEN_TILE])
-                acc = T.sblock_alloc_buffer((gi, rows, tokens), "float32")
+                T.writes(Y[0:tiles, 0 : row_blocks * rows, 0:tile])
+                acc = T.sblock_alloc_buffer((gi, rows, tokens), real)
                 for p in T.unroll(prefetches):
                     T.evaluate(prefetch(T.address_of(X[ahead(vc, vb, vr, p)])))
                 for k in range(kept // unroll):

@@ -9,23 +9,23 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
-from rt3_tvm.schedules.layout import tiles_of
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules.layout import FeatureMajor
 from rt3_tvm.schedules.tasks import share_loop
 
 
 @cache  # TVMScript is parsed anew on every call
-def rotary(batch: int, length: int, heads: int, dim: int) -> tirx.PrimFunc:
+def rotary(layout: FeatureMajor, batch: int, length: int, heads: int, dim: int) -> tirx.PrimFunc:
     """Return the kernel (x (batch * tiles, heads * dim, 16), cos, sin (tiles, dim, 16)) -> y like x."""
-    tiles, half, features = tiles_of(length), dim // 2, heads * dim
+    tiles, half, features = layout.tiles(length), dim // 2, heads * dim
+    tile, dtype = layout.token_tile, layout.element.dtype
 
     @T.prim_func(s_tir=True)
     def rotary(x: T.handle, c: T.handle, s: T.handle, y: T.handle):
-        X = T.match_buffer(x, (batch * tiles, features, TOKEN_TILE), "float32")
-        cos = T.match_buffer(c, (tiles, dim, TOKEN_TILE), "float32")
-        sin = T.match_buffer(s, (tiles, dim, TOKEN_TILE), "float32")
-        Y = T.match_buffer(y, (batch * tiles, features, TOKEN_TILE), "float32")
-        for i, h, j, t in T.grid(batch * tiles, heads, half, TOKEN_TILE):
+        X = T.match_buffer(x, layout.shape(batch * tiles, features), dtype)
+        cos = T.match_buffer(c, layout.shape(tiles, dim), dtype)
+        sin = T.match_buffer(s, layout.shape(tiles, dim), dtype)
+        Y = T.match_buffer(y, layout.shape(batch * tiles, features), dtype)
+        for i, h, j, t in T.grid(batch * tiles, heads, half, tile):
             with T.sblock("low"):
                 vi, vh, vj, vt = T.axis.remap("SSSS", [i, h, j, t])
                 Y[vi, vh * dim + vj, vt] = (

@@ -1,7 +1,8 @@
 """exp, erf, tanh and the activations made of them, as arithmetic that every vector unit has.
 
-Calls to libm would turn vector code into scalar code. Each function here takes and returns a float32 expression and uses
-only +, *, /, min, max, select and conversions, so LLVM keeps it in vector registers on AVX, NEON and ARMv7.
+Calls to libm would turn vector code into scalar code. Each function here takes and returns an expression of REAL (the
+polynomials are as good as float32 is) and uses only +, *, /, min, max, select and conversions, so LLVM keeps it in vector
+registers on AVX, NEON and ARMv7.
 Errors are measured in ``tests/kernels/test_vector_math.py``.
 """
 
@@ -11,7 +12,8 @@ from collections.abc import Callable, Sequence
 from tvm import tirx
 from tvm.tirx import Expr as PrimExpr
 
-F32 = "float32"
+from rt3_tvm.schedules.layout import REAL
+
 # exp(x) leaves the normal float32 range below and above these.
 EXP_MIN, EXP_MAX = -87.33, 88.37
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
@@ -38,7 +40,7 @@ ERF_DENOMINATOR = (
 
 
 def _f(value: float) -> PrimExpr:
-    return tirx.const(value, F32)
+    return REAL.const(value)
 
 
 def _polynomial(x: PrimExpr, coefficients: Sequence[float]) -> PrimExpr:
@@ -59,9 +61,9 @@ def exp(x: PrimExpr) -> PrimExpr:
     scaled = x * _f(math.log2(math.e))
     # Conversion truncates; adding half with the sign makes it round (ARMv7 has no vector floor).
     n = tirx.Cast("int32", scaled + tirx.Select(scaled < _f(0.0), _f(-0.5), _f(0.5)))
-    n_float = tirx.Cast(F32, n)
+    n_float = tirx.Cast(REAL.dtype, n)
     remainder = x - n_float * _f(LN2_HIGH) - n_float * _f(LN2_LOW)
-    power = tirx.reinterpret(F32, (n + 127) << 23)
+    power = tirx.reinterpret(REAL.dtype, (n + 127) << 23)
     return power * _polynomial(remainder, EXP_POLYNOMIAL)
 
 

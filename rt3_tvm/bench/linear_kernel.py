@@ -13,10 +13,9 @@ from rt3_tvm.codegen.link import choose_compiler, run_compiler
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
 from rt3_tvm.schedules.cpu import CpuShape
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
+from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.schedules.linear_plan import MatrixShape, TokenCount, plan_linear
 from rt3_tvm.schedules.packing import PackedLinear, pack_linear
-from rt3_tvm.transform.layouts import to_tiles
 
 CACHE_LINE = 64
 
@@ -49,11 +48,6 @@ def aligned(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def from_tiles(y: np.ndarray, tokens: int) -> np.ndarray:
-    """Return a feature-major (tiles, features, 16) array as (tokens, features)."""
-    return y.transpose(0, 2, 1).reshape(-1, y.shape[1])[:tokens]
-
-
 class LinearKernel:
     """Our kernel, called through ctypes: on the same weights again, or each time on the next of many copies.
 
@@ -79,7 +73,7 @@ class LinearKernel:
             columns = np.arange(case.cols, dtype=np.int32)[None]
             valid = np.ones_like(columns, dtype=np.bool_)
         table = KernelTable()
-        for _part, func in self.plan.kernels("none", cpu.lanes):
+        for _part, func in self.plan.kernels("none", cpu):
             marked = func.with_attr(KERNEL_ATTR, self.plan.family)
             scheduled = SCHEDULES[self.plan.family].schedule(marked, cpu)
             table.index(scheduled.with_attr(KERNEL_ATTR, self.plan.family))
@@ -90,8 +84,8 @@ class LinearKernel:
         library = ctypes.CDLL(str(folder / "kernel.so"))
         self._functions = [(getattr(library, k.symbol), ctypes.c_int32(k.tasks)) for k in table.kernels]
         packed: PackedLinear = pack_linear(weight, columns, valid, bias, self.plan.packing)
-        self._y = aligned(np.zeros((self.plan.tokens.tiles, case.rows, TOKEN_TILE), np.float32))
-        tiled = aligned(to_tiles(x[None]))
+        self._y = aligned(np.zeros(self.plan.layout.shape(self.plan.tiles, case.rows), REAL.dtype))
+        tiled = aligned(self.plan.layout.pack(x[None]))
         self.weight_bytes = packed.values.nbytes + packed.offsets.nbytes + packed.bias.nbytes
         self._arrays = [
             [tiled, *map(aligned, (packed.values, packed.offsets, packed.bias)), self._y] for _ in range(copies)
@@ -115,4 +109,4 @@ class LinearKernel:
 
     def result(self) -> np.ndarray:
         """Return the last result as (tokens, rows)."""
-        return from_tiles(self._y, self._tokens)
+        return self.plan.layout.unpack(self._y, 1, self._tokens)[0]

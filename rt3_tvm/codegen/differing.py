@@ -14,6 +14,7 @@ from rt3_tvm.codegen.trace import Seen, Trace, trace_variant, values_of
 from rt3_tvm.codegen.walk import Walk, link_kernels
 from rt3_tvm.export import ExportForm
 from rt3_tvm.frontend import ImportedModel
+from rt3_tvm.model import NUMBERS
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.trials import TOLERANCES, Trial, compare, cropped, padded_trial, reference, relative_error
 
@@ -92,7 +93,7 @@ def _first_kernel(
         for i, (place, field) in enumerate(zip(step.args[-len(types) :], types, strict=True)):
             for seen in trace.seen.get((call.var, i), ()):
                 error = _error(seen, seen.to_plain(walk.read(place, field)), values[seen.var], padded)
-                if error > TOLERANCES["float32"]:
+                if error > TOLERANCES[NUMBERS]:
                     return f"first to differ is {_named(trace, built, step, seen, number)}, by {error:.2g} of its size"
     return "no kernel differs: their errors add up, or the runtime hands in or out something else"
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from rt3_tvm.codegen.link import CROSS, run_compiler, runtime_directory
 from rt3_tvm.errors import JobError
+from rt3_tvm.model import IDS, NUMBERS
 from rt3_tvm.trials import Trial
 
 EMULATORS = {"aarch64": "qemu-aarch64", "armv7a": "qemu-arm"}
@@ -25,7 +26,7 @@ CANNOT_OPEN = 3
 PROGRAM = "rt3-drive"
 LONGEST_S = 900
 MAX_RANK = 4
-DTYPES = {"float32": 0, "int32": 1, "int64": 2}
+DTYPES = {NUMBERS: 0, "int32": 1, IDS: 2}
 
 
 class Unavailable(Exception):
@@ -127,5 +128,5 @@ def _decode(content: bytes, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         rank = int(np.frombuffer(file.read(4), np.int32)[0])
         shape = np.frombuffer(file.read(8 * MAX_RANK), np.int64)[:rank]
         count = int(np.prod(shape))
-        outputs[name] = np.frombuffer(file.read(4 * count), np.float32).reshape(shape)
+        outputs[name] = np.frombuffer(file.read(np.dtype(NUMBERS).itemsize * count), NUMBERS).reshape(shape)
     return outputs

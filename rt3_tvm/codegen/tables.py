@@ -10,7 +10,7 @@ from rt3_tvm.codegen.kernels import Kernel
 from rt3_tvm.codegen.plan import VariantPlan
 from rt3_tvm.codegen.weights import WEIGHTS_ALIGNMENT, WeightSection
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.model import InputSpec, OutputSpec
+from rt3_tvm.model import IDS, InputSpec, OutputSpec
 from rt3_tvm.runtime.check import BUNDLE_FORMAT, METADATA_SECTION, WEIGHTS_SECTION
 from rt3_tvm.runtime.checksums import SECTION, TABLE_BYTES
 
@@ -82,7 +82,7 @@ class Tables:
                 *map(_shim, self.kernels),
                 *(_steps(i, p, self.kernels) for i, p in enumerate(plans)),
                 *tables.values(),
-                *(_fill_assertion(s) for s in self.inputs if s.dtype != "float32"),
+                *(_fill_assertion(s) for s in self.inputs if s.dtype == IDS),
                 f"const rt3_bundle rt3_bundle_tables = {bundle};\n",
             ]
         )
@@ -120,6 +120,10 @@ def _struct(**fields: object) -> str:
     return "{" + ", ".join(f".{name} = {value}" for name, value in fields.items()) + "}"
 
 
+def _dtype(dtype: str) -> str:
+    return f"RT3_{dtype.upper()}"
+
+
 def _level(level: LevelRow) -> str:
     return _struct(frequency_hz=level.frequency_hz, deadline_s=level.deadline_s, density=level.density)
 
@@ -127,7 +131,7 @@ def _level(level: LevelRow) -> str:
 def _input(spec: InputSpec, optional: bool) -> str:
     info = _struct(
         name=_string(spec.name),
-        dtype=f"RT3_{spec.dtype.upper()}",
+        dtype=_dtype(spec.dtype),
         rank=len(spec.axes),
         axes=_axes(spec.axes),
         limit=spec.limit,
@@ -137,7 +141,7 @@ def _input(spec: InputSpec, optional: bool) -> str:
 
 
 def _output(spec: OutputSpec) -> str:
-    return _struct(name=_string(spec.name), dtype="RT3_FLOAT32", rank=len(spec.axes), axes=_axes(spec.axes))
+    return _struct(name=_string(spec.name), dtype=_dtype(spec.dtype), rank=len(spec.axes), axes=_axes(spec.axes))
 
 
 def _section(section: WeightSection) -> str:

@@ -8,6 +8,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.ir import GlobalVar
 
+from rt3_tvm.schedules.layout import FEATURE_MAJOR
 from rt3_tvm.transform.composites import static_shape
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.layouts import Layouts, token_shape
@@ -140,21 +141,16 @@ def _reshaped(shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
 
 def _untiled(var: relax.Var, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
     tokens = token_shape(var)
-    return lambda value: from_tiles(value, tokens.batch, tokens.length).reshape(shape)
+    return lambda value: tokens.layout.unpack(value, tokens.batch, tokens.length).reshape(shape)
 
 
 def _heads_first(shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
     batch, heads, length, dim = shape
 
     def to_plain(value: np.ndarray) -> np.ndarray:
-        return from_tiles(value, batch, length).reshape(batch, length, heads, dim).transpose(HEADS_FIRST)
+        return FEATURE_MAJOR.unpack(value, batch, length).reshape(batch, length, heads, dim).transpose(HEADS_FIRST)
 
     return to_plain
-
-
-def from_tiles(value: np.ndarray, batch: int, length: int) -> np.ndarray:
-    """Return a feature-major tensor as (batch, length, features)."""
-    return value.transpose(0, 2, 1).reshape(batch, -1, value.shape[1])[:, :length]
 
 
 def values_of(mod: IRModule, arguments: list[np.ndarray]) -> dict[relax.Var, np.ndarray]:

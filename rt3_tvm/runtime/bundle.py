@@ -250,7 +250,7 @@ class Bundle:
         info = next((i for i in self._inputs if i.name == name), None)
         if info is None:
             raise Rt3Error(f"no input '{name}': choose from {choices(self.inputs)}")
-        wanted = (info.dtype,) if info.dtype == np.float32 else (np.dtype(np.int64), np.dtype(np.int32))
+        wanted = (info.dtype,) if info.dtype.kind == "f" else (np.dtype(np.int64), np.dtype(np.int32))
         if array.dtype not in wanted:
             raise Rt3Error(f"input '{name}': dtype {array.dtype}, expected {' or '.join(map(str, wanted))}")
         if array.ndim != len(info.axes):

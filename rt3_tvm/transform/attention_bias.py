@@ -11,11 +11,12 @@ import numpy as np
 from tvm import relax
 
 from rt3_tvm.schedules.attention_mask import HIDDEN
+from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.transform.attention_scores import Scores
-from rt3_tvm.transform.composites import is_float32, static_shape
-from rt3_tvm.transform.graph import Graph, constant
+from rt3_tvm.transform.composites import is_real, static_shape
+from rt3_tvm.transform.graph import Graph, constant, real
 
-MASK_VALUE = float(np.finfo(np.float32).min)
+MASK_VALUE = float(np.finfo(REAL.dtype).min)
 """What hides a key: finite, so that the softmax of a row that is hidden whole is too."""
 
 # Of booleans the two families of operators mean the same.
@@ -33,7 +34,7 @@ class BiasParts:
     graph: Graph
     emit: Callable[[relax.Expr], relax.Var]
     shape: Shape4
-    constant: np.ndarray = field(default_factory=lambda: np.zeros((1, 1, 1, 1), np.float32))
+    constant: np.ndarray = field(default_factory=lambda: np.zeros((1, 1, 1, 1), REAL.dtype))
     keys: list[relax.Expr] = field(default_factory=list)
     scores: list[relax.Expr] = field(default_factory=list)
 
@@ -48,7 +49,7 @@ class BiasParts:
         """Take apart ``factor`` times an expression that broadcasts to scores of ``rank`` axes."""
         value, call = constant(expr), self.graph.call(expr)
         if value is not None:
-            self.add_constant(value * np.float32(factor), rank)
+            self.add_constant((value * factor).astype(REAL.dtype), rank)
             return
         step = _STEPS.get(call.op.name) if call is not None else None
         if step is None or not step(self, call, factor, rank):
@@ -57,19 +58,19 @@ class BiasParts:
     def add_constant(self, value: np.ndarray, rank: int) -> None:
         """Add an array; what is hidden twice stays finite."""
         with np.errstate(over="ignore"):
-            total = self.constant + value.astype(np.float32).reshape(self._aligned(value.shape, rank))
-        self.constant = np.maximum(total, np.float32(MASK_VALUE))
+            total = self.constant + value.astype(REAL.dtype).reshape(self._aligned(value.shape, rank))
+        self.constant = np.maximum(total, total.dtype.type(MASK_VALUE))
 
     def hide(self, condition: relax.Expr, shown: bool, rank: int) -> None:
         """Hide the scores where a condition is not ``shown``."""
         value = constant(condition)
         if value is not None:
-            self.add_constant(np.where(value == shown, np.float32(0), np.float32(MASK_VALUE)), rank)
+            self.add_constant(np.where(value == shown, 0.0, MASK_VALUE), rank)
             return
         call = self.graph.call(condition, *_NOT, *(_AND if shown else _OR), "broadcast_to")
         if call is None:
             values = (0.0, MASK_VALUE) if shown else (MASK_VALUE, 0.0)
-            yes, no = (relax.const(v, "float32") for v in values)
+            yes, no = map(real, values)
             self._add_at_run_time(self.emit(relax.op.where(condition, yes, no)), 1.0, rank)
         elif call.op.name.removeprefix("relax.") in _NOT:
             self.hide(call.args[0], not shown, rank)
@@ -81,10 +82,10 @@ class BiasParts:
 
     def _add_at_run_time(self, expr: relax.Expr, factor: float, rank: int) -> None:
         shape = self._aligned(static_shape(expr), rank)
-        if not is_float32(expr):
-            expr = self.emit(relax.op.astype(expr, "float32"))
+        if not is_real(expr):
+            expr = self.emit(relax.op.astype(expr, REAL.dtype))
         if factor != 1.0:
-            expr = self.emit(relax.op.multiply(expr, relax.const(factor, "float32")))
+            expr = self.emit(relax.op.multiply(expr, real(factor)))
         if static_shape(expr) != shape:
             expr = self.emit(relax.op.reshape(expr, shape))
         wanted = (*shape[:3], self.shape[3])
@@ -145,7 +146,7 @@ def _minimum(parts: BiasParts, call: relax.Call, factor: float, rank: int) -> bo
             continue
         parts.add_constant(value, rank)
         if not _never_positive(parts.graph, mask):
-            mask = parts.emit(relax.op.minimum(mask, relax.const(0.0, "float32")))  # noqa: PLW2901
+            mask = parts.emit(relax.op.minimum(mask, real(0.0)))  # noqa: PLW2901
         parts.add(mask, factor, rank)
         return True
     return False

@@ -8,11 +8,11 @@ Scales, caps, biases and conditions come in any number and order that has this m
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 from tvm import relax
 
 from rt3_tvm.schedules.attention_mask import HIDDEN
-from rt3_tvm.transform.composites import is_float32, static_shape
+from rt3_tvm.schedules.layout import REAL
+from rt3_tvm.transform.composites import is_real, static_shape
 from rt3_tvm.transform.graph import Graph, constant
 
 SCORE_RANKS = (3, 4)
@@ -64,7 +64,7 @@ def scores_of(graph: Graph, expr: relax.Expr) -> Scores | None:
     """Return what an expression is as scores of attention; None where it is something else."""
     call = graph.call(expr)
     step = _STEPS.get(call.op.name) if call is not None else None
-    if step is None or not is_float32(expr) or len(static_shape(expr)) not in SCORE_RANKS:
+    if step is None or not is_real(expr) or len(static_shape(expr)) not in SCORE_RANKS:
         return None
     return step(graph, call, static_shape(expr))
 
@@ -77,7 +77,7 @@ def _inner(graph: Graph, expr: relax.Expr, shape: tuple[int, ...]) -> Scores | N
 def _product(graph: Graph, call: relax.Call, shape: tuple[int, ...]) -> Scores | None:
     """q.k, each times a constant or not."""
     q, k = call.args
-    if not len(static_shape(q)) == len(static_shape(k)) == len(shape) or not is_float32(k):
+    if not len(static_shape(q)) == len(static_shape(k)) == len(shape) or not is_real(k):
         return None
     scale = 1.0
     while found := graph.scaled(q):
@@ -113,7 +113,7 @@ def _squashed(graph: Graph, call: relax.Call, shape: tuple[int, ...]) -> Scores 
 
 def _is_hidden(expr: relax.Expr) -> bool:
     value = constant(expr)
-    return value is not None and value.dtype == np.float32 and bool((value < HIDDEN).all())
+    return value is not None and value.dtype == REAL.dtype and bool((value < HIDDEN).all())
 
 
 def _chosen(graph: Graph, call: relax.Call, shape: tuple[int, ...]) -> Scores | None:
@@ -134,7 +134,7 @@ def _clamped(graph: Graph, call: relax.Call, shape: tuple[int, ...]) -> Scores |
 
 
 def _cast(graph: Graph, call: relax.Call, shape: tuple[int, ...]) -> Scores | None:
-    return _inner(graph, call.args[0], shape)  # from float32 to float32
+    return _inner(graph, call.args[0], shape)  # between numbers: scores are of one type
 
 
 def _reshaped(graph: Graph, call: relax.Call, shape: tuple[int, ...]) -> Scores | None:

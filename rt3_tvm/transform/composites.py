@@ -9,6 +9,8 @@ from tvm import relax
 from tvm.relax.dpl import DFPattern, TuplePattern, is_op, wildcard
 from tvm.relax.transform import FusionPattern, PatternCheckContext
 
+from rt3_tvm.schedules.layout import REAL
+
 ACTIVATION_OPS = {
     "gelu": "relax.nn.gelu",
     "gelu_tanh": "relax.nn.gelu_tanh",
@@ -85,15 +87,15 @@ def static_shape(expr: relax.Expr) -> tuple[int, ...]:
     return tuple(int(d) for d in expr.ty.shape)
 
 
-def is_float32(expr: relax.Expr) -> bool:
-    """Return whether an expression is a float32 tensor."""
-    return isinstance(expr.ty, relax.TensorType) and str(expr.ty.dtype) == "float32"
+def is_real(expr: relax.Expr) -> bool:
+    """Return whether an expression is a tensor of the numbers that models compute in, not of ids or flags."""
+    return isinstance(expr.ty, relax.TensorType) and str(expr.ty.dtype) == REAL.dtype
 
 
 def _is_linear(transposed: bool) -> Callable[[dict[str, relax.Expr]], bool]:
     def check(e: dict[str, relax.Expr]) -> bool:
         weight = static_shape(e["weight"])
-        if len(weight) != 2 or not all(is_float32(x) for x in e.values()) or len(static_shape(e["x"])) not in (2, 3):
+        if len(weight) != 2 or not all(is_real(x) for x in e.values()) or len(static_shape(e["x"])) not in (2, 3):
             return False
         return "bias" not in e or static_shape(e["bias"]) == (weight[1 if transposed else 0],)
 
@@ -135,7 +137,7 @@ def _rotary() -> Composite:
         if len(shape) != 4 or shape[3] % 2 or half != (*shape[:3], shape[3] // 2) or half != static_shape(e["high"]):
             return False
         begins = [int(e[r].args[2].fields[0].value) for r in ("low", "high")]
-        return begins == [0, shape[3] // 2] and tables == ((1, 1, *shape[2:]),) * 2 and is_float32(e["x"])
+        return begins == [0, shape[3] // 2] and tables == ((1, 1, *shape[2:]),) * 2 and is_real(e["x"])
 
     roles = {"x": x, "cos": cos, "sin": sin}
     return Composite("rt3.rotary", "rotary", out, roles, check, inner={"low": low, "high": high})
@@ -150,9 +152,7 @@ def _norm(norm: str, with_residual: bool) -> Composite:
 
     def check(e: dict[str, relax.Expr]) -> bool:
         same = not with_residual or static_shape(e["x"]) == static_shape(e["residual"])
-        return (
-            same and is_float32(e["x"]) and len(static_shape(e["x"])) in (2, 3) and len(static_shape(e["gamma"])) == 1
-        )
+        return same and is_real(e["x"]) and len(static_shape(e["x"])) in (2, 3) and len(static_shape(e["gamma"])) == 1
 
     name = f"rt3.add_{norm}" if with_residual else f"rt3.{norm}"
     return Composite(name, "norm", is_op(operator)(source, *scales.values()), roles, check, operator=operator)
@@ -163,7 +163,7 @@ def _embedding() -> Composite:
     out = is_op("relax.reshape")(is_op("relax.take")(table, ids), wildcard())
 
     def check(e: dict[str, relax.Expr]) -> bool:
-        return len(static_shape(e["table"])) == 2 and len(static_shape(e["ids"])) == 1 and is_float32(e["table"])
+        return len(static_shape(e["table"])) == 2 and len(static_shape(e["ids"])) == 1 and is_real(e["table"])
 
     return Composite("rt3.embedding", "embedding", out, {"table": table, "ids": ids}, check)
 

@@ -15,8 +15,8 @@ from tvm import IRModule, relax
 from rt3_tvm.schedules.attention_mask import StaticMask, analyse
 from rt3_tvm.transform.attention_bias import MASK_VALUE, BiasParts
 from rt3_tvm.transform.attention_scores import SCORE_RANKS, Scores, scores_of
-from rt3_tvm.transform.composites import ATTENTION, is_float32, static_shape
-from rt3_tvm.transform.graph import Graph, bindings_of
+from rt3_tvm.transform.composites import ATTENTION, is_real, static_shape
+from rt3_tvm.transform.graph import Graph, bindings_of, real
 from rt3_tvm.transform.recognise_idioms import LAST_TWO
 
 
@@ -129,12 +129,12 @@ class _Rewriter:
         if array.shape[2] == 1 or not array.any():
             # The same for all queries: for a key a bias, for all keys nothing to a softmax.
             if array.shape[3] > 1 and array.any():
-                parts.keys.append(relax.const(array, "float32"))
+                parts.keys.append(real(array))
             return None
         array = np.broadcast_to(array, (*array.shape[:2], queries, keys))
         mask, whole = analyse(array)
         if not whole:
-            parts.scores.append(relax.const(np.ascontiguousarray(array), "float32"))
+            parts.scores.append(real(np.ascontiguousarray(array)))
         return mask
 
     def biases(self, parts: BiasParts) -> dict[str, relax.Expr]:
@@ -192,7 +192,7 @@ def _mixed(
     """Return attention whose weights are the left side of a product with values."""
     left, v = product.args
     rank = len(static_shape(weights))
-    if scores is None or not left.same_as(weights) or v.same_as(weights) or not is_float32(v):
+    if scores is None or not left.same_as(weights) or v.same_as(weights) or not is_real(v):
         return None
     if rank not in SCORE_RANKS or len(static_shape(v)) != rank:
         return None
@@ -229,13 +229,13 @@ def _spelt(
     k, v = (emit(op.repeat(params[r], heads // groups, 1)) if groups != heads else params[r] for r in "kv")
     scores = emit(op.matmul(params["q"], emit(op.permute_dims(k, LAST_TWO))))
     factor = scale / soft_cap if soft_cap else scale
-    scores = emit(op.multiply(scores, relax.const(factor, "float32")))
+    scores = emit(op.multiply(scores, real(factor)))
     if soft_cap:
-        scores = emit(op.multiply(emit(op.tanh(scores)), relax.const(soft_cap, "float32")))
+        scores = emit(op.multiply(emit(op.tanh(scores)), real(soft_cap)))
     for role in ("key_bias", "score_bias"):
         if role in params:
             scores = emit(op.add(scores, params[role]))
     if mask is not None:
-        band = np.where(mask.shown(queries, keys), np.float32(0), np.float32(MASK_VALUE))
-        scores = emit(op.add(scores, relax.const(band, "float32")))
+        band = np.where(mask.shown(queries, keys), 0.0, MASK_VALUE)
+        scores = emit(op.add(scores, real(band)))
     return op.matmul(emit(op.nn.softmax(scores, axis=-1)), v)

@@ -3,15 +3,22 @@
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 from tvm import relax
 from tvm.ir.expr import GenericConst
 
+from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.transform.composites import static_shape
 
 
 def constant(expr: relax.Expr) -> np.ndarray | None:
     """Return the value of a constant."""
     return np.asarray(expr.value.numpy()) if isinstance(expr, GenericConst) else None
+
+
+def real(value: npt.ArrayLike) -> GenericConst:
+    """Return a constant of the numbers that models compute in."""
+    return relax.const(np.asarray(value, REAL.dtype))
 
 
 def scalar(expr: relax.Expr) -> float | None:

@@ -7,15 +7,13 @@ tensor that the model has transposed.
 
 from dataclasses import dataclass
 
-import numpy as np
 from tvm import IRModule, relax, tirx
 from tvm.ir.expr import GenericConst
 
 from rt3_tvm.schedules import FLOPS_ATTR, KERNEL_ATTR
-from rt3_tvm.schedules import layout as layout_kernel
-from rt3_tvm.schedules.layout import tiles_of
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
-from rt3_tvm.transform.composites import is_float32, static_shape
+from rt3_tvm.schedules.border import from_feature_major, to_feature_major
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
+from rt3_tvm.transform.composites import is_real, static_shape
 from rt3_tvm.transform.context import VariantContext, WeightRef
 from rt3_tvm.transform.graph import constant
 from rt3_tvm.transform.recognise_idioms import HEADS_FIRST
@@ -30,30 +28,31 @@ Arguments = dict[str, relax.Expr]
 
 @dataclass(frozen=True)
 class Tokens:
-    """The logical shape behind a feature-major tensor."""
+    """The logical shape behind a feature-major tensor, and its layout."""
 
     batch: int
     length: int
     features: int
+    layout: FeatureMajor = FEATURE_MAJOR
 
     @property
     def tiles(self) -> int:
         """Token tiles, each sequence padded to whole ones."""
-        return self.batch * tiles_of(self.length)
+        return self.batch * self.layout.tiles(self.length)
 
     def ty(self) -> relax.TensorType:
         """Return the type of the feature-major tensor."""
-        return tensor((self.tiles, self.features, TOKEN_TILE))
+        return tensor(self.layout.shape(self.tiles, self.features), self.layout.element.dtype)
 
 
-def tensor(shape: tuple[int, ...], dtype: str = "float32") -> relax.TensorType:
+def tensor(shape: tuple[int, ...], dtype: str = REAL.dtype) -> relax.TensorType:
     """Return a tensor type."""
     return relax.TensorType(shape, dtype)
 
 
 def tokens_of(expr: relax.Expr) -> Tokens | None:
-    """Return the logical shape of a float32 tensor ([batch,] length, features) or (batch, length, heads, dim)."""
-    if not isinstance(expr.ty, relax.TensorType) or not is_float32(expr):
+    """Return the logical shape of a tensor of numbers ([batch,] length, features) or (batch, length, heads, dim)."""
+    if not isinstance(expr.ty, relax.TensorType) or not is_real(expr):
         return None
     shape = static_shape(expr)
     if len(shape) == 4:
@@ -66,15 +65,6 @@ def token_shape(expr: relax.Expr) -> Tokens:
     tokens = tokens_of(expr)
     assert tokens is not None
     return tokens
-
-
-def to_tiles(array: np.ndarray) -> np.ndarray:
-    """Return a (batch, length, features) array in the feature-major layout, padded with zeros."""
-    batch, length, features = array.shape
-    tiles = tiles_of(length)
-    padded = np.zeros((batch, tiles * TOKEN_TILE, features), np.float32)
-    padded[:, :length] = array
-    return np.ascontiguousarray(padded.reshape(batch * tiles, TOKEN_TILE, features).transpose(0, 2, 1))
 
 
 class Layouts:
@@ -113,7 +103,7 @@ class Layouts:
         return rows if static_shape(rows) == shape else self.builder.emit(relax.op.reshape(rows, shape))
 
     def _from_feature_major(self, value: relax.Expr, t: Tokens) -> relax.Expr:
-        func = layout_kernel.from_feature_major(t.batch, t.length, t.features)
+        func = from_feature_major(t.layout, t.batch, t.length, t.features)
         return self.kernel("from_feature_major", func, [value], tensor((t.batch, t.length, t.features)))
 
     def as_feature_major(self, expr: relax.Expr) -> relax.Expr:
@@ -121,9 +111,9 @@ class Layouts:
         t = token_shape(expr)
         array = constant(expr)
         if array is not None:
-            return relax.const(to_tiles(array.reshape(t.batch, t.length, t.features)), "float32")
+            return relax.const(t.layout.pack(array.reshape(t.batch, t.length, t.features)), t.layout.element.dtype)
         if expr not in self.feature_major:
-            func = layout_kernel.to_feature_major(t.batch, t.length, t.features)
+            func = to_feature_major(t.layout, t.batch, t.length, t.features)
             source, wanted = self.as_plain(expr), (t.batch, t.length, t.features)
             if static_shape(source) != wanted:
                 source = self.builder.emit(relax.op.reshape(source, wanted))
@@ -136,10 +126,9 @@ class Layouts:
             batch, heads, length, dim = static_shape(expr)
             swapped = self.builder.emit(relax.op.permute_dims(self.as_plain(expr), HEADS_FIRST))
             rows = self.builder.emit(relax.op.reshape(swapped, (batch, length, heads * dim)))
-            func = layout_kernel.to_feature_major(batch, length, heads * dim)
-            self.heads_first[expr] = self.kernel(
-                "to_feature_major", func, [rows], Tokens(batch, length, heads * dim).ty()
-            )
+            t = Tokens(batch, length, heads * dim)
+            func = to_feature_major(t.layout, batch, length, heads * dim)
+            self.heads_first[expr] = self.kernel("to_feature_major", func, [rows], t.ty())
         return self.heads_first[expr]
 
     def as_score_tiles(self, expr: relax.Expr) -> relax.Expr:
@@ -150,9 +139,9 @@ class Layouts:
         batch, heads, queries, keys = static_shape(expr)
         t, array = Tokens(batch * heads, queries, keys), constant(expr)
         if array is not None:
-            return relax.const(to_tiles(array.reshape(t.batch, queries, keys)), "float32")
+            return relax.const(t.layout.pack(array.reshape(t.batch, queries, keys)), t.layout.element.dtype)
         if expr not in self.score_tiles:
-            func = layout_kernel.to_feature_major(t.batch, queries, keys)
+            func = to_feature_major(t.layout, t.batch, queries, keys)
             source = self.builder.emit(relax.op.reshape(self.as_plain(expr), (t.batch, queries, keys)))
             self.score_tiles[expr] = self.kernel("to_feature_major", func, [source], t.ty())
         return self.score_tiles[expr]

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from rt3_tvm.pattern import SparseMatrix
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
 from rt3_tvm.schedules.linear_plan import LinearPlan
 from rt3_tvm.transform.context import UNPRUNED
 
@@ -49,7 +48,7 @@ class LinearAnnotation:
     def flops_per_tile(self) -> float:
         """Floating-point operations on a tile of tokens, of kept weights where the kernel skips the others."""
         matrix = self.plan.matrix
-        return 2.0 * matrix.rows * matrix.cols * TOKEN_TILE * (1.0 if matrix.dense else self.density)
+        return 2.0 * matrix.rows * matrix.cols * self.plan.layout.token_tile * (1.0 if matrix.dense else self.density)
 
     def to_attrs(self) -> dict[str, Any]:
         """Return the attributes of the function."""

@@ -13,8 +13,9 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax.dpl import DFPattern, is_const, is_op, rewrite_call, wildcard
 
+from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.transform.composites import static_shape
-from rt3_tvm.transform.graph import scalar
+from rt3_tvm.transform.graph import real, scalar
 
 Matches = dict[DFPattern, relax.Expr]
 HEADS_FIRST = [0, 2, 1, 3]
@@ -159,12 +160,12 @@ def _attention(operator: str) -> Idiom:
             return None
         q, k, v = (op.permute_dims(m[p], HEADS_FIRST) for p in (query, key, value))
         scale = float(attrs.scale) if attrs.scale is not None else dim**-0.5
-        scores = op.multiply(op.matmul(q, op.permute_dims(k, LAST_TWO)), relax.const(scale, "float32"))
+        scores = op.multiply(op.matmul(q, op.permute_dims(k, LAST_TWO)), real(scale))
         for bias in operands[3:]:
             scores = op.add(scores, m[bias])
         if attrs.causal_mask is not None:
-            triangle = np.triu(np.full((queries, keys), np.finfo(np.float32).min, np.float32), 1)
-            scores = op.add(scores, relax.const(triangle))
+            triangle = np.triu(np.full((queries, keys), np.finfo(REAL.dtype).min, REAL.dtype), 1)
+            scores = op.add(scores, real(triangle))
         return op.permute_dims(op.matmul(op.nn.softmax(scores, axis=-1), v), HEADS_FIRST)
 
     return Idiom(operator, pattern, replace)

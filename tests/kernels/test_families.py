@@ -9,10 +9,11 @@ import tvm
 from tvm import te, tirx
 
 from rt3_tvm.codegen.kernels import PIPELINE, task_count, with_c_signature
-from rt3_tvm.schedules import DECISIONS_ATTR, SCHEDULES, attention, layer_norm, layout, matmul, rotary
+from rt3_tvm.schedules import DECISIONS_ATTR, SCHEDULES, attention, border, layer_norm, matmul, rotary
 from rt3_tvm.schedules.attention import AttentionShape
 from rt3_tvm.schedules.few_tokens import few_token_linear
 from rt3_tvm.schedules.layer_norm import NormShape
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, FLOAT32
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
 from rt3_tvm.schedules.matmul import BatchIndex, MatmulShape
 from rt3_tvm.schedules.packing import pack_rows
@@ -33,10 +34,10 @@ SHAPES = [(1, 128, 96), (2, 7, 96), (3, 20, 50)]
 def test_layout_round_trip(rng, batch, length, features):
     x = rng.standard_normal((batch, length, features)).astype(np.float32)
     tiles = np.full_like(to_tiles(x), np.nan)
-    run_kernel("to_feature_major", layout.to_feature_major(batch, length, features), x, tiles)
+    run_kernel("to_feature_major", border.to_feature_major(FEATURE_MAJOR, batch, length, features), x, tiles)
     np.testing.assert_array_equal(tiles, to_tiles(x))
     back = np.full_like(x, np.nan)
-    run_kernel("from_feature_major", layout.from_feature_major(batch, length, features), tiles, back)
+    run_kernel("from_feature_major", border.from_feature_major(FEATURE_MAJOR, batch, length, features), tiles, back)
     np.testing.assert_array_equal(back, x)
 
 
@@ -47,7 +48,7 @@ def test_embedding(rng, batch, length, features, dtype):
     ids = rng.integers(0, 300, batch * length).astype(dtype)
     want = to_tiles(table[ids].reshape(batch, length, features))
     y = np.full_like(want, np.nan)
-    run_kernel("embedding", layout.embedding(batch, length, 300, features, dtype), table, ids, y)
+    run_kernel("embedding", border.embedding(FEATURE_MAJOR, batch, length, 300, features, dtype), table, ids, y)
     np.testing.assert_array_equal(y, want)
 
 
@@ -64,7 +65,7 @@ def test_pattern_embedding(rng, batch, length, group):
     ids = rng.integers(0, rows, batch * length).astype(np.int32)
     want = to_tiles((table * np.repeat(mask, group, axis=0))[ids].reshape(batch, length, features))
     y = np.full_like(want, np.nan)
-    func = layout.pattern_embedding(batch, length, rows, features, kept, group, ("uint16", "int32"))
+    func = border.pattern_embedding(FEATURE_MAJOR, batch, length, rows, features, kept, group, ("uint16", "int32"))
     run_kernel("pattern_embedding", func, packed.values, packed.offsets, ids, y)
     np.testing.assert_array_equal(y, want)
 
@@ -99,7 +100,9 @@ def test_rotary(rng):
     want = (x * cos + rotated * sin).transpose(0, 2, 1, 3).reshape(batch, length, -1)
     tiles = to_tiles(x.transpose(0, 2, 1, 3).reshape(batch, length, -1))
     y = np.full_like(tiles, np.nan)
-    run_kernel("rotary", rotary.rotary(batch, length, heads, dim), tiles, to_tiles(cos), to_tiles(sin), y)
+    run_kernel(
+        "rotary", rotary.rotary(FEATURE_MAJOR, batch, length, heads, dim), tiles, to_tiles(cos), to_tiles(sin), y
+    )
     np.testing.assert_allclose(from_tiles(y, batch, length), want, atol=1e-6, rtol=0)
 
 
@@ -145,7 +148,7 @@ def test_elementwise_with_a_reduction_in_the_middle(rng):
 def _linear(group):
     shape = LinearShape(2, 32, 64, 16, group)
     decisions = LinearDecisions(2)
-    func = linear_algorithm(shape, LinearPacking(4, 2), decisions, CPU.lanes, "gelu")
+    func = linear_algorithm(shape, LinearPacking(4, 2), decisions, CPU.lanes(FLOAT32), "gelu")
     return func.with_attr(DECISIONS_ATTR, decisions.__dict__)
 
 
@@ -161,11 +164,11 @@ EXAMPLES = {
     "attention": lambda: attention.attention(AttentionShape(1, 32, 2, 16, 0.25, key_bias=(1, 1))),
     "matmul": lambda: matmul.matmul(MatmulShape(3, 16, 24, 32, BatchIndex(3), BatchIndex(3)), (4, 16)),
     "layer_norm": lambda: layer_norm.layer_norm(NormShape(2, 64, 1e-5, residual=True)),
-    "rotary": lambda: rotary.rotary(1, 32, 2, 8),
-    "embedding": lambda: layout.embedding(1, 32, 10, 64, "int32"),
-    "pattern_embedding": lambda: layout.pattern_embedding(1, 32, 10, 64, 16, 2, ("uint16", "int32")),
-    "to_feature_major": lambda: layout.to_feature_major(1, 32, 64),
-    "from_feature_major": lambda: layout.from_feature_major(1, 32, 64),
+    "rotary": lambda: rotary.rotary(FEATURE_MAJOR, 1, 32, 2, 8),
+    "embedding": lambda: border.embedding(FEATURE_MAJOR, 1, 32, 10, 64, "int32"),
+    "pattern_embedding": lambda: border.pattern_embedding(FEATURE_MAJOR, 1, 32, 10, 64, 16, 2, ("uint16", "int32")),
+    "to_feature_major": lambda: border.to_feature_major(FEATURE_MAJOR, 1, 32, 64),
+    "from_feature_major": lambda: border.from_feature_major(FEATURE_MAJOR, 1, 32, 64),
     "elementwise": _add,
 }
 COPIES = {"embedding", "to_feature_major", "from_feature_major"}

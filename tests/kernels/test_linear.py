@@ -10,10 +10,12 @@ from rt3_tvm.pattern import PatternRecipe, PatternShape, cut_backbone, cut_patte
 from rt3_tvm.schedules import DECISIONS_ATTR
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.few_tokens import few_token_linear
+from rt3_tvm.schedules.layout import FLOAT32
 from rt3_tvm.schedules.linear_decisions import (
     LinearDecisions,
     LinearPacking,
     LinearShape,
+    MatrixShape,
     best_cycles,
     choose_decisions,
     choose_packing,
@@ -25,7 +27,7 @@ from rt3_tvm.schedules.packing import offset_dtype, pack_linear
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
 from tests.kernels.harness import CPU, from_tiles, run_kernel, to_tiles
 
-CPUS = [CpuShape(4, 16, 32768), CpuShape(4, 32, 65536), CpuShape(8, 16, 32768), CpuShape(16, 32, 49152)]
+CPUS = [CpuShape(16, 16, 32768), CpuShape(16, 32, 65536), CpuShape(32, 16, 32768), CpuShape(64, 32, 49152)]
 
 
 def check(rows, cols, tokens, columns, valid, weight, packing, decisions=None, activation="none"):
@@ -34,7 +36,7 @@ def check(rows, cols, tokens, columns, valid, weight, packing, decisions=None, a
     group, tiles = rows // len(columns), -(-tokens // 16)
     shape = LinearShape(tiles, rows, cols, padded_kept(columns.shape[1], packing), group, offset_dtype(cols))
     decisions = decisions or choose_decisions(CPU, shape, packing)
-    func = linear_algorithm(shape, packing, decisions, CPU.lanes, activation).with_attr(
+    func = linear_algorithm(shape, packing, decisions, CPU.lanes(FLOAT32), activation).with_attr(
         DECISIONS_ATTR, decisions.__dict__
     )
     packed = pack_linear(weight, columns, valid, bias, packing)
@@ -61,14 +63,14 @@ def sparse(rows, cols, group, sparsity, block_sparsity=0.0, pattern=(None, None)
 def test_pattern_linear(group, tokens):
     rows, cols = 96, 160
     weight, columns, valid = sparse(rows, cols, group, 0.75)
-    packing = choose_packing(CPU, rows, cols, columns.shape[1], group)
+    packing = choose_packing(CPU, MatrixShape(rows, cols, columns.shape[1], group))
     check(rows, cols, tokens, columns, valid, weight, packing)
 
 
 def test_block_pruned_with_blocks_that_do_not_fit():
     weight, columns, valid = sparse(384, 384, 4, 0.35, block_sparsity=0.3, pattern=(100, 100))
     assert not valid.all()  # the last block of each row is padded
-    check(384, 384, 7, columns, valid, weight, choose_packing(CPU, 384, 384, columns.shape[1], 4))
+    check(384, 384, 7, columns, valid, weight, choose_packing(CPU, MatrixShape(384, 384, columns.shape[1], 4)))
 
 
 def test_parts_of_the_tiles_fill_one_result():
@@ -82,7 +84,7 @@ def test_parts_of_the_tiles_fill_one_result():
     whole = LinearShape(7, rows, cols, padded_kept(columns.shape[1], packing), 4)
     for part in (replace(whole, tiles=4, of=7), replace(whole, tiles=3, first=4, of=7)):
         decisions = choose_decisions(CPU, part, packing)
-        func = linear_algorithm(part, packing, decisions, CPU.lanes, "none")
+        func = linear_algorithm(part, packing, decisions, CPU.lanes(FLOAT32), "none")
         func = func.with_attr(DECISIONS_ATTR, decisions.__dict__)
         arrays = to_tiles(x), packed.values, packed.offsets, np.ascontiguousarray(packed.bias), y
         run_kernel("pattern_linear", func, *arrays)
@@ -101,8 +103,8 @@ def test_parts_of_the_tiles_fill_one_result():
     ],
 )
 def test_tiles_are_split_into_whole_register_blocks_and_a_rest(tiles, parts):
-    cpu = CpuShape(16, 32, 49152)
-    packing = choose_packing(cpu, 768, 768, 768, 768)
+    cpu = CpuShape(64, 32, 49152)
+    packing = choose_packing(cpu, MatrixShape.dense_of(768, 768))
     shape = LinearShape(tiles, 768, 768, padded_kept(768, packing), 768)
     assert [(p.first, p.tiles) for p in split_tiles(cpu, shape, packing)] == parts
 
@@ -117,22 +119,30 @@ def test_column_blocks_accumulate(blocks):
 @pytest.mark.parametrize("unroll", [1, 3, 8])
 def test_decisions_do_not_change_the_result(decisions, unroll):
     weight, columns, valid = sparse(64, 160, 2, 0.75)
-    if decisions.vectors * CPU.lanes > 32:
-        pytest.skip(f"{decisions.vectors} vectors of {CPU.lanes} lanes exceed 32 tokens")
+    if decisions.vectors * CPU.lanes(FLOAT32) > 32:
+        pytest.skip(f"{decisions.vectors} vectors of {CPU.lanes(FLOAT32)} lanes exceed 32 tokens")
     check(64, 160, 32, columns, valid, weight, LinearPacking(2, 2, unroll), decisions)
 
 
 def test_many_columns_need_wide_offsets():
     weight, columns, valid = sparse(8, 5000, 4, 0.9)
     assert offset_dtype(5000) == "int32"
-    check(8, 5000, 16, columns, valid, weight, choose_packing(CPU, 8, 5000, columns.shape[1], 4))
+    check(8, 5000, 16, columns, valid, weight, choose_packing(CPU, MatrixShape(8, 5000, columns.shape[1], 4)))
 
 
 @pytest.mark.parametrize(("rows", "cols", "tokens"), [(96, 64, 32), (50, 33, 7), (7, 129, 20)])
 def test_dense_linear(rows, cols, tokens):
     weight = (np.random.default_rng(0).standard_normal((rows, cols)) / np.sqrt(cols)).astype(np.float32)
     columns = np.arange(cols, dtype=np.int32)[None]
-    check(rows, cols, tokens, columns, np.ones_like(columns, bool), weight, choose_packing(CPU, rows, cols, cols, rows))
+    check(
+        rows,
+        cols,
+        tokens,
+        columns,
+        np.ones_like(columns, bool),
+        weight,
+        choose_packing(CPU, MatrixShape.dense_of(rows, cols)),
+    )
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 8])
@@ -164,12 +174,12 @@ def test_few_tokens(tokens, group, packing):
 @pytest.mark.parametrize("group", [1, 2, 4, 8, 768])
 @pytest.mark.parametrize("tiles", [1, 2, 3, 8])
 def test_default_decisions_fit_the_registers(cpu, group, tiles):
-    packing = choose_packing(cpu, 768, 768, 192, group)
+    packing = choose_packing(cpu, MatrixShape(768, 768, 192, group))
     shape = LinearShape(tiles, 768, 768, padded_kept(192, packing), group)
     d = choose_decisions(cpu, shape, packing)
     accumulators = packing.rows * d.vectors * d.groups
     assert accumulators + 1 <= cpu.registers
-    assert (tiles * 16) % (d.vectors * cpu.lanes) == 0
+    assert (tiles * 16) % (d.vectors * cpu.lanes(FLOAT32)) == 0
     assert 768 % packing.rows == 0 and group % packing.rows == 0 and (768 // packing.rows) % d.groups == 0
 
 
@@ -177,13 +187,16 @@ def test_default_decisions_fit_the_registers(cpu, group, tiles):
 @pytest.mark.parametrize(("rows", "cols"), [(768, 768), (3072, 768), (768, 3072), (384, 384), (200, 800)])
 @pytest.mark.parametrize("group", [1, 2, 4, 8])
 def test_modelled_time_falls_with_the_density(cpu, rows, cols, group):
-    dense = best_cycles(cpu, rows, cols, cols, rows)
-    times = [min(dense, best_cycles(cpu, rows, cols, kept, group)) for kept in range(cols, cols // 20, -cols // 20)]
+    dense = best_cycles(cpu, MatrixShape.dense_of(rows, cols))
+    times = [
+        min(dense, best_cycles(cpu, MatrixShape(rows, cols, kept, group)))
+        for kept in range(cols, cols // 20, -cols // 20)
+    ]
     assert all(later <= earlier * 1.01 for earlier, later in pairwise(times))  # padding may differ by one iteration
     assert times[-1] < 0.4 * dense and times[0] == dense
 
 
 def test_a_matrix_that_is_hardly_sparse_is_not_worth_the_sparse_kernel():
-    cpu = CpuShape(8, 16, 32768)
-    assert not sparse_pays(cpu, 768, 768, 730, 1) and sparse_pays(cpu, 768, 768, 384, 1)
-    assert sparse_pays(cpu, 768, 768, 600, 4)
+    cpu = CpuShape(32, 16, 32768)
+    assert not sparse_pays(cpu, MatrixShape(768, 768, 730, 1)) and sparse_pays(cpu, MatrixShape(768, 768, 384, 1))
+    assert sparse_pays(cpu, MatrixShape(768, 768, 600, 4))

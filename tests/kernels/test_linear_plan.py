@@ -16,7 +16,7 @@ from rt3_tvm.transform.linear_annotation import LinearAnnotation
 from rt3_tvm.transform.pipeline import run_phases, shared_phases
 from tests.kernels.harness import CPU
 
-CPUS = [CpuShape(4, 16, 32768), CpuShape(4, 32, 65536), CpuShape(8, 16, 32768), CpuShape(16, 32, 49152)]
+CPUS = [CpuShape(16, 16, 32768), CpuShape(16, 32, 65536), CpuShape(32, 16, 32768), CpuShape(64, 32, 49152)]
 MATRICES = [MatrixShape(768, 3072, 768, 4), MatrixShape(768, 768, 96, 1), MatrixShape.dense_of(500, 48)]
 THIRTEEN_TILES = 13 * 16
 
@@ -31,7 +31,7 @@ def test_a_plan_is_read_back_from_attributes(cpu, matrix, tokens):
 
 
 def test_its_text_names_the_kernel():
-    plan = plan_linear(CpuShape(16, 32, 49152), MatrixShape(768, 3072, 768, 4), TokenCount(1, 128))
+    plan = plan_linear(CpuShape(64, 32, 49152), MatrixShape(768, 3072, 768, 4), TokenCount(1, 128))
     (part,) = plan.parts
     assert str(plan) == f"pattern_linear_f32_v4_r{plan.packing.rows}x{part.decisions.vectors}_t128_k768"
 
@@ -69,7 +69,7 @@ def test_the_benchmark_times_what_the_compiler_builds(tmp_path, group, length):
 
 
 def test_thirteen_tiles_are_two_kernels():
-    plan = plan_linear(CpuShape(16, 32, 49152), MatrixShape.dense_of(768, 768), TokenCount(1, THIRTEEN_TILES))
+    plan = plan_linear(CpuShape(64, 32, 49152), MatrixShape.dense_of(768, 768), TokenCount(1, THIRTEEN_TILES))
     assert [(p.shape.first, p.shape.tiles) for p in plan.parts] == [(0, 12), (12, 1)]
 
 

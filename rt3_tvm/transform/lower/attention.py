@@ -5,6 +5,7 @@ from tvm import relax
 from rt3_tvm.schedules.attention import AttentionShape, attention, register_rows
 from rt3_tvm.schedules.attention_mask import StaticMask
 from rt3_tvm.transform.composites import Composite, static_shape
+from rt3_tvm.transform.graph import real
 from rt3_tvm.transform.layouts import Arguments, Layouts, Tokens
 
 
@@ -14,8 +15,8 @@ def lower_attention(lowering: Layouts, var: relax.Var, _row: Composite, func: re
     algorithm = attention(shape, register_rows(lowering.context.cpu))
     operands = [lowering.as_heads_first(args[r]) for r in "qkv"]
     biases = [
-        lowering.as_plain(args["key_bias"]) if "key_bias" in args else relax.const([[[[0.0]]]], "float32"),
-        lowering.as_score_tiles(args["score_bias"]) if "score_bias" in args else relax.const([[[0.0]]], "float32"),
+        lowering.as_plain(args["key_bias"]) if "key_bias" in args else real([[[[0.0]]]]),
+        lowering.as_score_tiles(args["score_bias"]) if "score_bias" in args else real([[[0.0]]]),
     ]
     out = Tokens(shape.batch, shape.length, shape.heads * shape.v_dim).ty()
     lowering.heads_first[var] = lowering.kernel("attention", algorithm, [*operands, *biases], out, shape.flops)

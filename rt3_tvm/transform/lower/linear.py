@@ -1,9 +1,10 @@
 """Linear layers to the kernels of their plans."""
 
+import math
+
 from tvm import relax
 
-from rt3_tvm.schedules.linear_decisions import TOKEN_TILE
-from rt3_tvm.transform.composites import Composite
+from rt3_tvm.transform.composites import Composite, static_shape
 from rt3_tvm.transform.context import Kind, WeightRef
 from rt3_tvm.transform.layouts import Arguments, Layouts, Tokens, tensor, token_shape
 from rt3_tvm.transform.linear_annotation import LinearAnnotation
@@ -15,11 +16,12 @@ def lower_linear(lowering: Layouts, var: relax.Var, row: Composite, func: relax.
     if annotation is None:
         return False
     plan, t = annotation.plan, token_shape(args["x"])
-    flat = relax.op.reshape(lowering.as_feature_major(args["x"]), (t.tiles * t.features * TOKEN_TILE,))
+    x = lowering.as_feature_major(args["x"])
+    flat = relax.op.reshape(x, (math.prod(static_shape(x)),))
     operands = [lowering.builder.emit(flat), *_weights(lowering, annotation, row, args)]
     out = Tokens(t.batch, t.length, plan.matrix.rows).ty()
     result: list[relax.Expr] = []
-    for part, algorithm in plan.kernels(row.activation, lowering.context.cpu.lanes):
+    for part, algorithm in plan.kernels(row.activation, lowering.context.cpu):
         flops = annotation.flops_per_tile * part.shape.tiles
         result = [lowering.kernel(plan.family, algorithm, [*operands, *result], out, flops, bool(result))]
     lowering.feature_major[var] = result[0]

@@ -8,21 +8,21 @@ from tvm import relax
 
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.matmul import BatchIndex, MatmulShape, matmul, register_block
-from rt3_tvm.transform.composites import is_float32, static_shape
+from rt3_tvm.transform.composites import is_real, static_shape
 from rt3_tvm.transform.layouts import as_kernel
 
 
 def legalize_matmul(cpu: CpuShape) -> Callable[[relax.BlockBuilder, relax.Call], relax.Expr]:
-    """Return how a product is legalised for a CPU: float32 matrices to our kernel, what it does not take as TVM does."""
+    """Return how a product is legalised for a CPU: matrices of numbers to our kernel, what it does not take as TVM does."""
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         shape = matmul_shape(*(static_shape(a) for a in call.args))
-        if shape is None or not all(map(is_float32, call.args)):
+        if shape is None or not all(map(is_real, call.args)):
             return tvm.ir.Op.get("relax.matmul").get_attr("FLegalize")(builder, call)
         kernel = as_kernel("matmul", matmul(shape, register_block(shape, cpu)), shape.flops)
         left = builder.emit(relax.op.reshape(call.args[0], (shape.left.count, shape.rows, shape.inner)))
         right = builder.emit(relax.op.reshape(call.args[1], (shape.right.count, shape.inner, shape.columns)))
-        ty = relax.TensorType((shape.batch, shape.rows, shape.columns), "float32")
+        ty = relax.TensorType((shape.batch, shape.rows, shape.columns), shape.element.dtype)
         result = builder.emit(relax.call_tir(builder.add_func(kernel, "matmul"), [left, right], ty))
         return relax.op.reshape(result, static_shape(call))
 
