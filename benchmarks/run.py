@@ -1,9 +1,9 @@
 """One driver for all benchmarks: ``python benchmarks/run.py [CASE ...]``; prints Markdown, and JSON lines with --json.
 
-Cases: linear (pattern_linear against the best dense layer), few (the same for 1 to 8 tokens), model (every level against dense
-rivals), architectures (a dense and a sparse level of each), density (latency over density), threads (one against two), ops
-(where the time goes), compile (time and peak memory of rt3 compile), switch and memory (C programs on a bundle), peak
-(multiply-adds of one core). Run it on an otherwise idle machine.
+Cases: linear (pattern_linear against the best dense layer), few (the same for 1 to 8 tokens), families (every row of SCHEDULES
+by itself), model (every level against dense rivals), architectures (a dense and a sparse level of each), density (latency over
+density), threads (one against two), ops (where the time goes), compile (time and peak memory of rt3 compile), switch and memory
+(C programs on a bundle), peak (multiply-adds of one core). Run it on an otherwise idle machine.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from typing import Any
 
 from machine import machine
 
+from rt3_tvm.bench.families import time_families
 from rt3_tvm.bench.linear import bench_linear
 from rt3_tvm.bench.linear_kernel import LinearCase
 from rt3_tvm.bench.model import ModelResult, bench_model
@@ -87,6 +88,14 @@ def _linear_row(case: LinearCase, rounds: int) -> Row:
     row = {"tokens": case.tokens, "shape": f"{case.rows}x{case.cols}", "group": case.group}
     row |= {name: result[name] for name in wanted}
     return row | {"of_ideal": float(str(result["speedup"])) * kept, "gflops": result["gflops"]}
+
+
+def families(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield every kernel family at MiniLM's sizes: what a call takes, computes and touches."""
+    peak_rate = core_limits()["peak_gflops"]
+    for row in time_families(args.rounds):
+        speed = {"gflops": row.gflops, "of_peak": row.gflops / peak_rate, "gbytes_per_s": row.gbytes_per_s}
+        yield {"family": row.family, "median_ms": row.timing.median, "low_ms": row.timing.low} | speed
 
 
 def _rt3(*arguments: object) -> None:
@@ -249,6 +258,7 @@ def peak(_args: argparse.Namespace) -> Iterator[Row]:
 CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "linear": linear,
     "few": few,
+    "families": families,
     "model": model,
     "architectures": architectures,
     "density": density,

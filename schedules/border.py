@@ -142,7 +142,7 @@ def schedule_pattern_embedding(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc
     return sch.mod["main"]
 
 
-def schedule_gather(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
+def schedule_gather(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Read rows of the source in order: ``for i, f, t`` becomes ``for i, t, f`` with 4 features unrolled.
 
     The store is strided; the rows it comes from are read once, front to back.
@@ -158,7 +158,7 @@ def schedule_gather(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     return sch.mod["main"]
 
 
-def schedule_scatter(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
+def schedule_scatter(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Write rows of the result in order, 4 features at a time."""
     sch = Schedule(func)
     b, t, f = sch.get_loops(sch.get_sblock("copy"))

@@ -32,6 +32,15 @@ class NormShape:
     keep_sum: bool = False
     layout: FeatureMajor = FEATURE_MAJOR
 
+    @property
+    def flops(self) -> float:
+        """Floating-point operations on the numbers of a tensor: sum, mean, square and its sum, scale, gamma, beta, residual.
+
+        Both passes add the residual anew, and a third where there is a mean.
+        """
+        each = (8 if self.centred else 4) + self.residual * (3 if self.centred else 2) + self.keep_sum
+        return float(each * self.tiles * self.features * self.layout.token_tile)
+
 
 @cache  # TVMScript is parsed anew on every call
 def layer_norm(shape: NormShape) -> tirx.PrimFunc:

@@ -1,7 +1,6 @@
 """Element types and the feature-major layout, as values: what a kernel multiplies, and how its activations lie in memory."""
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ class ElementType:
         return tirx.const(value, self.dtype)
 
     @classmethod
-    def of(cls, dtype: str) -> Self:
+    def of(cls, dtype: str) -> "ElementType":
         """Return the element type of that name; KeyError where kernels multiply no such numbers."""
         return ELEMENT_TYPES[str(dtype)]
 

@@ -4,7 +4,6 @@ The annotation, the lowering, the benchmarks and the tests ask :func:`plan_linea
 back from the attributes of a function, so that a dumped module says which kernels it will get.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -27,8 +26,6 @@ from rt3_tvm.schedules.linear_decisions import (
 from rt3_tvm.schedules.packing import offset_dtype
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
 
-DECISIONS_ATTR = "rt3.decisions"
-"""PrimFunc attribute that holds the values of a decision, by name."""
 NAME_ATTR = "rt3.name"
 """PrimFunc attribute that says what its symbol is to be called: the text of its plan."""
 
@@ -116,15 +113,18 @@ class LinearPlan:
     def __str__(self) -> str:
         return "+".join(map(self.name, self.parts))
 
-    def kernels(self, activation: str, cpu: CpuShape) -> Iterator[tuple[LinearPart, tirx.PrimFunc]]:
-        """Yield each part with its kernel, not yet scheduled; the second one fills in the result of the first."""
-        for part in self.parts:
-            if part.decisions is None:
-                func = few_token_linear(part.shape, self.packing, self.tokens.length, activation)
-            else:
-                func = linear_algorithm(part.shape, self.packing, part.decisions, cpu.lanes(self.element), activation)
-                func = func.with_attr(DECISIONS_ATTR, part.decisions.__dict__)
-            yield part, func.with_attr(NAME_ATTR, self.name(part))
+    def kernel(self, part: LinearPart, activation: str, lanes: int) -> tirx.PrimFunc:
+        """Return the kernel of a part, not yet scheduled; that of the second part fills in the result of the first."""
+        if part.decisions is None:
+            func = few_token_linear(part.shape, self.packing, self.tokens.length, activation)
+        else:
+            func = linear_algorithm(part.shape, self.packing, part.decisions, lanes, activation)
+        return func.with_attr(NAME_ATTR, self.name(part))
+
+    def flops(self, part: LinearPart) -> float:
+        """Return the floating-point operations of a part: of columns that are kept, on tokens that pad a tile too."""
+        tokens = part.shape.tokens if part.decisions else self.tokens.length
+        return 2.0 * self.matrix.rows * self.matrix.kept * tokens
 
     def to_attrs(self) -> dict[str, Any]:
         """Return the plan as attributes of a function: texts, numbers and lists of them."""
@@ -172,9 +172,23 @@ def plan_linear(
     if not matrix.dense and not sparse_pays(cpu, matrix, layout):
         matrix = MatrixShape.dense_of(matrix.rows, matrix.cols)
     packing = choose_packing(cpu, matrix, layout)
+    few = few_tokens(packing, _whole(matrix, tokens, packing, layout), tokens.batch, tokens.length)
+    family = "few_token_linear" if few else "dense_linear" if matrix.dense else "pattern_linear"
+    return plan_of_family(family, cpu, matrix, tokens, layout, packing)
+
+
+def plan_of_family(
+    family: str,
+    cpu: CpuShape,
+    matrix: MatrixShape,
+    tokens: TokenCount,
+    layout: FeatureMajor = FEATURE_MAJOR,
+    packing: LinearPacking | None = None,
+) -> LinearPlan:
+    """Return the plan of a matrix with the kernel of a family, whether or not another one would be cheaper."""
+    packing = packing or choose_packing(cpu, matrix, layout)
     whole = _whole(matrix, tokens, packing, layout)
-    if few_tokens(packing, whole, tokens.batch, tokens.length):
-        return LinearPlan("few_token_linear", layout, matrix, tokens, packing, (LinearPart(whole),))
-    family = "dense_linear" if matrix.dense else "pattern_linear"
+    if family == "few_token_linear":
+        return LinearPlan(family, layout, matrix, tokens, packing, (LinearPart(whole),))
     parts = (LinearPart(p, choose_decisions(cpu, p, packing)) for p in split_tiles(cpu, whole, packing))
     return LinearPlan(family, layout, matrix, tokens, packing, tuple(parts))

@@ -22,6 +22,9 @@ from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, L
 from rt3_tvm.schedules.tasks import share_loop
 from rt3_tvm.schedules.vector_math import ACTIVATIONS
 
+DECISIONS_ATTR = "rt3.decisions"
+"""PrimFunc attribute that holds the values of a decision, by name."""
+
 PREFETCHED_ROWS = 2
 """Rows of a register block from which weights are fetched ahead: below, the loads themselves are what is scarce."""
 
@@ -138,7 +141,7 @@ def linear_algorithm(
                             vg, vv, vt = T.axis.remap("SSS", [g, r, t])
                             Y[tile_of(vb, vt), (vr * gi + vg) * rows + vv, lane_of(vb, vt)] = acc[vg, vv, vt]
 
-    return pattern_linear
+    return pattern_linear.with_attr(DECISIONS_ATTR, decisions.__dict__)
 
 
 def prefetch(address: tirx.Expr) -> tirx.Expr:
@@ -168,7 +171,7 @@ def unroll_columns(sch: Schedule) -> None:
         sch.unroll(loop)
 
 
-def schedule_linear(func: tirx.PrimFunc, decisions: LinearDecisions, lanes: int) -> tirx.PrimFunc:
+def schedule_linear(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Return the scheduled kernel: vectors over tokens, accumulators in registers."""
     sch = Schedule(func)
     for block in ("finish", "store", "multiply"):

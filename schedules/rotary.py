@@ -42,6 +42,11 @@ def rotary(layout: FeatureMajor, batch: int, length: int, heads: int, dim: int) 
     return rotary
 
 
+def rotary_flops(layout: FeatureMajor, batch: int, length: int, heads: int, dim: int) -> float:
+    """Return the floating-point operations of a call: two products and a sum for each number."""
+    return 3.0 * batch * layout.tiles(length) * layout.token_tile * heads * dim
+
+
 def schedule_rotary(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Vectors over tokens."""
     sch = Schedule(func)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rt3_tvm.bench.linear_kernel import LinearCase, LinearKernel, aligned
+from rt3_tvm.bench.kernel import aligned
+from rt3_tvm.bench.linear_kernel import LinearCase, LinearKernel
 from rt3_tvm.bench.rivals import installed_rivals
 from rt3_tvm.pattern import PatternRecipe, PatternShape, SparseMatrix, cut_backbone, cut_patterns
 from rt3_tvm.schedules.linear_plan import LinearPlan

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from tvm import IRModule, relax, tirx
+from tvm import IRModule, relax
 from tvm.ir import GlobalVar
 from tvm.ir.expr import GenericConst
 
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.errors import JobError
-from rt3_tvm.schedules import FLOPS_ATTR, KERNEL_ATTR
+from rt3_tvm.schedules import FLOPS_ATTR, KERNEL_ATTR, SCHEDULES
 from rt3_tvm.transform.context import UNPRUNED, WeightRef, references_of
 from rt3_tvm.transform.legalize import ALIASES
 
@@ -158,19 +158,12 @@ class _Planner:
         matrix = next((r.weight for r in refs if r is not None and r.kind == "values"), "")
         func = self.mod[target]
         flops = int(func.attrs.get(FLOPS_ATTR, 0))
-        size = _touched_bytes(func, types)
+        size = SCHEDULES[str(func.attrs[KERNEL_ATTR])].bytes(func)
         self.calls.append(_Call(self.kernels.index(func), [*arguments, *outputs], matrix, flops, size))
 
 
 def _bytes(ty: relax.TensorType) -> int:
     return int(np.prod([int(d) for d in ty.shape], dtype=np.int64)) * np.dtype(str(ty.dtype)).itemsize
-
-
-def _touched_bytes(func: tirx.PrimFunc, outputs: list[relax.TensorType]) -> int:
-    """Return the bytes of all arguments; of an embedding's table only the rows that are looked up."""
-    if str(func.attrs[KERNEL_ATTR]) in ("embedding", "pattern_embedding"):
-        return 2 * sum(map(_bytes, outputs))
-    return sum(_bytes(buffer.ty) for buffer in func.params)
 
 
 def _place_buffers(buffers: list[_Buffer]) -> int:

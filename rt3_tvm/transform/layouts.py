@@ -6,12 +6,12 @@ tensor that the model has transposed.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import IRModule, relax, tirx
 from tvm.ir.expr import GenericConst
 
-from rt3_tvm.schedules import FLOPS_ATTR, KERNEL_ATTR
-from rt3_tvm.schedules.border import from_feature_major, to_feature_major
+from rt3_tvm.schedules import kernel
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
 from rt3_tvm.transform.composites import is_real, static_shape
 from rt3_tvm.transform.context import VariantContext, WeightRef
@@ -39,6 +39,11 @@ class Tokens:
     def tiles(self) -> int:
         """Token tiles, each sequence padded to whole ones."""
         return self.batch * self.layout.tiles(self.length)
+
+    @property
+    def sizes(self) -> tuple[FeatureMajor, int, int, int]:
+        """What fixes the kernels at the border of the layout."""
+        return self.layout, self.batch, self.length, self.features
 
     def ty(self) -> relax.TensorType:
         """Return the type of the feature-major tensor."""
@@ -103,8 +108,7 @@ class Layouts:
         return rows if static_shape(rows) == shape else self.builder.emit(relax.op.reshape(rows, shape))
 
     def _from_feature_major(self, value: relax.Expr, t: Tokens) -> relax.Expr:
-        func = from_feature_major(t.layout, t.batch, t.length, t.features)
-        return self.kernel("from_feature_major", func, [value], tensor((t.batch, t.length, t.features)))
+        return self.kernel("from_feature_major", t.sizes, [value], tensor((t.batch, t.length, t.features)))
 
     def as_feature_major(self, expr: relax.Expr) -> relax.Expr:
         """Return a token tensor in the feature-major layout, transposing it once if need be; constants at compile time."""
@@ -113,11 +117,10 @@ class Layouts:
         if array is not None:
             return relax.const(t.layout.pack(array.reshape(t.batch, t.length, t.features)), t.layout.element.dtype)
         if expr not in self.feature_major:
-            func = to_feature_major(t.layout, t.batch, t.length, t.features)
             source, wanted = self.as_plain(expr), (t.batch, t.length, t.features)
             if static_shape(source) != wanted:
                 source = self.builder.emit(relax.op.reshape(source, wanted))
-            self.feature_major[expr] = self.kernel("to_feature_major", func, [source], t.ty())
+            self.feature_major[expr] = self.kernel("to_feature_major", t.sizes, [source], t.ty())
         return self.feature_major[expr]
 
     def as_heads_first(self, expr: relax.Expr) -> relax.Expr:
@@ -127,8 +130,7 @@ class Layouts:
             swapped = self.builder.emit(relax.op.permute_dims(self.as_plain(expr), HEADS_FIRST))
             rows = self.builder.emit(relax.op.reshape(swapped, (batch, length, heads * dim)))
             t = Tokens(batch, length, heads * dim)
-            func = to_feature_major(t.layout, batch, length, heads * dim)
-            self.heads_first[expr] = self.kernel("to_feature_major", func, [rows], t.ty())
+            self.heads_first[expr] = self.kernel("to_feature_major", t.sizes, [rows], t.ty())
         return self.heads_first[expr]
 
     def as_score_tiles(self, expr: relax.Expr) -> relax.Expr:
@@ -141,9 +143,8 @@ class Layouts:
         if array is not None:
             return relax.const(t.layout.pack(array.reshape(t.batch, queries, keys)), t.layout.element.dtype)
         if expr not in self.score_tiles:
-            func = to_feature_major(t.layout, t.batch, queries, keys)
             source = self.builder.emit(relax.op.reshape(self.as_plain(expr), (t.batch, queries, keys)))
-            self.score_tiles[expr] = self.kernel("to_feature_major", func, [source], t.ty())
+            self.score_tiles[expr] = self.kernel("to_feature_major", t.sizes, [source], t.ty())
         return self.score_tiles[expr]
 
     def parameter(self, ref: WeightRef, ty: relax.TensorType) -> relax.Var:
@@ -157,22 +158,24 @@ class Layouts:
     def kernel(
         self,
         family: str,
-        func: tirx.PrimFunc,
+        arguments: tuple[Any, ...],
         args: list[relax.Expr],
         ty: relax.TensorType | list[relax.TensorType],
-        flops: float = 0,
         in_place: bool = False,
     ) -> relax.Var:
-        """Emit a call of a kernel; equal kernels become one function. ``in_place``: its last argument is also its output."""
-        function = self.builder.add_func(as_kernel(family, func, flops), family)
+        """Emit a call of the kernel that ``arguments`` of its family fix; equal kernels become one function.
+
+        ``in_place``: the last of ``args`` is also its output.
+        """
+        function = self.builder.add_func(opaque_kernel(family, *arguments), family)
         if in_place:
             return self.builder.emit(relax.op.call_tir_inplace(function, relax.Tuple(args), len(args) - 1, ty))
         return self.builder.emit(relax.call_tir(function, args, ty))
 
 
-def as_kernel(family: str, func: tirx.PrimFunc, flops: float = 0) -> tirx.PrimFunc:
-    """Return a kernel that says its family and what it computes."""
-    return func.with_attrs({KERNEL_ATTR: family, "op_pattern": OPAQUE, FLOPS_ATTR: round(flops)})
+def opaque_kernel(family: str, *arguments: Any) -> tirx.PrimFunc:
+    """Return a family's kernel, marked so that operator fusion leaves it alone."""
+    return kernel(family, *arguments).with_attr("op_pattern", OPAQUE)
 
 
 def is_scalar(expr: relax.Expr) -> bool:

@@ -44,12 +44,6 @@ class LinearAnnotation:
     density: float = 1.0
     cut: Cut | None = None
 
-    @property
-    def flops_per_tile(self) -> float:
-        """Floating-point operations on a tile of tokens, of kept weights where the kernel skips the others."""
-        matrix = self.plan.matrix
-        return 2.0 * matrix.rows * matrix.cols * self.plan.layout.token_tile * (1.0 if matrix.dense else self.density)
-
     def to_attrs(self) -> dict[str, Any]:
         """Return the attributes of the function."""
         attrs = {

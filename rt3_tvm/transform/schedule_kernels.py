@@ -3,7 +3,7 @@
 import tvm
 from tvm import IRModule, tirx
 
-from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
+from rt3_tvm.schedules import scheduled
 from rt3_tvm.schedules.cpu import CpuShape
 
 
@@ -18,7 +18,5 @@ class ScheduleKernels:
         """Schedule each PrimFunc of the module."""
         for var, func in mod.functions_items():
             if isinstance(func, tirx.PrimFunc):
-                family = str(func.attrs.get(KERNEL_ATTR, "elementwise")) if func.attrs else "elementwise"
-                scheduled = SCHEDULES[family].schedule(func, self.cpu)
-                mod[var] = scheduled.with_attrs({KERNEL_ATTR: family, "tirx.noalias": True})
+                mod[var] = scheduled(func, self.cpu)
         return mod

@@ -1,6 +1,7 @@
 """The other families against PyTorch; and for every row of SCHEDULES that its code is vector code."""
 
 import re
+from functools import cache
 
 import numpy as np
 import pytest
@@ -9,17 +10,13 @@ import tvm
 from tvm import te, tirx
 
 from rt3_tvm.codegen.kernels import PIPELINE, task_count, with_c_signature
-from rt3_tvm.schedules import DECISIONS_ATTR, SCHEDULES, attention, border, layer_norm, matmul, rotary
-from rt3_tvm.schedules.attention import AttentionShape
-from rt3_tvm.schedules.few_tokens import few_token_linear
+from rt3_tvm.schedules import FLOPS_ATTR, SCHEDULES, border, kernel, layer_norm, matmul, rotary, scheduled
+from rt3_tvm.schedules.examples import FEW, SMALL
 from rt3_tvm.schedules.layer_norm import NormShape
-from rt3_tvm.schedules.layout import FEATURE_MAJOR, FLOAT32
-from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
-from rt3_tvm.schedules.matmul import BatchIndex, MatmulShape
+from rt3_tvm.schedules.layout import FEATURE_MAJOR
 from rt3_tvm.schedules.packing import pack_rows
-from rt3_tvm.schedules.pattern_linear import linear_algorithm
 from rt3_tvm.transform.lower.matmul import matmul_shape
-from tests.kernels.harness import CLUSTER, CPU, from_tiles, run_kernel, schedule, to_tiles
+from tests.kernels.harness import CLUSTER, CPU, from_tiles, run_kernel, to_tiles
 
 
 def assembly_of(module):
@@ -145,42 +142,53 @@ def test_elementwise_with_a_reduction_in_the_middle(rng):
     np.testing.assert_allclose(out, 2 * data - data.sum(1, keepdims=True), atol=1e-5)
 
 
-def _linear(group):
-    shape = LinearShape(2, 32, 64, 16, group)
-    decisions = LinearDecisions(2)
-    func = linear_algorithm(shape, LinearPacking(4, 2), decisions, CPU.lanes(FLOAT32), "gelu")
-    return func.with_attr(DECISIONS_ATTR, decisions.__dict__)
-
-
-def _add():
-    x, y = (te.placeholder((4, 64), "float32", name=n) for n in "xy")
-    return te.create_prim_func([x, y, te.compute((4, 64), lambda i, j: x[i, j] + y[i, j], name="z")])
-
-
-EXAMPLES = {
-    "pattern_linear": lambda: _linear(4),
-    "dense_linear": lambda: _linear(32),
-    "few_token_linear": lambda: few_token_linear(LinearShape(1, 32, 64, 16, 4), LinearPacking(4, 2, 4), 2, "gelu"),
-    "attention": lambda: attention.attention(AttentionShape(1, 32, 2, 16, 0.25, key_bias=(1, 1))),
-    "matmul": lambda: matmul.matmul(MatmulShape(3, 16, 24, 32, BatchIndex(3), BatchIndex(3)), (4, 16)),
-    "layer_norm": lambda: layer_norm.layer_norm(NormShape(2, 64, 1e-5, residual=True)),
-    "rotary": lambda: rotary.rotary(FEATURE_MAJOR, 1, 32, 2, 8),
-    "embedding": lambda: border.embedding(FEATURE_MAJOR, 1, 32, 10, 64, "int32"),
-    "pattern_embedding": lambda: border.pattern_embedding(FEATURE_MAJOR, 1, 32, 10, 64, 16, 2, ("uint16", "int32")),
-    "to_feature_major": lambda: border.to_feature_major(FEATURE_MAJOR, 1, 32, 64),
-    "from_feature_major": lambda: border.from_feature_major(FEATURE_MAJOR, 1, 32, 64),
-    "elementwise": _add,
-}
 COPIES = {"embedding", "to_feature_major", "from_feature_major"}
 
 
-def test_every_row_has_an_example():
-    assert set(EXAMPLES) == set(SCHEDULES)
+@cache
+def example_of(family):
+    """Return the small example of a row and its kernel."""
+    example = SCHEDULES[family].example(CPU, SMALL)
+    return example, kernel(family, *example.arguments)
 
 
-@pytest.mark.parametrize("family", sorted(EXAMPLES))
+@pytest.mark.parametrize("family", SCHEDULES)
+def test_each_row_computes_its_reference(family):
+    example, func = example_of(family)
+    buffers = [p.ty for p in func.params[len(example.inputs) :]]
+    assert buffers
+    outputs = [np.full([int(d) for d in b.shape], np.nan, str(b.dtype)) for b in buffers]
+    run_kernel(family, func, *example.inputs, *outputs)
+    want = SCHEDULES[family].reference(*example.arguments, *example.inputs)
+    for got, expected in zip(outputs, want, strict=True):
+        assert expected.any() and got.shape == expected.shape
+        np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", SCHEDULES)
+def test_each_row_counts_what_a_call_does(family):
+    """Operations against the sizes of the example, bytes against its arrays."""
+    (example, func), row, s = example_of(family), SCHEDULES[family], SMALL
+    padded, kept = 2 * 32, {"dense_linear": 32, "few_token_linear": 8, "pattern_linear": 8}
+    flops = {
+        **{
+            name: 2 * s.rows * columns * (FEW if name == "few_token_linear" else padded)
+            for name, columns in kept.items()
+        },
+        "attention": 4 * s.batch * s.heads * s.dim * 32 * 32,
+        "matmul": 2 * s.batch * s.heads * (s.length - 1) * s.dim * (s.length + 1),
+        "rotary": 3 * padded * s.features,
+        "layer_norm": 12 * padded * s.features,
+    }
+    assert row.flops(*example.arguments) == flops.get(family, 0) == int(func.attrs[FLOPS_ATTR])
+    results = 4 * sum(a.size for a in row.reference(*example.arguments, *example.inputs))
+    looked_up = family in ("embedding", "pattern_embedding")
+    assert row.bytes(func) == results + (results if looked_up else sum(i.nbytes for i in example.inputs))
+
+
+@pytest.mark.parametrize("family", SCHEDULES)
 def test_code_is_vector_code_without_calls(family):
-    func = schedule(family, EXAMPLES[family]())
+    func = scheduled(example_of(family)[1], CPU)
     assert ("T.vectorized" in func.script()) == (family not in COPIES)
     module = tvm.IRModule({"k": with_c_signature(func, "k")})
     assembly = assembly_of(module)
@@ -190,14 +198,14 @@ def test_code_is_vector_code_without_calls(family):
         assert re.search(r"vfmadd\w+ps|fmla", assembly)
 
 
-@pytest.mark.parametrize("family", sorted(EXAMPLES))
+@pytest.mark.parametrize("family", SCHEDULES)
 def test_every_family_has_tasks_for_threads(family):
-    assert task_count(schedule(family, EXAMPLES[family]())) > 1
+    assert task_count(scheduled(example_of(family)[1], CPU)) > 1
 
 
 def test_accumulators_stay_in_registers():
     """The loop over kept columns must not touch the stack."""
-    func = schedule("pattern_linear", _linear(4))
+    func = scheduled(example_of("pattern_linear")[1], CPU)
     module = tvm.IRModule({"k": with_c_signature(func, "k")})
     assembly = assembly_of(module)
     blocks = re.split(r"^(?=\.LBB)", assembly, flags=re.MULTILINE)

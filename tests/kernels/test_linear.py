@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from rt3_tvm.pattern import PatternRecipe, PatternShape, cut_backbone, cut_patterns
-from rt3_tvm.schedules import DECISIONS_ATTR
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.few_tokens import few_token_linear
 from rt3_tvm.schedules.layout import FLOAT32
@@ -36,9 +35,7 @@ def check(rows, cols, tokens, columns, valid, weight, packing, decisions=None, a
     group, tiles = rows // len(columns), -(-tokens // 16)
     shape = LinearShape(tiles, rows, cols, padded_kept(columns.shape[1], packing), group, offset_dtype(cols))
     decisions = decisions or choose_decisions(CPU, shape, packing)
-    func = linear_algorithm(shape, packing, decisions, CPU.lanes(FLOAT32), activation).with_attr(
-        DECISIONS_ATTR, decisions.__dict__
-    )
+    func = linear_algorithm(shape, packing, decisions, CPU.lanes(FLOAT32), activation)
     packed = pack_linear(weight, columns, valid, bias, packing)
     y = np.full((tiles, rows, 16), np.nan, np.float32)
     family = "dense_linear" if shape.dense else "pattern_linear"
@@ -85,7 +82,6 @@ def test_parts_of_the_tiles_fill_one_result():
     for part in (replace(whole, tiles=4, of=7), replace(whole, tiles=3, first=4, of=7)):
         decisions = choose_decisions(CPU, part, packing)
         func = linear_algorithm(part, packing, decisions, CPU.lanes(FLOAT32), "none")
-        func = func.with_attr(DECISIONS_ATTR, decisions.__dict__)
         arrays = to_tiles(x), packed.values, packed.offsets, np.ascontiguousarray(packed.bias), y
         run_kernel("pattern_linear", func, *arrays)
     want = x[0].astype(np.float64) @ weight.T.astype(np.float64) + bias

@@ -294,7 +294,7 @@ def test_profile_times_every_step(tiny_bundle, monkeypatch):
         assert row.ms == pytest.approx(2e-3 * len(own)) and row.of_peak == pytest.approx(row.gflops / 50)
         assert row.gflops == pytest.approx(flops / (2e3 * len(own))) and row.mbytes == pytest.approx(size / 1e6)
         assert size > 0
-    assert {r.family for r in rows if r.gflops} == {"pattern_linear", "few_token_linear", "attention"}
+    assert {r.family for r in rows if r.gflops} == {"pattern_linear", "few_token_linear", "attention", "layer_norm"}
     with pytest.raises(Rt3Error, match="takes 1 to 40"):
         measure_ops(tiny_bundle, 0, 41)
 

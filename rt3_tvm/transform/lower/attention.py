@@ -2,7 +2,7 @@
 
 from tvm import relax
 
-from rt3_tvm.schedules.attention import AttentionShape, attention, register_rows
+from rt3_tvm.schedules.attention import AttentionShape, register_rows
 from rt3_tvm.schedules.attention_mask import StaticMask
 from rt3_tvm.transform.composites import Composite, static_shape
 from rt3_tvm.transform.graph import real
@@ -12,14 +12,14 @@ from rt3_tvm.transform.layouts import Arguments, Layouts, Tokens
 def lower_attention(lowering: Layouts, var: relax.Var, _row: Composite, func: relax.Function, args: Arguments) -> bool:
     """Lower attention by what phase 2 has said of it."""
     shape = _shape(func, args)
-    algorithm = attention(shape, register_rows(lowering.context.cpu))
+    arguments = (shape, register_rows(lowering.context.cpu))
     operands = [lowering.as_heads_first(args[r]) for r in "qkv"]
     biases = [
         lowering.as_plain(args["key_bias"]) if "key_bias" in args else real([[[[0.0]]]]),
         lowering.as_score_tiles(args["score_bias"]) if "score_bias" in args else real([[[0.0]]]),
     ]
     out = Tokens(shape.batch, shape.length, shape.heads * shape.v_dim).ty()
-    lowering.heads_first[var] = lowering.kernel("attention", algorithm, [*operands, *biases], out, shape.flops)
+    lowering.heads_first[var] = lowering.kernel("attention", arguments, [*operands, *biases], out)
     return True
 
 

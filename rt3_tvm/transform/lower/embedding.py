@@ -2,7 +2,6 @@
 
 from tvm import relax
 
-from rt3_tvm.schedules.border import embedding, pattern_embedding
 from rt3_tvm.schedules.packing import column_dtype
 from rt3_tvm.transform.composites import Composite, find_op, static_shape
 from rt3_tvm.transform.context import WeightRef
@@ -19,9 +18,9 @@ def lower_embedding(lowering: Layouts, var: relax.Var, _row: Composite, func: re
     if name in lowering.context.matrices:
         lowering.feature_major[var] = _pattern_embedding(lowering, name, t, ids)
         return True
-    algorithm = embedding(t.layout, t.batch, t.length, *static_shape(table), str(ids.ty.dtype))
+    arguments = (t.layout, t.batch, t.length, *static_shape(table), str(ids.ty.dtype))
     operands = [lowering.as_plain(table), lowering.as_plain(ids)]
-    lowering.feature_major[var] = lowering.kernel("embedding", algorithm, operands, t.ty())
+    lowering.feature_major[var] = lowering.kernel("embedding", arguments, operands, t.ty())
     return True
 
 
@@ -30,9 +29,9 @@ def _pattern_embedding(lowering: Layouts, name: str, t: Tokens, ids: relax.Expr)
     rows, features = matrix.backbone.shape
     kept, group = matrix.group_columns()[0].shape[1], matrix.patterns.shape.group
     dtypes = column_dtype(features), str(ids.ty.dtype)
-    algorithm = pattern_embedding(t.layout, t.batch, t.length, rows, features, kept, group, dtypes)
+    arguments = (t.layout, t.batch, t.length, rows, features, kept, group, dtypes)
     tables = [
         lowering.parameter(WeightRef("values", name, level=level), tensor((rows, kept))),
         lowering.parameter(WeightRef("offsets", name, level=level), tensor((rows // group, kept), dtypes[0])),
     ]
-    return lowering.kernel("pattern_embedding", algorithm, [*tables, lowering.as_plain(ids)], t.ty())
+    return lowering.kernel("pattern_embedding", arguments, [*tables, lowering.as_plain(ids)], t.ty())

@@ -21,9 +21,9 @@ def lower_linear(lowering: Layouts, var: relax.Var, row: Composite, func: relax.
     operands = [lowering.builder.emit(flat), *_weights(lowering, annotation, row, args)]
     out = Tokens(t.batch, t.length, plan.matrix.rows).ty()
     result: list[relax.Expr] = []
-    for part, algorithm in plan.kernels(row.activation, lowering.context.cpu):
-        flops = annotation.flops_per_tile * part.shape.tiles
-        result = [lowering.kernel(plan.family, algorithm, [*operands, *result], out, flops, bool(result))]
+    for part in plan.parts:
+        arguments = (plan, part, row.activation, lowering.context.cpu.lanes(plan.element))
+        result = [lowering.kernel(plan.family, arguments, [*operands, *result], out, bool(result))]
     lowering.feature_major[var] = result[0]
     return True
 

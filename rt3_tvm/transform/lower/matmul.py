@@ -7,9 +7,9 @@ import tvm
 from tvm import relax
 
 from rt3_tvm.schedules.cpu import CpuShape
-from rt3_tvm.schedules.matmul import BatchIndex, MatmulShape, matmul, register_block
+from rt3_tvm.schedules.matmul import BatchIndex, MatmulShape, register_block
 from rt3_tvm.transform.composites import is_real, static_shape
-from rt3_tvm.transform.layouts import as_kernel
+from rt3_tvm.transform.layouts import opaque_kernel
 
 
 def legalize_matmul(cpu: CpuShape) -> Callable[[relax.BlockBuilder, relax.Call], relax.Expr]:
@@ -19,7 +19,7 @@ def legalize_matmul(cpu: CpuShape) -> Callable[[relax.BlockBuilder, relax.Call],
         shape = matmul_shape(*(static_shape(a) for a in call.args))
         if shape is None or not all(map(is_real, call.args)):
             return tvm.ir.Op.get("relax.matmul").get_attr("FLegalize")(builder, call)
-        kernel = as_kernel("matmul", matmul(shape, register_block(shape, cpu)), shape.flops)
+        kernel = opaque_kernel("matmul", shape, register_block(shape, cpu))
         left = builder.emit(relax.op.reshape(call.args[0], (shape.left.count, shape.rows, shape.inner)))
         right = builder.emit(relax.op.reshape(call.args[1], (shape.right.count, shape.inner, shape.columns)))
         ty = relax.TensorType((shape.batch, shape.rows, shape.columns), shape.element.dtype)

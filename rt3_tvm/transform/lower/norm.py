@@ -2,7 +2,7 @@
 
 from tvm import relax
 
-from rt3_tvm.schedules.layer_norm import NormShape, layer_norm
+from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.transform.composites import Composite, find_op, result_fields
 from rt3_tvm.transform.layouts import Arguments, Layouts, token_shape
 
@@ -23,9 +23,9 @@ def lower_norm(lowering: Layouts, var: relax.Var, row: Composite, func: relax.Fu
     gamma = lowering.as_plain(args["gamma"])
     operands = [x, other, gamma, lowering.as_plain(args["beta"]) if shape.centred else gamma]
     if not shape.keep_sum:
-        lowering.feature_major[var] = lowering.kernel("layer_norm", layer_norm(shape), operands, t.ty())
+        lowering.feature_major[var] = lowering.kernel("layer_norm", (shape,), operands, t.ty())
         return True
-    both = lowering.kernel("layer_norm", layer_norm(shape), operands, [t.ty(), t.ty()])
+    both = lowering.kernel("layer_norm", (shape,), operands, [t.ty(), t.ty()])
     values = relax.analysis.get_var2val(func)
     is_sum = [values.get(f, f).op.name == "relax.add" for f in fields]
     lowering.tuples[var] = [lowering.builder.emit(relax.TupleGetItem(both, int(kept))) for kept in is_sum]

@@ -3,7 +3,6 @@
 from tvm import relax
 
 from rt3_tvm.schedules.layout import FEATURE_MAJOR
-from rt3_tvm.schedules.rotary import rotary
 from rt3_tvm.transform.composites import Composite, static_shape
 from rt3_tvm.transform.graph import constant, real
 from rt3_tvm.transform.layouts import Arguments, Layouts, Tokens
@@ -17,8 +16,7 @@ def lower_rotary(lowering: Layouts, var: relax.Var, _row: Composite, _func: rela
         return False
     angles = [lowering.as_feature_major(real(table.reshape(1, length, dim))) for table in tables]
     out = Tokens(batch, length, heads * dim).ty()
+    arguments = (FEATURE_MAJOR, batch, length, heads, dim)
     operands = [lowering.as_heads_first(args["x"]), *angles]
-    lowering.heads_first[var] = lowering.kernel(
-        "rotary", rotary(FEATURE_MAJOR, batch, length, heads, dim), operands, out
-    )
+    lowering.heads_first[var] = lowering.kernel("rotary", arguments, operands, out)
     return True

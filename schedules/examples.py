@@ -1,0 +1,156 @@
+"""A call of each family, small for tests or as large as in a model for timing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te
+
+from rt3_tvm.schedules.attention import AttentionShape, register_rows
+from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.layer_norm import NormShape
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL
+from rt3_tvm.schedules.linear_decisions import LinearPacking, MatrixShape
+from rt3_tvm.schedules.linear_plan import TokenCount, plan_of_family
+from rt3_tvm.schedules.matmul import BatchIndex, MatmulShape, register_block
+from rt3_tvm.schedules.packing import pack_linear
+
+VOCABULARY = 1000
+FEW = 2
+"""Tokens of the example of ``few_token_linear``."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a small model or a real one: sequences, tokens, heads and their features, rows of the wide layer.
+
+    Of a linear layer every ``group`` rows keep one column in ``sparsity``.
+    """
+
+    batch: int
+    length: int
+    heads: int
+    dim: int
+    rows: int
+    group: int = 4
+    sparsity: int = 4
+
+    @property
+    def features(self) -> int:
+        """Features of a token."""
+        return self.heads * self.dim
+
+
+SMALL = Sizes(batch=2, length=20, heads=2, dim=16, rows=64)
+"""Two sequences that do not fill their tiles."""
+MINILM = Sizes(batch=1, length=128, heads=12, dim=32, rows=1536)
+"""6 layers of 384 features, 1536 between."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """The arguments that fix a kernel, and the arrays that one call of it reads."""
+
+    arguments: tuple[Any, ...]
+    inputs: list[np.ndarray]
+
+
+def _numbers(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(REAL.dtype)
+
+
+def _tokens(s: Sizes) -> np.ndarray:
+    return FEATURE_MAJOR.pack(_numbers(s.batch, s.length, s.features))
+
+
+def _ids(s: Sizes) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, VOCABULARY, s.batch * s.length).astype(np.int32)
+
+
+def linear(family: str) -> Callable[[CpuShape, Sizes], Example]:
+    """Return the example of a family of linear layers, with GELU."""
+
+    def example(cpu: CpuShape, s: Sizes) -> Example:
+        few = family == "few_token_linear"
+        tokens = TokenCount(1, FEW) if few else TokenCount(s.batch, s.length)
+        kept, dense = s.features // s.sparsity, family == "dense_linear"
+        matrix = MatrixShape.dense_of(s.rows, s.features) if dense else MatrixShape(s.rows, s.features, kept, s.group)
+        packing = (
+            LinearPacking(4, 2, 4) if few else None
+        )  # its vectors are the rows of a block: not each block has whole ones
+        plan = plan_of_family(family, cpu, matrix, tokens, FEATURE_MAJOR, packing)
+        order = np.random.default_rng(1).permuted(np.tile(np.arange(s.features), (s.rows // matrix.group, 1)), axis=1)
+        columns = np.sort(order[:, : matrix.kept]).astype(np.int32)
+        weight, bias = _numbers(s.rows, s.features) / np.sqrt(s.features), _numbers(s.rows)
+        packed = pack_linear(weight, columns, np.ones_like(columns, np.bool_), bias, plan.packing)
+        x = FEATURE_MAJOR.pack(_numbers(tokens.batch, tokens.length, s.features)).reshape(-1)
+        arguments = (plan, plan.parts[0], "gelu", cpu.lanes(plan.element))
+        return Example(arguments, [x, packed.values, packed.offsets, np.ascontiguousarray(packed.bias)])
+
+    return example
+
+
+def attention(cpu: CpuShape, s: Sizes) -> Example:
+    """Attention with a mask of keys."""
+    shape = AttentionShape(s.batch, s.length, s.heads, s.dim, s.dim**-0.5, key_bias=(s.batch, 1))
+    none = np.zeros((1, 1, 1), REAL.dtype)
+    inputs = [*(_tokens(s) * scale for scale in (1, 2, 3)), _numbers(s.batch, 1, 1, s.length), none]
+    return Example((shape, register_rows(cpu)), [i.astype(REAL.dtype) for i in inputs])
+
+
+def matmul(cpu: CpuShape, s: Sizes) -> Example:
+    """Scores of heads with keys that all sequences share; no side is a multiple of its block."""
+    one, count = BatchIndex(s.heads), s.batch * s.heads
+    shape = MatmulShape(count, s.length - 1, s.dim, s.length + 1, BatchIndex(count), one)
+    inputs = [_numbers(count, shape.rows, shape.inner), _numbers(s.heads, shape.inner, shape.columns)]
+    return Example((shape, register_block(shape, cpu)), inputs)
+
+
+def layer_norm(_cpu: CpuShape, s: Sizes) -> Example:
+    """LayerNorm with the residual before it, whose sum is kept."""
+    tiles = s.batch * FEATURE_MAJOR.tiles(s.length)
+    shape = NormShape(tiles, s.features, 1e-5, residual=True, keep_sum=True)
+    return Example((shape,), [_tokens(s), 3 + 2 * _tokens(s), _numbers(s.features), 1 + _numbers(s.features)])
+
+
+def rotary(_cpu: CpuShape, s: Sizes) -> Example:
+    """Return rotary positions of all heads; of their angles any numbers will do."""
+    angles = FEATURE_MAJOR.pack(_numbers(1, s.length, s.dim))
+    inputs = [_tokens(s), np.cos(angles), np.sin(angles)]
+    return Example((FEATURE_MAJOR, s.batch, s.length, s.heads, s.dim), inputs)
+
+
+def embedding(_cpu: CpuShape, s: Sizes) -> Example:
+    """Return a look-up of words."""
+    ids, table = _ids(s), _numbers(VOCABULARY, s.features)
+    return Example((FEATURE_MAJOR, s.batch, s.length, VOCABULARY, s.features, str(ids.dtype)), [table, ids])
+
+
+def pattern_embedding(_cpu: CpuShape, s: Sizes) -> Example:
+    """Return a look-up in a table of which two rows share their columns."""
+    group, kept, ids = 2, s.features // s.sparsity, _ids(s)
+    order = np.random.default_rng(1).permuted(np.tile(np.arange(s.features), (VOCABULARY // group, 1)), axis=1)
+    columns = np.sort(order[:, :kept]).astype(np.uint16)
+    dtypes = str(columns.dtype), str(ids.dtype)
+    arguments = (FEATURE_MAJOR, s.batch, s.length, VOCABULARY, s.features, kept, group, dtypes)
+    return Example(arguments, [_numbers(VOCABULARY, kept), columns, ids])
+
+
+def to_feature_major(_cpu: CpuShape, s: Sizes) -> Example:
+    """Return tokens that enter."""
+    x = _numbers(s.batch, s.length, s.features)
+    return Example((FEATURE_MAJOR, s.batch, s.length, s.features), [x])
+
+
+def from_feature_major(_cpu: CpuShape, s: Sizes) -> Example:
+    """Return tokens that leave."""
+    return Example((FEATURE_MAJOR, s.batch, s.length, s.features), [_tokens(s)])
+
+
+def elementwise(_cpu: CpuShape, s: Sizes) -> Example:
+    """Return a sum, as TVM's own operators make it."""
+    tokens = _tokens(s)
+    x, y = (te.placeholder(tokens.shape, REAL.dtype, name=name) for name in "xy")
+    total = te.compute(tokens.shape, lambda *i: x(*i) + y(*i), name="total")
+    return Example((te.create_prim_func([x, y, total]),), [tokens, 2 * tokens + 1])

@@ -1,0 +1,117 @@
+"""What each family computes, in NumPy and float64: the arguments that fix a kernel, its input arrays, and back its outputs.
+
+Nothing here shares code with the kernels but the layout. Also the lanes that pad a tile have a value.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from rt3_tvm.schedules.attention import AttentionShape
+from rt3_tvm.schedules.layer_norm import NormShape
+from rt3_tvm.schedules.layout import FeatureMajor
+from rt3_tvm.schedules.linear_plan import LinearPart, LinearPlan
+from rt3_tvm.schedules.matmul import MatmulShape
+
+Arrays = list[np.ndarray]
+
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
+}
+"""Those that examples use; tests/kernels/test_vector_math.py has them all."""
+
+
+def linear(
+    plan: LinearPlan, _part: LinearPart, activation: str, _lanes: int, x: Any, values: Any, offsets: Any, bias: Any
+) -> Arrays:
+    """Y = act(W X + b), for a plan of one part; with few tokens the lanes behind them are zeros."""
+    layout, rows = plan.layout, plan.packing.rows
+    lines = x.reshape(layout.shape(plan.tiles, plan.matrix.cols)).astype(np.float64)
+    y = np.empty(layout.shape(plan.tiles, plan.matrix.rows))
+    for block in range(plan.matrix.rows // rows):
+        columns = offsets[:, block * rows // plan.matrix.group].astype(np.int64) // layout.token_tile
+        sums = np.einsum("tckl,ckr->trl", lines[:, columns], values[:, block])
+        y[:, block * rows : (block + 1) * rows] = sums + bias[block][:, None]
+    y = ACTIVATIONS[activation](y)
+    if plan.family == "few_token_linear":
+        y[:, :, plan.tokens.length :] = 0.0
+    return [y]
+
+
+def attention(shape: AttentionShape, _rows: int, q: Any, k: Any, v: Any, key_bias: Any, _score_bias: Any) -> Arrays:
+    """Softmax(scale Q K^T + key bias) V of each head, without a mask, a cap or a bias of scores."""
+    layout = shape.layout
+    padded = layout.tiles(shape.length) * layout.token_tile
+
+    def heads(tiles: np.ndarray, count: int, length: int) -> np.ndarray:
+        return layout.unpack(tiles, shape.batch, length).reshape(shape.batch, length, count, -1).astype(np.float64)
+
+    queries, keys, values = heads(q, shape.heads, padded), *(heads(t, shape.kv_heads, shape.keys) for t in (k, v))
+    keys, values = (np.repeat(t, shape.heads // shape.kv_heads, axis=2) for t in (keys, values))
+    scores = np.einsum("bqhd,bkhd->bhqk", queries, keys) * shape.scale + key_bias
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return [layout.pack(np.einsum("bhqk,bkhd->bqhd", weights, values).reshape(shape.batch, padded, -1))]
+
+
+def matmul(shape: MatmulShape, _block: tuple[int, int], a: Any, b: Any) -> Arrays:
+    """C = A B for each pair of matrices."""
+
+    def of(side: Any, i: int) -> int:
+        return i // side.divisor % side.count
+
+    pairs = ((a[of(shape.left, i)].astype(np.float64), b[of(shape.right, i)]) for i in range(shape.batch))
+    return [np.stack([left @ right for left, right in pairs])]
+
+
+def layer_norm(shape: NormShape, x: Any, residual: Any, gamma: Any, beta: Any) -> Arrays:
+    """(x + r - mean) / sqrt(variance + epsilon) * gamma + beta over the features, or without mean and beta; and x + r."""
+    total = x.astype(np.float64) + (residual if shape.residual else 0)
+    centred = total - total.mean(axis=1, keepdims=True) if shape.centred else total
+    scaled = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + shape.epsilon) * gamma[:, None]
+    y = scaled + beta[:, None] if shape.centred else scaled
+    return [y, total] if shape.keep_sum else [y]
+
+
+def rotary(
+    layout: FeatureMajor, batch: int, length: int, heads: int, dim: int, x: Any, cosines: Any, sines: Any
+) -> Arrays:
+    """Return x cos + rotated(x) sin, of which the halves of each head's features are swapped and the first negated."""
+    tiles = layout.tiles(length)
+    split = x.reshape(batch, tiles, heads, dim, layout.token_tile).astype(np.float64)
+    low, high = split[:, :, :, : dim // 2], split[:, :, :, dim // 2 :]
+    rotated = np.concatenate([-high, low], axis=3)
+    return [(split * cosines[None, :, None] + rotated * sines[None, :, None]).reshape(x.shape)]
+
+
+def embedding(
+    layout: FeatureMajor, batch: int, length: int, _rows: int, features: int, _dtype: str, table: Any, ids: Any
+) -> Arrays:
+    """Return the rows of a table."""
+    return [layout.pack(table[ids].reshape(batch, length, features))]
+
+
+def pattern_embedding(*arguments: Any) -> Arrays:
+    """Rows of a table of which groups keep some columns: (layout, batch, length, rows, features, ..), values, columns, ids."""
+    layout, batch, length, rows, features, _kept, group, _dtypes, values, columns, ids = arguments
+    table = np.zeros((rows, features))
+    np.put_along_axis(table, np.repeat(columns, group, axis=0).astype(np.int64), values, axis=1)
+    return [layout.pack(table[ids].reshape(batch, length, features))]
+
+
+def to_feature_major(layout: FeatureMajor, _batch: int, _length: int, _features: int, x: Any) -> Arrays:
+    """(batch, length, features) as tiles."""
+    return [layout.pack(x)]
+
+
+def from_feature_major(layout: FeatureMajor, batch: int, length: int, _features: int, x: Any) -> Arrays:
+    """Tiles as (batch, length, features)."""
+    return [layout.unpack(x, batch, length)]
+
+
+def elementwise(_func: tirx.PrimFunc, x: Any, y: Any) -> Arrays:
+    """Return the sum, which the example of the family is."""
+    return [x.astype(np.float64) + y]
