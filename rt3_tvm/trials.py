@@ -3,7 +3,10 @@
 One form is always the model as a user calls it, ``model(input_ids=..., attention_mask=...)`` with a two-dimensional mask.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,14 +160,16 @@ def compare(
     got: dict[str, np.ndarray],
     want: dict[str, np.ndarray],
 ) -> Difference:
-    """Return :func:`worst_difference`, but for outputs without tokens that in PyTorch itself read what stands under the mask.
+    """Return :func:`worst_difference`, but for outputs without tokens that in PyTorch itself read what is padded.
 
-    Such an output is made of a padded token, say the first where a decoder is padded on the left, which may see nothing.
+    Such an output is made of a padded token, say the first where a classifier is padded on the left. What a model makes of
+    padding is its own affair, so an output that changes with it is too.
     """
     found = worst_difference(specs, trial, got, want)
     if found.tolerated or trial.real is None or trial.real.all():
         return found
-    other = reference(model, _other_padding(inputs_of(model), trial))
+    with disturbed(model, trial.real):
+        other = reference(model, _other_padding(inputs_of(model), trial))
     left_out = {
         s.name
         for s in specs
@@ -186,6 +191,26 @@ def _other_padding(specs: tuple[InputSpec, ...], trial: Trial) -> Trial:
     for s in (s for s in specs if s.limit and not s.mask and s.name in inputs):
         inputs[s.name] = np.where(trial.real, inputs[s.name], (inputs[s.name] + 1) % s.limit)
     return Trial(trial.name, inputs, trial.real)
+
+
+@contextmanager
+def disturbed(model: torch.nn.Module, real: np.ndarray) -> Iterator[None]:
+    """Add noise to what the norms of a model give for padded tokens: other ids do not reach models that zero padding first."""
+    padded = torch.from_numpy(~real)[..., None]
+    noise = torch.Generator().manual_seed(0)
+
+    def disturb(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
+        if not isinstance(output, torch.Tensor) or output.shape[:-1] != padded.shape[:-1]:
+            return None
+        return output + padded * torch.randn(output.shape, generator=noise, dtype=output.dtype)
+
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    hooks = [module.register_forward_hook(disturb) for module in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def worst_difference(

@@ -241,3 +241,16 @@ def test_what_is_wrong_under_qemu_alone_is_caught(checkpoint, tmp_path, monkeypa
     with pytest.raises(JobError, match=r"the bundle is wrong under [^\n]*qemu-aarch64[^\n]*its kernels are right here"):
         compile_for_arm(checkpoint, tmp_path / "m.so")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_classifier_makes_of_a_padded_first_token_is_not_compared():
+    """DeBERTa zeroes the embeddings of padding, so that other ids do not show that the first token is read."""
+    torch.manual_seed(0)
+    config = transformers.DebertaV2Config(**SMALL, max_position_embeddings=16, pooler_hidden_size=32)
+    model = transformers.DebertaV2ForSequenceClassification(config).eval()
+    outputs = (OutputSpec("logits", ("batch", 2)),)
+    for trial in (t for t in trials_of(inputs_of(model), 2, 9) if "padded" in t.name):
+        want = {"logits": reference(model, trial)["logits"]}
+        found = compare(model, outputs, trial, {"logits": want["logits"] + 1}, want)
+        assert found.tolerated == (trial.name == "left-padded")
+        assert not model.deberta.encoder.layer[0].output.LayerNorm._forward_hooks
