@@ -1,14 +1,15 @@
 """Every bundle proves itself: before it gets its name, each level and length is compared with the masked PyTorch model."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rt3_tvm.checkpoint import Checkpoint
@@ -84,35 +85,56 @@ def runs_here(bundle: Path) -> bool:
     return True
 
 
-def emulate_bundle(
-    path: Path, proof: Proof, target: dict[str, Any], compiler: list[str], soname: str
-) -> dict[str, Any]:
-    """Run a bundle for another CPU under qemu-user, as far as emulate.py says, and return what its metadata say of that.
+@dataclass(frozen=True, eq=False)
+class Emulated:
+    """What a bundle for another CPU gave under qemu-user for one trial, by level; ``skipped`` says why it gave nothing."""
+
+    length: int
+    trial: Trial
+    command: str = ""
+    outputs: Mapping[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    skipped: str = ""
+
+    def compare(self, proof: Proof) -> dict[str, Any]:
+        """Compare it with PyTorch and return what the bundle's metadata say of it.
+
+        Raises
+        ------
+        JobError
+            As for :func:`verify_bundle`.
+        """
+        if self.skipped:
+            return {"skipped": self.skipped}
+        rows = []
+        for level, got in self.outputs.items():
+            proof.checkpoint.mask(proof.model, level)
+            found = compare(proof.model, proof.outputs, self.trial, got, reference(proof.model, self.trial))
+            if not found.tolerated:
+                failure = Failure(level, self.length, self.trial, found)
+                raise JobError(f"the bundle is wrong under {self.command}: {failure}; its kernels are right here")
+            rows.append({"level": level, "length": self.length, "error": float(f"{found.error:.3g}")})
+        return {"command": self.command, "errors": rows}
+
+
+def emulate_bundle(path: Path, proof: Proof, target: dict[str, Any], compiler: list[str], soname: str) -> Emulated:
+    """Run a bundle for another CPU under qemu-user, as far as emulate.py says; PyTorch is not asked yet.
 
     Raises
     ------
     JobError
-        As for :func:`verify_bundle`; or the bundle fails or dies.
+        The bundle fails or dies.
     """
     length = proof.lengths[0]
     trials = proof.trials[length]
     trial = next((t for t in trials if "padded" in t.name), trials[0])
-    rows = []
+    names = tuple(o.name for o in proof.outputs)
     try:
         emulator = find_emulator(target, compiler, path, soname)
-        for level in sorted({0, len(proof.checkpoint.levels) - 1}):
-            proof.checkpoint.mask(proof.model, level)
-            got = emulator.run(level, trial, tuple(o.name for o in proof.outputs))
-            found = compare(proof.model, proof.outputs, trial, got, reference(proof.model, trial))
-            if not found.tolerated:
-                failure = Failure(level, length, trial, found)
-                raise JobError(
-                    f"the bundle is wrong under {' '.join(emulator.command)}: {failure}; its kernels are right here"
-                )
-            rows.append({"level": level, "length": length, "error": float(f"{found.error:.3g}")})
+        levels = sorted({0, len(proof.checkpoint.levels) - 1})
+        outputs = {level: emulator.run(level, trial, names) for level in levels}
     except Unavailable as error:
-        return {"skipped": str(error)}
-    return {"command": " ".join(emulator.command), "errors": rows}
+        return Emulated(length, trial, skipped=str(error))
+    return Emulated(length, trial, " ".join(emulator.command), outputs)
 
 
 def verify_bundle(path: Path, proof: Proof, explain: Callable[[Failure], str]) -> dict[str, Any]:
