@@ -16,6 +16,7 @@ from rt3_tvm.schedules.attention_mask import StaticMask
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
 from rt3_tvm.schedules.linear_decisions import largest_divisor
+from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
 from rt3_tvm.schedules.tasks import share_loop
 from rt3_tvm.schedules.vector_math import exp, tanh
 
@@ -269,34 +270,32 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
 def schedule_attention(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Vectors over queries everywhere; score and context blocks in registers."""
     sch = Schedule(func)
-    for name, unrolled in STEPS.items():
-        _vectorise(sch, name, lanes, unrolled)
-    for name, reduced in REDUCTIONS.items():
-        _initialise_before(sch, name, reduced)
-    share_loop(sch, sch.get_loops(sch.get_sblock("tile"))[0])  # heads
+    for step in STEPS:
+        vectorise(sch, step.block, "t", lanes, step.registers)
+        if step.summed:
+            begin_before(sch, step.block, step.summed, (*step.registers, "t_0"))
+    share_loop(sch, loop_of(sch, "tile", "h"))  # heads: each thread reads K and V of its own
     return sch.mod["main"]
 
 
-STEPS = {"score": True, "bias": True, "max": False, "exp": False, "sum": False, "context": True, "divide": True}
-"""The blocks in order, and whether the loop before their 16 queries is a register block, which is unrolled."""
-REDUCTIONS = {"score": 1, "max": 1, "sum": 1, "context": 2}
-"""The blocks that sum or take a maximum, and over how many loops: those that are outside of their register block."""
+@dataclass(frozen=True)
+class Step:
+    """A block of the kernel; the outermost loop that it is summed over; which loop is a register block beside the queries."""
+
+    block: str
+    summed: str = ""
+    registers: tuple[str, ...] = ()
 
 
-def _vectorise(sch: Schedule, name: str, lanes: int, unrolled: bool) -> None:
-    """``.., [r,] t`` becomes ``.., [r unrolled,] t0 unrolled, t1 a vector``."""
-    *_, r, t = sch.get_loops(sch.get_sblock(name))
-    t0, t1 = sch.split(t, [None, lanes])
-    sch.vectorize(t1)
-    if unrolled:
-        sch.unroll(r)
-    sch.unroll(t0)
-
-
-def _initialise_before(sch: Schedule, name: str, reduced: int) -> None:
-    """Zero the accumulators in a nest of its own before the loops that are summed over, its register block unrolled."""
-    block = sch.get_sblock(name)
-    inside = 3 if STEPS[name] else 2  # [r,] t0, t1
-    init = sch.decompose_reduction(block, sch.get_loops(block)[-inside - reduced])
-    for loop in sch.get_loops(init)[-inside:-1]:
-        sch.unroll(loop)
+STEPS = (
+    Step(
+        "score", "d", ("j",)
+    ),  # a key is a scalar for all queries, each vector of queries is loaded once for the block of keys
+    Step("bias", registers=("j",)),  # what the block has left in registers is scaled there
+    Step("max", "c"),
+    Step("exp"),  # its polynomial fills the registers: a block of rows would spill
+    Step("sum", "c"),
+    Step("context", "kt", ("r",)),  # as for scores: a feature of a value is a scalar, weights of queries are vectors
+    Step("divide", registers=("r",)),
+)
+"""The blocks in their order."""

@@ -10,6 +10,7 @@ from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
 from rt3_tvm.schedules.layout import FeatureMajor
+from rt3_tvm.schedules.loops import loop_of
 from rt3_tvm.schedules.tasks import share_loop
 
 
@@ -136,9 +137,8 @@ def pattern_embedding(
 def schedule_pattern_embedding(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Vectors of zeros first; the rest is one store for each kept value."""
     sch = Schedule(func)
-    t = sch.get_loops(sch.get_sblock("zero"))[-1]
-    sch.vectorize(sch.split(t, [None, lanes])[1])
-    share_loop(sch, sch.get_loops(sch.get_sblock("tile"))[0])
+    sch.vectorize(sch.split(loop_of(sch, "zero", "t"), [None, lanes])[1])
+    share_loop(sch, loop_of(sch, "tile", "i"))
     return sch.mod["main"]
 
 
@@ -148,12 +148,10 @@ def schedule_gather(func: tirx.PrimFunc) -> tirx.PrimFunc:
     The store is strided; the rows it comes from are read once, front to back.
     """
     sch = Schedule(func)
-    i, f, t = sch.get_loops(sch.get_sblock("copy"))
-    features = int(sch.get(f).extent)
-    unroll = 4 if features % 4 == 0 else 1
-    f0, f1 = sch.split(f, [None, unroll])
-    sch.reorder(i, t, f0, f1)
-    sch.unroll(f1)
+    i, f, t = (loop_of(sch, "copy", name) for name in "ift")
+    outer, inner = sch.split(f, [None, _unrolled(int(sch.get(f).extent))])
+    sch.reorder(i, t, outer, inner)
+    sch.unroll(inner)
     share_loop(sch, i)
     return sch.mod["main"]
 
@@ -161,8 +159,12 @@ def schedule_gather(func: tirx.PrimFunc) -> tirx.PrimFunc:
 def schedule_scatter(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Write rows of the result in order, 4 features at a time."""
     sch = Schedule(func)
-    b, t, f = sch.get_loops(sch.get_sblock("copy"))
-    share_loop(sch, sch.fuse(b, t))
-    unroll = 4 if int(sch.get(f).extent) % 4 == 0 else 1
-    sch.unroll(sch.split(f, [None, unroll])[1])
+    b, t, f = (loop_of(sch, "copy", name) for name in "btf")
+    share_loop(sch, sch.fuse(b, t))  # one sequence has as many tasks as it has tokens
+    sch.unroll(sch.split(f, [None, _unrolled(int(sch.get(f).extent))])[1])
     return sch.mod["main"]
+
+
+def _unrolled(features: int) -> int:
+    """Return the features of an iteration: 4 loads in flight, where there are no fewer left over."""
+    return 4 if features % 4 == 0 else 1

@@ -14,6 +14,7 @@ from tvm.script import tirx as T
 from rt3_tvm.schedules.cpu import STACK_BYTES
 from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.schedules.linear_decisions import LinearPacking, LinearShape, largest_divisor
+from rt3_tvm.schedules.loops import begin_before, loop_of
 from rt3_tvm.schedules.tasks import share_loop
 from rt3_tvm.schedules.vector_math import ACTIVATIONS
 
@@ -113,16 +114,13 @@ def few_token_linear(shape: LinearShape, packing: LinearPacking, tokens: int, ac
 def schedule_few_tokens(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Vectors over rows, everything around them unrolled, so that accumulators live in registers."""
     sch = Schedule(func)
-    block = sch.get_sblock("multiply")
-    _cb, _k, p, g, t, r = sch.get_loops(block)[-6:]
-    sch.vectorize(r)
-    for loop in (p, g, t):
-        sch.unroll(loop)
-    init = sch.decompose_reduction(block, sch.get_loops(block)[-6])
-    for loop in sch.get_loops(init)[-4:-1]:
-        sch.unroll(loop)
-    g, r, t = sch.get_loops(sch.get_sblock("finish"))[-3:]
-    for loop in (g, r, t):
-        sch.unroll(loop)
-    share_loop(sch, sch.get_loops(sch.get_sblock("rows"))[0])
+    # The rows of a register block lie beside each other in memory: one load is the weights of a column, whole vectors of them.
+    sch.vectorize(loop_of(sch, "multiply", "r"))
+    # Partial sums, tokens and row blocks are independent chains: enough of them hide the latency of a multiply-add.
+    for name in ("p", "g", "t"):
+        sch.unroll(loop_of(sch, "multiply", name))
+    begin_before(sch, "multiply", "cb", registers=("g", "p", "t"))
+    for name in ("g", "r", "t"):  # which lanes are tokens is known once this is unrolled
+        sch.unroll(loop_of(sch, "finish", name))
+    share_loop(sch, loop_of(sch, "rows", "rb"))
     return sch.mod["main"]

@@ -11,6 +11,7 @@ from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
+from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
 from rt3_tvm.schedules.tasks import share_loop
 
 PARTIAL_SUMS = 4
@@ -139,16 +140,12 @@ def layer_norm(shape: NormShape) -> tirx.PrimFunc:
 def schedule_layer_norm(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Vectorise every loop over tokens; keep the partial sums in registers."""
     sch = Schedule(func)
-    blocks = {str(sch.get(b).name_hint): b for b in sch.get_child_blocks(sch.get_sblock("tile"))}
-    for name, block in blocks.items():
-        loops = sch.get_loops(block)
-        t0, t1 = sch.split(loops[-1], [None, lanes])
-        sch.vectorize(t1)
-        sch.unroll(t0)
-        if name in ("sum", "square"):
-            sch.unroll(loops[-2])
-            init = sch.decompose_reduction(block, loops[-3])
-            for loop in sch.get_loops(init)[-3:-1]:
-                sch.unroll(loop)
-    share_loop(sch, sch.get_loops(sch.get_sblock("tile"))[0])
+    blocks = [str(sch.get(block).name_hint) for block in sch.get_child_blocks(sch.get_sblock("tile"))]
+    for block in blocks:
+        summed = block in ("sum", "square")
+        # Features of a tile are vectors of tokens beside each other: no pass reduces across lanes.
+        vectorise(sch, block, "t", lanes, registers=("p",) if summed else ())
+        if summed:
+            begin_before(sch, block, "c", registers=("p", "t_0"))
+    share_loop(sch, loop_of(sch, "tile", "i"))
     return sch.mod["main"]

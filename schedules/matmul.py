@@ -13,6 +13,7 @@ from tvm.script import tirx as T
 
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layout import REAL, ElementType
+from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
 from rt3_tvm.schedules.tasks import share_loop
 
 
@@ -101,15 +102,8 @@ def schedule_matmul(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Vectors over columns, the register block unrolled; its zeros stand before the sum."""
     sch = Schedule(func)
     for name in ("multiply", "store"):
-        *_, r, t = sch.get_loops(sch.get_sblock(name))
-        vectors, vector = sch.split(t, [None, min(lanes, int(sch.get(t).extent))])
-        sch.vectorize(vector)
-        sch.unroll(r)
-        sch.unroll(vectors)
-    multiply = sch.get_sblock("multiply")
-    k, _r, _vectors, _vector = sch.get_loops(multiply)[-4:]
-    zero = sch.decompose_reduction(multiply, k)
-    for loop in sch.get_loops(zero)[-3:-1]:
-        sch.unroll(loop)
-    share_loop(sch, sch.get_loops(sch.get_sblock("block"))[0])  # products: blocks of one may overlap
+        width = int(sch.get(loop_of(sch, name, "t")).extent)
+        vectorise(sch, name, "t", min(lanes, width), registers=("r",))  # a narrow result has narrow vectors
+    begin_before(sch, "multiply", "k", registers=("r", "t_0"))
+    share_loop(sch, loop_of(sch, "block", "i"))  # products: blocks of one may overlap
     return sch.mod["main"]

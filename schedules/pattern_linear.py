@@ -19,6 +19,7 @@ from tvm.script import tirx as T
 
 from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
+from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
 from rt3_tvm.schedules.tasks import share_loop
 from rt3_tvm.schedules.vector_math import ACTIVATIONS
 
@@ -149,33 +150,16 @@ def prefetch(address: tirx.Expr) -> tirx.Expr:
     return T.call_llvm_intrin("void", "llvm.prefetch", address, T.int32(0), T.int32(2), T.int32(1))
 
 
-def vectorise_tokens(sch: Schedule, block: str, lanes: int) -> None:
-    """Turn the innermost token loop of ``block`` into vectors, and unroll what is around it.
-
-    ``for g, r, t`` becomes ``unrolled g, r, t0: vector t1``, so that accumulators live in registers.
-    """
-    g, r, t = sch.get_loops(sch.get_sblock(block))[-3:]
-    t0, t1 = sch.split(t, [None, lanes])
-    sch.vectorize(t1)
-    for loop in (g, r, t0):
-        sch.unroll(loop)
-
-
-def unroll_columns(sch: Schedule) -> None:
-    """Unroll one iteration over kept columns, and lift the initialisation of the accumulators out of the loop."""
-    block = sch.get_sblock("multiply")
-    loops = sch.get_loops(block)
-    sch.unroll(loops[-5])
-    init = sch.decompose_reduction(block, loops[-6])
-    for loop in sch.get_loops(init)[-4:-1]:
-        sch.unroll(loop)
-
-
 def schedule_linear(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Return the scheduled kernel: vectors over tokens, accumulators in registers."""
     sch = Schedule(func)
+    # A register block is groups x rows x vectors of tokens: each weight is loaded once for all vectors of its row, each vector of X
+    # once for all rows of its group.
     for block in ("finish", "store", "multiply"):
-        vectorise_tokens(sch, block, lanes)
-    unroll_columns(sch)
-    share_loop(sch, sch.get_loops(sch.get_sblock("tile"))[-1])  # row blocks: each thread all tokens of some rows
+        vectorise(sch, block, "t", lanes, registers=("g", "r"))
+    # A cache line of weights an iteration: LLVM sees enough independent loads to move them ahead of the multiply-adds.
+    sch.unroll(loop_of(sch, "multiply", "u"))
+    begin_before(sch, "multiply", "k", registers=("g", "r", "t_0"))
+    # Threads share row blocks, each with all tokens: they read the same X, and no two write to one line of Y.
+    share_loop(sch, loop_of(sch, "tile", "rb"))
     return sch.mod["main"]
