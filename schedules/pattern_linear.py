@@ -153,8 +153,8 @@ def prefetch(address: tirx.Expr) -> tirx.Expr:
 def schedule_linear(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Return the scheduled kernel: vectors over tokens, accumulators in registers."""
     sch = Schedule(func)
-    # A register block is groups x rows x vectors of tokens: a weight is loaded once for all vectors of its row, a vector of X once
-    # for all rows of its group.
+    # A register block is groups x rows x vectors of tokens: a weight is loaded once for all vectors of its row, a vector of X
+    # once for all rows of its group.
     for block in ("finish", "store", "multiply"):
         vectorise(sch, block, "t", lanes, registers=("g", "r"))
     # A cache line of weights an iteration: LLVM sees enough independent loads to move them ahead of the multiply-adds.
