@@ -22,6 +22,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if len(files) == 1 and Path(*files).is_file() else min(CORES, MOST_WORKERS)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that writes golden texts instead of comparing with them."""
+    parser.addoption("--update-golden", action="store_true", help="write the texts in tests/golden anew")
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether golden texts are to be written."""
+    return bool(request.config.getoption("update_golden"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Give the workers, and what they start, as many threads as there are cores and no more."""
     if "PYTEST_XDIST_WORKER" not in os.environ:

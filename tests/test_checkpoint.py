@@ -43,6 +43,7 @@ def test_round_trip(tiny_checkpoint, saved_checkpoint):
 def test_torch_model_is_the_dense_one_with_masks(tiny_checkpoint):
     dense, masked = (m.state_dict() for m in (tiny_checkpoint.dense_model(), tiny_checkpoint.torch_model(1)))
     matrices = tiny_checkpoint.levels[1].matrices
+    assert matrices.keys() < dense.keys()
     for name, value in dense.items():
         want = value * torch.from_numpy(matrices[name].mask()) if name in matrices else value
         assert torch.equal(masked[name], want)

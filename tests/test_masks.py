@@ -39,7 +39,9 @@ def masks_of(model):
 
 
 def test_an_encoder_adds_a_row_of_keys_and_nothing_else():
-    for constant, rest in masks_of(bert()):
+    masks = masks_of(bert())
+    assert len(masks) == 2
+    for constant, rest in masks:
         assert constant is None
         assert [tuple(p.meta["val"].shape) for p in rest] == [(BATCH, 1, 1, LENGTH)]
 

@@ -2,6 +2,7 @@
 
 import tvm
 from tvm import IRModule, relax
+from tvm.relax.utils import copy_with_new_vars
 
 from rt3_tvm.schedules.linear_plan import MatrixShape, TokenCount, plan_linear
 from rt3_tvm.transform.composites import composite_of, static_shape
@@ -37,7 +38,7 @@ class AnnotateSparsity:
                 rows, cols = static_shape(arguments["weight"])[:: -1 if row.transposed else 1]
                 t = token_shape(arguments["x"])
                 annotation = _annotation(context, name, (rows, cols), TokenCount(t.batch, t.length))
-                annotated = func.with_attrs(annotation.to_attrs())
+                annotated = copy_with_new_vars(func).with_attrs(annotation.to_attrs())
                 return relax.Call(self.builder_.add_func(annotated, call.op.name_hint), call.args, None, [])
 
         annotator = Annotator(mod)

@@ -195,13 +195,14 @@ class RecogniseIdioms:
     """Apply every row of IDIOMS to every Relax function, in order."""
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
-        """Rewrite the module."""
+        """Rewrite the functions."""
+        after = mod.clone()  # TVM hands over the caller's own module
         for var, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 for idiom in IDIOMS:
                     func = rewrite_call(idiom.pattern, _rewriter(idiom), func)  # noqa: PLW2901
-                mod[var] = func
-        return mod
+                after[var] = func
+        return after
 
 
 def _rewriter(idiom: Idiom) -> Callable[[relax.Expr, Any], relax.Expr]:

@@ -63,43 +63,60 @@ def _spilled(func: tirx.PrimFunc) -> list[_Spilled]:
     return spilled
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What a task sees of a buffer of all tasks: under the buffer's name, and by an axis of the block that had the buffer."""
+
+    buffer: tirx.Var
+    whole: tirx.Var
+    match: s_tir.MatchBufferRegion
+    axis: tirx.IterVar
+    task: tirx.Var
+
+
+def _part(spilled: _Spilled, task: tirx.For) -> _Part:
+    """Return the part of a task, in a buffer of all of them."""
+    own, name, dtype = spilled.buffer, spilled.buffer.name, str(spilled.buffer.ty.dtype)
+    whole = tirx.decl_buffer(spilled.shape, dtype, f"{name}_of_tasks", layout=None)
+    offset = tirx.Var(f"{name}_offset", "int32")
+    part = tirx.decl_buffer(static_shape(own), dtype, name, elem_offset=offset, offset_factor=1, layout=None)
+    axis = tirx.IterVar(tvm.ir.Range(0, task.extent), f"{name}_task", tirx.IterVar.DataPar)
+    extents = [tvm.ir.Range(0, extent) for extent in static_shape(own)]
+    region = tirx.BufferRegion(whole, [tvm.ir.Range.from_min_extent(axis.var, 1), *extents])
+    return _Part(own, whole, s_tir.MatchBufferRegion(part, region), axis, task.loop_var)
+
+
 def _with_parameters(func: tirx.PrimFunc, spilled: list[_Spilled]) -> tirx.PrimFunc:
-    """Return the kernel with the buffers behind its other parameters; a task sees its part under the buffer's name."""
-    parameters, parts = [], []
-    for s in spilled:
-        dtype = str(s.buffer.ty.dtype)
-        if s.task is None:
-            parameters.append(s.buffer)
-            continue
-        parameters.append(tirx.decl_buffer(s.shape, dtype, f"{s.buffer.name}_of_tasks"))
-        offset = tirx.Var(f"{s.buffer.name}_offset", "int32")
-        part = tirx.decl_buffer(static_shape(s.buffer), dtype, s.buffer.name, elem_offset=offset, offset_factor=1)
-        whole = [tvm.ir.Range(0, extent) for extent in static_shape(s.buffer)]
-        region = tirx.BufferRegion(parameters[-1], [tvm.ir.Range.from_min_extent(s.task.loop_var, 1), *whole])
-        parts.append((s.buffer, s_tir.MatchBufferRegion(part, region)))
+    """Return the kernel with the buffers behind its other parameters."""
+    parts = [_part(s, s.task) for s in spilled if s.task is not None]
+    wholes = iter(part.whole for part in parts)
+    parameters = [s.buffer if s.task is None else next(wholes) for s in spilled]
 
     def rename(var: tirx.Var) -> tirx.Var:
-        return next((match.buffer for buffer, match in parts if buffer.same_as(var)), var)
+        return next((part.match.buffer for part in parts if part.buffer.same_as(var)), var)
 
-    def rewrite(block: s_tir.SBlock) -> s_tir.SBlock:
-        moved = [*(s.buffer for s in spilled), *(match.buffer for _, match in parts)]
+    def rewrite(realize: s_tir.SBlockRealize) -> s_tir.SBlockRealize:
+        block = realize.block
+        moved = [*(s.buffer for s in spilled), *(part.match.buffer for part in parts)]
         kept = [b for b in block.alloc_buffers if not any(map(b.same_as, moved))]
         if len(kept) == len(block.alloc_buffers):
-            return block
-        here = [match for _, match in parts if any(map(match.buffer.same_as, block.alloc_buffers))]
-        return s_tir.SBlock(
-            block.iter_vars,
+            return realize
+        here = [part for part in parts if any(map(part.match.buffer.same_as, block.alloc_buffers))]
+        block = s_tir.SBlock(
+            [*block.iter_vars, *(part.axis for part in here)],
             block.reads,
-            [*block.writes, *(match.source for match in here)],
+            [*block.writes, *(part.match.source for part in here)],
             block.name_hint,
             block.body,
             block.init,
             kept,
-            [*block.match_buffers, *here],
+            [*block.match_buffers, *(part.match for part in here)],
             block.annotations,
         )
+        values = [*realize.iter_values, *(part.task for part in here)]
+        return s_tir.SBlockRealize(values, realize.predicate, block)
 
-    body = tvm_ffi.structural_map(func.body, [(tirx.Var, rename), (s_tir.SBlock, rewrite)])
+    body = tvm_ffi.structural_map(func.body, [(tirx.Var, rename), (s_tir.SBlockRealize, rewrite)])
     return tirx.PrimFunc([*func.params, *parameters], body, func.ret_type, func.attrs)
 
 

@@ -233,7 +233,9 @@ def test_a_missing_compiler_of_the_host_is_said(capsys, saved_checkpoint, tmp_pa
 
 def test_prune_with_a_pattern_for_each_block(tmp_path):
     assert main(["prune", "random-tiny", "-o", str(tmp_path / "t.ckpt"), "--patterns", "each"]) == 0
-    for level in Checkpoint.load(tmp_path / "t.ckpt").levels:
+    levels = Checkpoint.load(tmp_path / "t.ckpt").levels
+    assert [len(level.matrices) for level in levels] == [13] * 3
+    for level in levels:
         for name, matrix in level.matrices.items():
             assert sorted(matrix.assignment.ravel()) == list(range(len(matrix.patterns.columns))), name
 

@@ -4,15 +4,11 @@ import numpy as np
 import pytest
 import tvm
 from tvm import relax, tirx
-from tvm.ir import assert_structural_equal
-from tvm.script import ir as I
-from tvm.script import relax as R
 
 from rt3_tvm.schedules import KERNEL_ATTR
 from rt3_tvm.schedules.attention_mask import StaticMask
 from rt3_tvm.transform.composites import ATTENTION
 from rt3_tvm.transform.context import VariantContext
-from rt3_tvm.transform.fuse_attention import FuseAttention
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
 from tests.kernels.harness import CPU
 
@@ -278,64 +274,3 @@ def test_constants_that_are_no_band_are_a_bias_with_tiles():
     mask, roles = mask_of(alibi, *[HEADS] * 3)
     assert mask == StaticMask(StaticMask.band(T, T, None, 0).tiles) and roles == ["q", "k", "v", "score_bias"]
     assert mask_of(chunks, *[HEADS] * 3) == (StaticMask(((0, 2), (0, 2))), ["q", "k", "v", "score_bias"])
-
-
-def test_the_function_says_what_it_means():
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(
-            q: R.Tensor((1, 2, 4, 8), "float32"),
-            k: R.Tensor((1, 2, 4, 8), "float32"),
-            v: R.Tensor((1, 2, 4, 8), "float32"),
-            m: R.Tensor((1, 1, 1, 4), "float32"),
-        ):
-            with R.dataflow():
-                kt = R.permute_dims(k, axes=[0, 1, 3, 2])
-                s = R.matmul(q, kt)
-                d = R.divide(s, R.const(4.0, "float32"))
-                t = R.tanh(d)
-                c = R.multiply(t, R.const(2.0, "float32"))
-                a = R.add(m, c)
-                w = R.nn.softmax(a, axis=-1)
-                y = R.matmul(w, v)
-                R.output(y)
-            return y
-
-    @I.ir_module
-    class Expected:
-        @R.function
-        def main(
-            q: R.Tensor((1, 2, 4, 8), "float32"),
-            k: R.Tensor((1, 2, 4, 8), "float32"),
-            v: R.Tensor((1, 2, 4, 8), "float32"),
-            m: R.Tensor((1, 1, 1, 4), "float32"),
-        ) -> R.Tensor((1, 2, 4, 8), "float32"):
-            cls = Expected
-            with R.dataflow():
-                y: R.Tensor((1, 2, 4, 8), "float32") = cls.attention(q, k, v, m)
-                R.output(y)
-            return y
-
-        @R.function(private=True)
-        def attention(
-            q: R.Tensor((1, 2, 4, 8), "float32"),
-            k: R.Tensor((1, 2, 4, 8), "float32"),
-            v: R.Tensor((1, 2, 4, 8), "float32"),
-            key_bias: R.Tensor((1, 1, 1, 4), "float32"),
-        ) -> R.Tensor((1, 2, 4, 8), "float32"):
-            R.func_attr({"Composite": "rt3.attention", "rt3.scale": 0.5, "rt3.soft_cap": 2.0})
-            with R.dataflow():
-                kt = R.permute_dims(k, axes=[0, 1, 3, 2])
-                s = R.matmul(q, kt)
-                d = R.multiply(s, R.const(0.25, "float32"))
-                t = R.tanh(d)
-                c = R.multiply(t, R.const(2.0, "float32"))
-                a = R.add(c, key_bias)
-                w = R.nn.softmax(a, axis=-1)
-                y = R.matmul(w, v)
-                R.output(y)
-            return y
-
-    after = relax.transform.DeadCodeElimination(["main"])(FuseAttention()(Before))
-    assert_structural_equal(after, Expected)

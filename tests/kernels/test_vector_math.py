@@ -28,21 +28,24 @@ def test_exp_relative_error():
     assert (np.abs(apply("exp") - want) / want)[inside].max() < 3e-7
 
 
-@pytest.mark.parametrize(
-    ("name", "want", "bound"),
-    [
-        ("erf", np.vectorize(math.erf), 5e-7),
-        ("tanh", np.tanh, 3e-7),
-        ("sigmoid", lambda x: 1 / (1 + np.exp(-x)), 3e-7),
-        ("relu", lambda x: np.maximum(x, 0), 0.0),
-        ("identity", lambda x: x, 0.0),
-    ],
-)
+NUMPY = [
+    ("erf", np.vectorize(math.erf), 5e-7),
+    ("tanh", np.tanh, 3e-7),
+    ("sigmoid", lambda x: 1 / (1 + np.exp(-x)), 3e-7),
+    ("relu", lambda x: np.maximum(x, 0), 0.0),
+    ("identity", lambda x: x, 0.0),
+]
+
+
+@pytest.mark.parametrize(("name", "want", "bound"), NUMPY)
 def test_absolute_error(name, want, bound):
     assert np.abs(apply(name) - want(X.astype(np.float64))).max() <= bound
 
 
-@pytest.mark.parametrize(("name", "options"), [("gelu", {}), ("gelu_tanh", {"approximate": "tanh"}), ("silu", None)])
+TORCH = [("gelu", {}), ("gelu_tanh", {"approximate": "tanh"}), ("silu", None)]
+
+
+@pytest.mark.parametrize(("name", "options"), TORCH)
 def test_activation_against_torch(name, options):
     x = torch.from_numpy(X.astype(np.float64))
     want = torch.nn.functional.silu(x) if options is None else torch.nn.functional.gelu(x, **options)
@@ -51,4 +54,4 @@ def test_activation_against_torch(name, options):
 
 
 def test_every_activation_has_a_test():
-    assert set(vector_math.ACTIVATIONS) == {"none", "relu", "gelu", "gelu_tanh", "silu", "tanh"}
+    assert {f.__name__ for f in vector_math.ACTIVATIONS.values()} <= {name for name, *_ in (*NUMPY, *TORCH)}

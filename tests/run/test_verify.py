@@ -107,9 +107,12 @@ def test_trials_of_tokens():
     shapes = {t.name: t.real.shape for t in trials}
     assert {t.real.shape for t in trials} == {(3, 32), (3, 22), (1, 22), (1, 32)}
     assert shapes["no mask given"] == (1, 22)
+    padded = [t.name for t in trials if "padded" in t.name]
+    assert sorted(padded) == ["left-padded"] * 2 + ["right-padded"] * 2
     for trial in trials:
         ids, mask = trial.inputs["input_ids"], trial.inputs.get("attention_mask")
         assert (ids >= 0).all() and (ids < 50).all() and (ids[~trial.real] == 3).all()
+        assert (mask is None) == (trial.name == "no mask given")
         assert mask is None or (mask == trial.real).all()
         if "padded" in trial.name:
             counts = trial.real.sum(1)
@@ -123,7 +126,8 @@ def test_trials_of_tokens():
 )
 def test_the_shorter_length(below, length):
     shorter = shorter_length(below, length)
-    assert shorter == 0 or (below < shorter < length and shorter % 16)
+    fits = [n for n in range(below + 1, length) if n % 16]
+    assert shorter in fits if fits else shorter == 0
 
 
 def difference(axes, got, want, real=((True, False),)):

@@ -128,12 +128,14 @@ def test_a_diverging_loss_keeps_the_last_good_state(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
     kept = load_file(folder_of(path) / "joint.partial.safetensors")
-    assert all(torch.isfinite(v).all() for v in kept.values() if v.is_floating_point())
+    numbers = [v for v in kept.values() if v.is_floating_point()]
+    assert numbers and all(torch.isfinite(v).all() for v in numbers)
     monkeypatch.setattr(LanguageModelData, "loss", loss)
     dense = (folder_of(path) / "dense.safetensors").stat().st_mtime_ns
     with pytest.raises(Rt3Error, match=r"pruned_rate was 1.0, is 0.001: .*or restart blocks to do phase blocks and"):
         search(MODEL, replace(options, pruned_rate=1e-3), path)
     with pytest.raises(Rt3Error, match=r"^restart joint: pruned_rate was .*: that takes restart blocks, "):
         search(MODEL, replace(options, pruned_rate=1e-3), path, restart="joint")
-    assert search(MODEL, replace(options, pruned_rate=1e-3), path, restart="blocks").checkpoint.levels
+    found = search(MODEL, replace(options, pruned_rate=1e-3), path, restart="blocks")
+    assert len(found.checkpoint.levels) == options.levels
     assert (folder_of(path) / "dense.safetensors").stat().st_mtime_ns == dense

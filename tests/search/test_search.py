@@ -163,6 +163,7 @@ def test_every_option_ends_in_a_checkpoint(tmp_path, name):
         for level, s in zip(checkpoint.levels, options.sparsity, strict=True):
             assert 1 - s - 0.05 < level.density <= 1 - s + 1e-6
     assert ("alone" in figures[0]) == options.alone
+    assert all(lv.matrices for lv in checkpoint.levels)
     for matrix in (m for lv in checkpoint.levels for m in lv.matrices.values()):
         assert matrix.patterns.shape.group in {
             largest_divisor(matrix.backbone.shape[0], most=g) for g in options.groups
