@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from rt3_tvm.bench.options import LatencyOptions
-from rt3_tvm.cli.options import add_options, console, given
+from rt3_tvm.cli.options import add_options, checked, console, given
+from rt3_tvm.options import wholes
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -40,6 +41,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     latency.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the table, JSON")
     add_options(latency, LatencyOptions)
     latency.set_defaults(drive=drive_latency)
+    arm = what.add_parser(
+        "arm", help="a bundle for ARM: its instructions, counted under qemu-user, and modelled cycles"
+    )
+    arm.add_argument("bundle", type=Path)
+    arm.add_argument("--level", dest="levels", type=_wholes, metavar="L,L", help="levels to count; default all")
+    arm.add_argument(
+        "--seq-len", dest="lengths", type=_wholes, metavar="T,T", help="lengths of the input; default those compiled"
+    )
+    arm.add_argument("--families", action="store_true", help="a row a family, not a kernel")
+    arm.add_argument("--json", action="store_true")
+    arm.set_defaults(drive=drive_arm)
+
+
+def _wholes(text: str) -> tuple[int, ...]:
+    return checked(wholes("numbers", "N,N").read)(text)
 
 
 def drive_linear(args: argparse.Namespace) -> None:
@@ -102,3 +118,36 @@ def drive_latency(args: argparse.Namespace) -> None:
         f"{args.output}: {len(rows)} kernels and the rest ({1e3 * table.table[0].compute_s:.2f} ms), {table.source}; "
         f"{memory / (compute + memory):.0%} of the kernels' time is waiting for memory"
     )
+
+
+def drive_arm(args: argparse.Namespace) -> None:
+    """Run ``rt3 bench arm``."""
+    import logging
+
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from rt3_tvm.bench.arm import bench_arm
+    from rt3_tvm.bench.arm_report import cells, heads
+
+    ladder = bench_arm(args.bundle, args.levels, args.lengths, progress=logging.info)
+    if args.json:
+        print(json.dumps(ladder.to_json()))
+        return
+    for rung in ladder.rungs:
+        title = (
+            f"level {rung.level}, density {rung.density:.3f}, {rung.length} tokens, batch 1: thousands of instructions"
+        )
+        table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column("family" if args.families else "kernel", no_wrap=True)
+        for head in heads(ladder):
+            table.add_column(head, justify="right")
+        for kernel in rung.families if args.families else rung.kernels:
+            table.add_row(kernel.symbol, *cells(kernel, ladder))
+        table.add_section()
+        table.add_row("all", *cells(rung.whole, ladder))
+        console().print(table)
+    print(
+        f"counted: {ladder.command}; spill: stores to the stack; loops: instructions of inner loops that are such stores"
+    )
+    print(f"modelled: kcycles by {ladder.model}" if ladder.model else ladder.no_cycles)

@@ -1,8 +1,12 @@
-/* Runs one level of a bundle on inputs from a file and writes its outputs to another: `drive LEVEL INPUTS OUTPUTS`.
+/* Runs one level of a bundle on inputs from a file and writes its outputs to another: `drive LEVEL INPUTS OUTPUTS
+ * [RUNS]`.
  *
  * Both are native words: inputs int32 count, then for each name[64], int32 dtype, int32 rank, int64 shape[4], data;
  * outputs for each int32 rank, int64 shape[4], data. Exits with 3 where the bundle cannot be opened on this CPU.
+ * With RUNS it runs so often, on one thread, and prints where rt3_open lies: whoever counts instructions finds the
+ * bundle by it.
  */
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -55,7 +59,7 @@ int main(int argc, char **argv) {
   static rt3_tensor inputs[MAX_TENSORS], outputs[MAX_TENSORS];
   static char names[MAX_TENSORS][NAME_BYTES];
   rt3_model *model = NULL;
-  if (argc != 4) return fail(2, "usage: drive LEVEL INPUTS OUTPUTS");
+  if (argc != 4 && argc != 5) return fail(2, "usage: drive LEVEL INPUTS OUTPUTS [RUNS]");
   if (rt3_open(&model) != RT3_OK) return fail(3, rt3_last_error());
 
   FILE *file = fopen(argv[2], "rb");
@@ -70,9 +74,13 @@ int main(int argc, char **argv) {
   if (results > MAX_TENSORS) return fail(2, "too many outputs");
   for (int32_t i = 0; i < results; ++i)
     if (!make_room(model, i, &outputs[i])) return fail(2, "no memory");
-  if (rt3_set_level(model, (int32_t)strtol(argv[1], NULL, 10)) != RT3_OK ||
-      rt3_run(model, inputs, count, outputs, results) != RT3_OK)
-    return fail(1, rt3_last_error());
+  if (rt3_set_level(model, (int32_t)strtol(argv[1], NULL, 10)) != RT3_OK) return fail(1, rt3_last_error());
+  if (argc == 5) {
+    if (rt3_set_threads(model, 1) != RT3_OK) return fail(1, rt3_last_error());
+    printf("%" PRIxPTR "\n", (uintptr_t)rt3_open);
+  }
+  for (long runs = argc == 5 ? strtol(argv[4], NULL, 10) : 1; runs > 0; --runs)
+    if (rt3_run(model, inputs, count, outputs, results) != RT3_OK) return fail(1, rt3_last_error());
 
   file = fopen(argv[3], "wb");
   if (file == NULL) return fail(2, "cannot write outputs");

@@ -7,7 +7,7 @@ length run, once each, on a padded batch.
 import io
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,26 @@ class Emulator:
         JobError
             The bundle fails, or dies.
         """
+        self.drive(level, trial.inputs)
+        return _decode((self.program.parent / "outputs.bin").read_bytes(), outputs)
+
+    def drive(
+        self, level: int, inputs: Mapping[str, np.ndarray], runs: int | None = None, options: Sequence[str] = ()
+    ) -> str:
+        """Run the program and return what it prints; errors as for :meth:`run`.
+
+        ``runs``: as many inferences on one thread, with the address of ``rt3_open`` printed. ``options`` are those of qemu.
+        """
         folder = self.program.parent
-        (folder / "inputs.bin").write_bytes(_encode(trial.inputs))
+        (folder / "inputs.bin").write_bytes(_encode(inputs))
         command = [
             *self.command,
+            *options,
             str(self.program),
             str(level),
             str(folder / "inputs.bin"),
             str(folder / "outputs.bin"),
+            *([] if runs is None else [str(runs)]),
         ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONGEST_S)
@@ -68,7 +80,7 @@ class Emulator:
             raise Unavailable(f"{' '.join(self.command)}: {said}")
         if done.returncode != 0:
             raise JobError(f"level {level} fails with {done.returncode} under {' '.join(self.command)}: {said}")
-        return _decode((folder / "outputs.bin").read_bytes(), outputs)
+        return done.stdout
 
 
 def find_emulator(target: Mapping[str, Any], compiler: list[str], bundle: Path, soname: str) -> Emulator:
@@ -92,7 +104,14 @@ def find_emulator(target: Mapping[str, Any], compiler: list[str], bundle: Path, 
     folder = bundle.parent / "emulated"
     folder.mkdir()
     (folder / soname).symlink_to(bundle)
-    arguments = ["-std=c11", "-O1", f"-I{runtime_directory()}", str(Path(__file__).with_name("drive.c")), soname]
+    arguments = [
+        "-std=c11",
+        "-O1",
+        "-fPIC",
+        f"-I{runtime_directory()}",
+        str(Path(__file__).with_name("drive.c")),
+        soname,
+    ]
     try:
         run_compiler(compiler, [*arguments, "-Wl,-rpath,$ORIGIN", "-o", PROGRAM], folder)
     except JobError as error:
