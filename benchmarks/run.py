@@ -3,7 +3,8 @@
 Cases: linear (pattern_linear against the best dense layer), few (the same for 1 to 8 tokens), families (every row of SCHEDULES
 by itself), model (every level against dense rivals), architectures (a dense and a sparse level of each), density (latency over
 density), threads (one against two), ops (where the time goes), compile (time and peak memory of rt3 compile), switch and memory
-(C programs on a bundle), peak (multiply-adds of one core). Run it on an otherwise idle machine.
+(C programs on a bundle), peak (multiply-adds of one core). Run them on an otherwise idle machine. Only where it is named: arm
+(instructions of bundles for ARM cores, counted under qemu-user, on any machine).
 """
 
 import argparse
@@ -21,6 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import arm as arm_ladder
 from machine import machine
 
 from rt3_tvm.bench.families import time_families
@@ -250,6 +252,17 @@ def memory(_args: argparse.Namespace) -> Iterator[Row]:
     yield from _c_program("memory")
 
 
+def arm(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield what an inference of MiniLM's dimensions (V=4) executes on ARM cores, by family and kind of instruction."""
+    with tempfile.TemporaryDirectory() as folder:
+        for core in args.cores:
+            device, cluster = arm_ladder.CORES[core]
+            options = ("--seq-len", "32,128", "--device", device, "--cluster", cluster)
+            bundle = _bundle(folder, "random-minilm", "0,0.5,0.75,0.9", 4, *options)
+            yield from arm_ladder.rows(core, bundle)
+            bundle.unlink()
+
+
 def peak(_args: argparse.Namespace) -> Iterator[Row]:
     """Yield what one core can do: multiply-adds on registers, and with a load each (the ceiling of V=1)."""
     yield core_limits()
@@ -268,7 +281,10 @@ CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "switch": switch,
     "memory": memory,
     "peak": peak,
+    "arm": arm,
 }
+NOT_TIMED = ("arm",)
+"""Cases that need an emulator rather than an idle machine."""
 
 
 def _cell(value: Any) -> str:
@@ -282,9 +298,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--groups", type=lambda t: [int(v) for v in t.split(",")], default=list(GROUPS))
     parser.add_argument("--models", type=lambda t: t.split(","), default=list(ARCHITECTURES), help="of architectures")
+    parser.add_argument(
+        "--cores", type=lambda t: t.split(","), default=list(arm_ladder.CORES), help="of arm; default A7,A53,A55,A76,X1"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a row instead of a table")
     args = parser.parse_args()
-    for name in args.cases or CASES:
+    for name in args.cases or (case for case in CASES if case not in NOT_TIMED):
         head: list[str] = []
         if not args.json:
             print(f"\n## {name} ({machine()}, one thread but for `threads`)\n", flush=True)
