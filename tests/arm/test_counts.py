@@ -3,25 +3,18 @@
 import arm_counts
 import pytest
 
-from rt3_tvm.errors import JobError
+from tests.arm.conftest import skips_without_tools
 
 WRITTEN_FOR, WRITTEN = arm_counts.written()
 
 
-@pytest.fixture(scope="module")
-def checkpoint():
-    return arm_counts.small_checkpoint()
-
-
 @pytest.mark.parametrize("core", arm_counts.CORES)
-def test_no_family_grew_by_more_than_3_percent(checkpoint, core):
+def test_no_family_grew_by_more_than_3_percent(small_checkpoint, core):
     """Where it should have: python benchmarks/arm_counts.py --update-counts."""
     if arm_counts.versions() != WRITTEN_FOR:
         pytest.skip(f"the counts are of {WRITTEN_FOR}, this is {arm_counts.versions()}")
-    try:
-        now = arm_counts.count(core, checkpoint)
-    except JobError as error:
-        pytest.skip(str(error))
+    with skips_without_tools():
+        now = arm_counts.count(core, small_checkpoint)
     assert now.keys() == {name for name in WRITTEN if name.startswith(f"{core} ")}
     assert arm_counts.grown(WRITTEN, now) == []
 

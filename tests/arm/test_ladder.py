@@ -1,5 +1,7 @@
 """The ladder: what an instruction is, what stores to the stack, that counts are those of the arithmetic, what the models say."""
 
+import json
+import re
 import shutil
 import subprocess
 
@@ -12,11 +14,14 @@ from rt3_tvm.bench.arm import bench_arm
 from rt3_tvm.bench.arm_code import disassemble
 from rt3_tvm.bench.arm_cycles import IN_ORDER, Block, cycle_model
 from rt3_tvm.bench.arm_kinds import Instruction
+from rt3_tvm.bench.arm_qemu import build_plugin
+from rt3_tvm.cli.main import main
 from rt3_tvm.codegen import emulate
 from rt3_tvm.codegen.link import choose_compiler
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.runtime.check import read_metadata
 from rt3_tvm.trials import TOLERANCES, Trial
+from tests.arm.conftest import MISSING, skips_without_tools
 from tests.conftest import reference
 
 KINDS = {
@@ -124,21 +129,15 @@ def built(core, folder, checkpoint):
     """Compile the small model, or take it from the cache of this run; return the bundle."""
     device, cluster = ({"A53": ("rk3399", "little")} | arm_counts.CORES)[core]
     options = CompileOptions(device, lengths=(32, 128), cluster=cluster, verify=False)
-    compile(checkpoint, folder / "small.so", options)
+    with skips_without_tools():
+        compile(checkpoint, folder / "small.so", options)
     return folder / "small.so"
 
 
-@pytest.fixture(scope="module")
-def checkpoint():
-    return arm_counts.small_checkpoint()
-
-
-def test_counts_are_those_of_the_arithmetic(checkpoint, tmp_path):
-    bundle = built("A76", tmp_path, checkpoint)
-    try:
+def test_counts_are_those_of_the_arithmetic(small_checkpoint, tmp_path):
+    bundle = built("A76", tmp_path, small_checkpoint)
+    with skips_without_tools():
         once, again = (bench_arm(bundle, lengths=(32,), model_cycles=False).to_json()["rungs"] for _ in range(2))
-    except JobError as error:
-        pytest.skip(str(error))
     assert once == again
     # Four products of 128x128 in each of two layers, without an activation: a multiply-add makes 4 of float32.
     products = 2 * 4 * 128 * 128 * 32 // 4
@@ -148,23 +147,48 @@ def test_counts_are_those_of_the_arithmetic(checkpoint, tmp_path):
         assert rung["instructions"] == sum(k["instructions"] for k in rung["kernels"])
 
 
+def test_the_command(small_checkpoint, tmp_path, capsys, monkeypatch):
+    bundle = built("A76", tmp_path, small_checkpoint)
+    command = ["bench", "arm", str(bundle), "--level", "1,3", "--seq-len", "20"]
+    status, printed = main([*command, "--json"]), capsys.readouterr()
+    if status == 1 and MISSING.search(printed.err):
+        pytest.skip(printed.err)
+    ladder = json.loads(printed.out)
+    assert [(r["level"], r["length"]) for r in ladder["rungs"]] == [(1, 20), (3, 20)]
+    assert bool(ladder["model"]) != bool(ladder["no_cycles"])
+    assert main(command) == 0
+    table = capsys.readouterr().out
+    for kernel in ladder["rungs"][0]["kernels"]:
+        assert re.search(rf"^\s*{kernel['symbol']} ", table, re.MULTILINE)
+    assert (ladder["model"] or ladder["no_cycles"]) in table
+    assert main([*command[:3], "--level", "4"]) == 2 and "--level 4: this bundle has 0 to 3" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", "")
+    assert main(command) == 1 and "objdump is not installed" in capsys.readouterr().err
+
+
+def test_an_emulator_without_plugins_is_refused(tmp_path):
+    static = shutil.which("qemu-aarch64-static")
+    if static is None:
+        pytest.skip("qemu-aarch64-static is not installed: install qemu-user-static")
+    with pytest.raises(JobError, match="takes no plugins: install qemu-user, which is not static"):
+        build_plugin(static, tmp_path / "plugin.so")
+
+
 @pytest.mark.parametrize("core", ["A53", "A76", "A7"])
-def test_every_group_equals_masked_pytorch(checkpoint, tmp_path, core):
+def test_every_group_equals_masked_pytorch(small_checkpoint, tmp_path, core):
     """What rt3 compile runs under qemu are two levels at the shortest length; here every V, padded and at the whole length."""
-    bundle = built(core, tmp_path, checkpoint)
+    bundle = built(core, tmp_path, small_checkpoint)
     target = read_metadata(bundle)["target"]
-    try:
+    with skips_without_tools():
         emulator = emulate.find_emulator(target, choose_compiler(target["mtriple"], None, ""), bundle, bundle.name)
-    except (emulate.Unavailable, Rt3Error) as error:
-        pytest.skip(str(error))
     rng = np.random.default_rng(0)
     for tokens in (20, 128):
         mask = np.ones((1, tokens), np.int64)
         mask[:, tokens - 7 :] = 0
         inputs = {"input_ids": rng.integers(0, 500, (1, tokens)), "attention_mask": mask}
-        for level in range(len(checkpoint.levels)):
+        for level in range(len(small_checkpoint.levels)):
             got = emulator.run(level, Trial("padded", inputs, None), ("last_hidden_state", "pooler_output"))
-            want = reference(checkpoint, level, **inputs)
+            want = reference(small_checkpoint, level, **inputs)
             for name, value in want.items():
                 a, b = (x[:, : tokens - 7] if x.ndim == 3 else x for x in (got[name], value))
                 assert np.abs(a - b).max() <= TOLERANCES["float32"] * np.abs(b).max()
