@@ -134,7 +134,8 @@ def disassemble(bundle: Path, triple: str) -> list[Function]:
 
 
 def _functions(lines: Sequence[str], wide: bool) -> Iterator[Function]:
-    symbol, found = "", []
+    symbol = ""
+    found: list[Instruction] = []
     for line in lines:
         if head := _FUNCTION.match(line):
             if found:

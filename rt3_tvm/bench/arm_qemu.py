@@ -116,7 +116,7 @@ def _names(bundle: Path) -> tuple[str, int]:
         elf = ELFFile(file)
         dynamic, symbols = elf.get_section_by_name(".dynamic"), elf.get_section_by_name(".dynsym")
         assert isinstance(dynamic, DynamicSection) and isinstance(symbols, SymbolTableSection), "it is a bundle"
-        soname = next(tag.soname for tag in dynamic.iter_tags() if tag.entry.d_tag == "DT_SONAME")
+        soname = next(tag.soname for tag in dynamic.iter_tags("DT_SONAME"))  # type: ignore[attr-defined]
         found = symbols.get_symbol_by_name("rt3_open")
         assert found, "every bundle has it"
         return str(soname), int(found[0].entry.st_value)
