@@ -140,6 +140,8 @@ def bench_arm(
     levels = _chosen("levels", levels, range(len(facts["levels"])))
     lengths = _chosen("lengths", lengths, range(1, max(facts["lengths"]) + 1), facts["lengths"])
     functions = disassemble(bundle, CROSS[arch][0])
+    if missing := {row["symbol"] for row in facts["kernels"]} - {f.symbol for f in functions}:
+        raise Rt3Error(f"'{bundle}' was stripped of the names of its kernels, {min(missing)} for one: compile it again")
     core = str(facts["target"].get("mcpu", arch))
     model, why = _model(core, arch) if model_cycles else (None, "")
     addresses = tuple(one.address for f in functions for one in f.instructions)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 
 import arm_counts
@@ -22,7 +21,7 @@ from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.runtime.check import read_metadata
 from rt3_tvm.trials import TOLERANCES, Trial
 from tests.arm.conftest import MISSING, skips_without_tools
-from tests.conftest import reference
+from tests.conftest import need_program, reference
 
 KINDS = {
     "multiply-adds": (
@@ -115,8 +114,7 @@ def test_kind(text, wide, kind):
 
 @pytest.mark.parametrize(("triple", "stores"), [("aarch64-linux-gnu", 5), ("arm-linux-gnueabihf", 5)])
 def test_stores_to_the_stack(tmp_path, triple, stores):
-    if shutil.which(f"{triple}-gcc") is None:
-        pytest.skip(f"no cross compiler: install gcc-{triple}")
+    need_program(f"{triple}-gcc", f"install gcc-{triple}")
     (tmp_path / "f.s").write_text(SPILLS[triple], encoding="utf-8")
     subprocess.run([f"{triple}-gcc", "-c", "f.s", "-o", "f.o"], cwd=tmp_path, check=True)
     (function,) = disassemble(tmp_path / "f.o", triple)
@@ -166,10 +164,16 @@ def test_the_command(small_checkpoint, tmp_path, capsys, monkeypatch):
     assert main(command) == 1 and "objdump is not installed" in capsys.readouterr().err
 
 
+def test_a_bundle_without_names_is_refused(small_checkpoint, tmp_path):
+    bundle = built("A76", tmp_path, small_checkpoint)
+    strip = need_program("aarch64-linux-gnu-strip", "install binutils-aarch64-linux-gnu")
+    subprocess.run([strip, bundle], check=True)
+    with pytest.raises(Rt3Error, match="was stripped of the names of its kernels, attention for one"):
+        bench_arm(bundle)
+
+
 def test_an_emulator_without_plugins_is_refused(tmp_path):
-    static = shutil.which("qemu-aarch64-static")
-    if static is None:
-        pytest.skip("qemu-aarch64-static is not installed: install qemu-user-static")
+    static = need_program("qemu-aarch64-static", "install qemu-user-static")
     with pytest.raises(JobError, match="takes no plugins: install qemu-user, which is not static"):
         build_plugin(static, tmp_path / "plugin.so")
 
