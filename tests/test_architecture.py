@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "lazy",
     "errors",
+    "c_compiler",
     "rt3",
     "files",
     "schema",

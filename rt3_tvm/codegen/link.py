@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
+from rt3_tvm.c_compiler import native_compiler, run_compiler
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.runtime.checksums import seal
 
@@ -64,10 +65,10 @@ def choose_compiler(triple: str, given: str | None, host_machine: str, core: str
         return command
     arch = triple.split("-", 1)[0]
     if arch == host_machine:
-        native = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
+        native = native_compiler()
         if native is None:
             raise Rt3Error("no C compiler found: install gcc; or give `cross_compiler`")
-        return shlex.split(native)
+        return native
     gnu, zig, needs_core = CROSS.get(arch, ("", "", False))
     if gnu and shutil.which(f"{gnu}-gcc"):
         return [f"{gnu}-gcc"]
@@ -86,18 +87,6 @@ def compiler_version(command: list[str]) -> str:
     except OSError as error:
         raise JobError(f"cannot run {command[0]}: {error.strerror}") from error
     return done.stdout.partition("\n")[0]
-
-
-def run_compiler(command: list[str], arguments: list[str], folder: Path) -> None:
-    """Run the compiler in a folder; its first complaint is the error."""
-    try:
-        done = subprocess.run([*command, *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise JobError(f"cannot run {command[0]}: {error.strerror}") from error
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        first = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "")
-        raise JobError(f"{shlex.join(command)} failed with {done.returncode}: {first}")
 
 
 def link_bundle(
