@@ -42,7 +42,18 @@ def _print(found: Comparison) -> None:
     options = found.options
     table = Table(title=f"{found.model.path} on {found.device.name}, cluster {found.device.cluster.name}")
     clocks = " / ".join(map(frequency_name, found.frequencies))
-    heads = ("configuration", f"ms at {clocks}", "density", "runs", "over the first", "hours", "missed", "accuracy")
+    switches = ("switches",) if options.auto else ()
+    heads = (
+        "configuration",
+        f"ms at {clocks}",
+        "density",
+        "runs",
+        "over the first",
+        "hours",
+        "missed",
+        *switches,
+        "accuracy",
+    )
     for head in heads:
         table.add_column(head, justify="left" if head == "configuration" else "right")
     for row in found.rows:
@@ -63,6 +74,7 @@ def _print(found: Comparison) -> None:
             f"{row.ratio:.2f}x",
             f"{o.seconds / 3600:.2f}",
             missed,
+            *(f"{o.switches:,}" for _ in switches),
             "unknown" if row.accuracy is None else f"{row.accuracy:.4f}",
         )
     console().print(table)

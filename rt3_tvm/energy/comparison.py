@@ -9,6 +9,7 @@ from typing import Any
 from rt3_tvm import device as devices
 from rt3_tvm import rt3
 from rt3_tvm.device import Device, frequency_name, level_frequencies
+from rt3_tvm.energy.auto import Auto
 from rt3_tvm.energy.battery import BATTERY
 from rt3_tvm.energy.governors import Governor, governor, read_trace
 from rt3_tvm.energy.latency import LatencyModel, TableLatency, latency_model, source_for
@@ -16,7 +17,19 @@ from rt3_tvm.energy.loads import LevelFacts, ModelFacts, read_facts
 from rt3_tvm.energy.power import Power, power_of
 from rt3_tvm.energy.simulation import Outcome, Workload, spend_charge
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.options import FREQUENCIES, MILLISECONDS, NUMBER, PATH, SHARES, TEXT, WHOLE, documented, numbers, option
+from rt3_tvm.options import (
+    FREQUENCIES,
+    MILLISECONDS,
+    NUMBER,
+    PATH,
+    SHARES,
+    TEXT,
+    WHOLE,
+    documented,
+    numbers,
+    option,
+    switch,
+)
 
 
 @documented
@@ -57,12 +70,15 @@ class SimulateOptions:
     accuracy: tuple[float, ...] | None = option(
         None, numbers("accuracies", "A,A,.."), "of the dense model, then of each level"
     )
+    auto: bool = switch(False, "one row more: RT3's levels as the bundle's `auto` takes them, by its own C code")
+    dwell_s: float = option(0.0, MILLISECONDS, "dwell time of `auto`; 0: its default", name="dwell")
 
     def __post_init__(self) -> None:
         for name, value, least in (
             ("`rate`", self.rate, 0.0),
             ("`deadline_s`", self.deadline_s, 0.0),
             ("`static_w`", self.static_w or 0.0, 0.0),
+            ("`dwell_s`", self.dwell_s, 0.0),
         ):
             if not (least <= value < 1e6):
                 raise Rt3Error(f"{name} {value:g} must be at least {least:g}")
@@ -100,6 +116,7 @@ class Configuration:
             "hours": o.seconds / 3600,
             "late": o.late,
             "skipped": o.skipped,
+            "switches": o.switches,
             "missed": o.missed,
             "joules": o.joules,
             "served_by_level": o.served,
@@ -109,7 +126,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The four configurations, and where every figure comes from.
+    """The configurations, and where every figure comes from.
 
     ``frequencies``: Hz of the levels, at which ``latency_ms`` of the configurations is; ``opps``: Hz by operating point.
     """
@@ -139,10 +156,13 @@ class Comparison:
 def compare(path: Path, options: SimulateOptions) -> Comparison:
     """Return what one charge is good for: dense at the top clock, dense, backbone and RT3's levels with DVFS.
 
+    RT3's levels are those of the level table at once; where it is asked for, once more as ``auto`` takes them.
+
     Raises
     ------
     Rt3Error
-        The device lacks a frequency that the levels name, power or latency is not known, or an option is not sane.
+        The device lacks a frequency that the levels name, power or latency is not known, an option is not sane, or there is
+        no C compiler for ``auto``.
     """
     facts = _with_accuracy(read_facts(path), options.accuracy)
     device = devices.load(options.device)
@@ -167,9 +187,12 @@ def compare(path: Path, options: SimulateOptions) -> Comparison:
         backbone = replace(backbone, accuracy=facts.levels[0].accuracy)
     rows: list[Configuration] = []
 
-    def add(name: str, levels: Sequence[LevelFacts], policy: Governor, by_deadline: bool = False) -> None:
+    def add(
+        name: str, levels: Sequence[LevelFacts], policy: Governor, by_deadline: bool = False, auto: bool = False
+    ) -> None:
         workload = _workload(model, power, levels, frequencies, options, by_deadline)
-        outcome = spend_charge(options.battery_j, workload, policy, 3600.0 * options.hours)
+        dispatcher = _auto(workload, opps, options) if auto else None
+        outcome = spend_charge(options.battery_j, workload, policy, 3600.0 * options.hours, dispatcher)
         at = [opps.index(f) for f in frequencies] if policy is not top else [0]
         ms = tuple(1e3 * workload.seconds[i][workload.level_of[i]] for i in at)
         density = tuple(levels[workload.level_of[i]].density for i in at)
@@ -180,7 +203,10 @@ def compare(path: Path, options: SimulateOptions) -> Comparison:
     add(f"dense, {frequency_name(opps[0])} only", [facts.dense], top)
     add("dense + DVFS", [facts.dense], policy)
     add(f"{backbone_name} + DVFS", [backbone], policy)
-    add("RT3's levels + DVFS", facts.levels, policy, by_deadline=options.deadline_s > 0 and not chosen)
+    by_deadline = options.deadline_s > 0 and not chosen
+    add("RT3's levels + DVFS", facts.levels, policy, by_deadline)
+    if options.auto:
+        add("RT3's levels + DVFS, auto", facts.levels, policy, by_deadline, auto=True)
     return Comparison(
         facts, device, options, frequencies, opps, tuple(rows), _sources(facts, model, power, device, options)
     )
@@ -228,6 +254,16 @@ def _workload(
     return Workload(watts, power.idle_w, tuple(level_of), seconds, period, options.deadline_s)
 
 
+def _auto(workload: Workload, opps: Sequence[float], options: SimulateOptions) -> Auto:
+    """Return ``auto`` with a level table that says what the workload's does."""
+    levels = range(len(workload.seconds[0]))
+    first = (
+        min((hz for hz, took in zip(opps, workload.level_of, strict=True) if took <= i), default=math.inf)
+        for i in levels
+    )
+    return Auto(opps, [(hz, options.deadline_s) for hz in first], options.dwell_s)
+
+
 def _mean_accuracy(levels: Sequence[LevelFacts], outcome: Outcome) -> float | None:
     served = [(n, level.accuracy) for n, level in zip(outcome.served, levels, strict=False) if n]
     if not served or any(a is None for _, a in served):
@@ -241,11 +277,14 @@ def _sources(
     """Return for each kind of figure whether it is measured, modelled or given."""
     policy = f"trace {options.trace}" if options.trace else f"governor {options.governor}"
     load = f"{options.rate:g} inferences/s" if options.rate else "back to back"
+    dwell = f"dwell time {1e3 * options.dwell_s:g} ms" if options.dwell_s else "its default dwell time"
+    auto = {"auto": f"the bundle's own C code, {dwell}, in simulated time"} if options.auto else {}
     left_out = f"; no figure for {', '.join(map(frequency_name, power.left_out))}: left out" if power.left_out else ""
     return {
         "latency": source_for(model, device.cluster.core),
         "power": power.source + left_out,
         "battery": f"given: {options.battery_j:g} J; {policy}, {load}",
         "runs, hours, missed": "modelled: simulated from the latency and the power above",
+        **auto,
         "accuracy": facts.accuracy_source,
     }

@@ -25,11 +25,15 @@ SCHEDUTIL_MARGIN = 1.25
 
 @dataclass(frozen=True)
 class Decision:
-    """An operating point by its index, until a time in s or until this part of the charge is left."""
+    """An operating point by its index, until a time in s or until this part of the charge is left.
+
+    ``look_s``: when a policy looks at the load again, where that may change although the clock does not.
+    """
 
     index: int
     until_s: float = math.inf
     until_charge: float = 0.0
+    look_s: float = math.inf
 
 
 class Governor(Protocol):
@@ -106,7 +110,8 @@ class ByLoad:
         wanted = self.rule(self.hz, index, busy(index))
         fast_enough = [i for i, f in enumerate(self.hz) if f >= wanted - 0.5]
         chosen = fast_enough[-1] if fast_enough else 0
-        return Decision(chosen, math.inf if chosen == index else now + self.period_s)
+        look = now + self.period_s
+        return Decision(chosen, math.inf if chosen == index else look, look_s=look)
 
 
 def _ondemand(hz: tuple[float, ...], index: int, busy: float) -> float:

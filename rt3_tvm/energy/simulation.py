@@ -1,14 +1,16 @@
 """A battery, a workload and a policy over time: event by event, exact in energy, no time step.
 
 Between two changes of the clock inferences repeat with one period, so that any number of them is one event. Policies that look at
-the load end in a fixed point or a cycle; a cycle that has begun to repeat is multiplied, not walked.
+the load, and dispatchers that remember, end in a fixed point or a cycle; one that has begun to repeat is multiplied, not walked.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from rt3_tvm.energy.governors import Governor
+from rt3_tvm.energy.dispatchers import Dispatcher, Table, Walk
+from rt3_tvm.energy.governors import Decision, Governor
 
 EPSILON = 1e-9
 MOST_SEGMENTS = 2_000_000
@@ -24,7 +26,7 @@ class Workload:
     watts, idle_w
         W at each operating point while an inference runs, and between inferences.
     level_of
-        For each operating point the index of the level that the dispatcher takes.
+        For each operating point the index of the level that the level table names.
     seconds
         [operating point][level]: s of one inference.
     period_s
@@ -45,12 +47,16 @@ class Workload:
         took = self.seconds[index][self.level_of[index]]
         if not self.period_s:
             return 1.0
-        return took / (self.period_s * max(1, math.ceil(took / self.period_s - EPSILON)))
+        return took / (self.period_s * self.periods(took))
+
+    def periods(self, took: float) -> int:
+        """Return the periods from one inference of so many s to the next that can begin."""
+        return max(1, math.ceil(took / self.period_s - EPSILON)) if self.period_s else 1
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch at one operating point: s, index of the operating point, level, J left at its end, deadlines missed in it.
+    """A stretch at one operating point: s, index of the operating point, level and J left at its end, deadlines missed in it.
 
     ``mixed``: many short stretches of a cycle, of which the first operating point and level are given.
     """
@@ -69,12 +75,13 @@ class Outcome:
     """What came of a charge.
 
     ``served``: inferences by level; ``late``: those that ended after the deadline; ``skipped``: never begun, because one before
-    still ran.
+    still ran; ``switches``: inferences at another level than the one before.
     """
 
     served: list[int]
     late: int = 0
     skipped: int = 0
+    switches: int = 0
     seconds: float = 0.0
     joules: float = 0.0
     segments: list[Segment] = field(default_factory=list)
@@ -93,14 +100,19 @@ class Outcome:
 class _Battery:
     """The state of a simulation."""
 
-    def __init__(self, joules: float, workload: Workload, levels: int, horizon_s: float) -> None:
-        self.workload, self.full, self.left, self.now, self.horizon = workload, joules, joules, 0.0, horizon_s
+    def __init__(
+        self, joules: float, workload: Workload, dispatcher: Dispatcher, levels: int, horizon_s: float
+    ) -> None:
+        self.workload, self.dispatcher = workload, dispatcher
+        self.full, self.left, self.now, self.horizon = joules, joules, 0.0, horizon_s
         self.arrival = 0  # index of the next inference to begin, in periods
         self.running, self.remaining, self.began = (
             -1,
             0.0,
             0.0,
         )  # level of the inference in flight, its part to go, its start
+        self.last = -1  # level of the inference that began last
+        self.busy_s = 0.0  # while an inference ran
         self.outcome = Outcome([0] * levels)
 
     @property
@@ -109,7 +121,8 @@ class _Battery:
 
     def run(self, index: int, until_s: float, until_joules: float) -> None:
         """Run at one operating point until a time, or until a charge is left."""
-        workload, watts = self.workload, self.workload.watts[index]
+        workload, watts, seconds = self.workload, self.workload.watts[index], self.workload.seconds[index]
+        walk = Walk(self.dispatcher, index)
         until_s = min(until_s, self.horizon)
         while self.now < until_s - EPSILON and self.left > until_joules + self.full * 1e-12:
             if self.running < 0:
@@ -117,16 +130,24 @@ class _Battery:
                 if begin > self.now + EPSILON:
                     self._spend(min(begin, until_s) - self.now, workload.idle_w, until_joules)
                     continue
-                level = workload.level_of[index]
-                if self._run_many(level, workload.seconds[index][level], watts, until_s, until_joules):
+                cycle = walk.cycle(self.now)
+                if cycle and self._run_many(cycle, seconds, watts, until_s, until_joules):
                     continue
-                self.running, self.remaining, self.began = level, 1.0, self.now
-                self.arrival += 1
-            took = workload.seconds[index][self.running]
+                walk.levels.append(self._begin(index))
+            took = seconds[self.running]
             spent = self._spend(min(self.remaining * took, until_s - self.now), watts, until_joules)
+            self.busy_s += spent
             self.remaining -= spent / took
             if self.remaining <= EPSILON:
                 self._finish()
+
+    def _begin(self, index: int) -> int:
+        level = self.dispatcher.take(index, self.now)
+        self.outcome.switches += self.last not in {-1, level}
+        self.running = self.last = level
+        self.remaining, self.began = 1.0, self.now
+        self.arrival += 1
+        return level
 
     def _spend(self, seconds: float, watts: float, until_joules: float) -> float:
         """Let time pass, no longer than the charge allows; return the s that passed."""
@@ -138,6 +159,7 @@ class _Battery:
 
     def _finish(self) -> None:
         self.outcome.served[self.running] += 1
+        self.dispatcher.finish(self.running, self.now - self.began)
         self._judge(self.now - self.began, 1)
         self.running = -1
         if self.workload.period_s:
@@ -149,12 +171,17 @@ class _Battery:
         if self.workload.deadline_s and took > self.workload.deadline_s * (1 + EPSILON):
             self.outcome.late += count
 
-    def _run_many(self, level: int, took: float, watts: float, until_s: float, until_joules: float) -> bool:
-        """Run as many whole periods as fit, as one event; return whether there were any."""
-        workload = self.workload
-        periods = max(1, math.ceil(took / workload.period_s - EPSILON)) if workload.period_s else 1
-        cycle = periods * workload.period_s if workload.period_s else took
-        joules = watts * took + workload.idle_w * (cycle - took)
+    def _run_many(
+        self, levels: Sequence[int], seconds: Sequence[float], watts: float, until_s: float, until_joules: float
+    ) -> bool:
+        """Run as many whole cycles of inferences at these levels as fit, as one event; return whether there were any.
+
+        ``seconds``: of an inference at each level.
+        """
+        workload, busy = self.workload, sum(seconds[level] for level in levels)
+        periods = sum(workload.periods(seconds[level]) for level in levels)
+        cycle = periods * workload.period_s if workload.period_s else busy
+        joules = watts * busy + workload.idle_w * (cycle - busy)
         fit = min((until_s - self.now) / cycle, (self.left - until_joules) / joules)
         count = math.floor(fit + EPSILON)
         if count < 1:
@@ -162,36 +189,81 @@ class _Battery:
         self.arrival += count * periods
         self.now = self.arrival * workload.period_s if workload.period_s else self.now + count * cycle
         self.left -= count * joules
-        self.outcome.served[level] += count
-        self.outcome.skipped += count * (periods - 1)
-        self._judge(took, count)
+        self.busy_s += count * busy
+        self.dispatcher.shift(count * cycle)
+        self._count_many(levels, seconds, count)
         return True
 
-    def key(self, index: int) -> tuple[float, ...]:
-        """Return what the future depends on, but for the charge: the operating point, and the inference in flight."""
+    def _count_many(self, levels: Sequence[int], seconds: Sequence[float], count: int) -> None:
+        """Count what comes of so many cycles."""
+        o = self.outcome
+        for before, level in pairwise((levels[-1], *levels)):
+            o.switches += count * (before != level)
+            o.served[level] += count
+            o.skipped += count * (self.workload.periods(seconds[level]) - 1)
+            self._judge(seconds[level], count)
+        # The first of them follows what was before, not the last of a cycle.
+        o.switches += (self.last not in {-1, levels[0]}) - (levels[-1] != levels[0])
+        self.last = levels[-1]
+
+    def key(self, index: int) -> tuple[object, ...]:
+        """Return what the future depends on, but for the charge: operating point, inference in flight, dispatcher."""
         phase = self.now - (self.arrival * self.workload.period_s if self.workload.period_s else self.now)
         flight = (self.running, round(self.remaining, 6), round(self.now - self.began, 6)) if self.running >= 0 else ()
-        return (index, round(phase, 6), *flight)
+        return (index, round(phase, 6), self.dispatcher.state(self.now), *flight)
 
     def counters(self) -> tuple[float, ...]:
         """Return everything that grows from one cycle to the next."""
         o = self.outcome
-        return (self.now, self.left, self.arrival, self.began, o.late, o.skipped, *o.served)
+        return (self.now, self.left, self.arrival, self.began, o.late, o.skipped, o.switches, *o.served)
 
     def advance(self, before: tuple[float, ...], times: int) -> None:
         """Let the change of the counters since ``before`` happen so many times again."""
-        change = [times * (b - a) for a, b in zip(before, self.counters(), strict=True)]
+        now, left, arrival, began, *counts = (times * (b - a) for a, b in zip(before, self.counters(), strict=True))
+        self.now, self.left, self.began = self.now + now, self.left + left, self.began + began
+        self.arrival += int(arrival)
+        self.dispatcher.shift(now)
+        late, skipped, switches, *served = map(int, counts)
         o = self.outcome
-        self.now, self.left, self.began = self.now + change[0], self.left + change[1], self.began + change[3]
-        self.arrival, o.late, o.skipped = (
-            self.arrival + int(change[2]),
-            o.late + int(change[4]),
-            o.skipped + int(change[5]),
-        )
-        o.served = [n + int(c) for n, c in zip(o.served, change[6:], strict=True)]
+        o.late, o.skipped, o.switches = o.late + late, o.skipped + skipped, o.switches + switches
+        o.served = [n + more for n, more in zip(o.served, served, strict=True)]
 
 
-def spend_charge(joules: float, workload: Workload, governor: Governor, horizon_s: float = math.inf) -> Outcome:
+class _Load:
+    """How busy the workload keeps an operating point: what a policy sees that looks at the load.
+
+    Where the level may change although the clock does not, it is what was measured there last, and the policy looks again.
+    """
+
+    def __init__(self, battery: _Battery) -> None:
+        self.battery, self.measured = battery, dict[int, float]()
+
+    def __call__(self, index: int) -> float:
+        return self.measured.get(index, self.battery.workload.busy(index))
+
+    def varies(self, index: int) -> bool:
+        """Return whether inferences at an operating point may keep it more or less busy."""
+        return self.battery.workload.period_s > 0.0 and self.battery.dispatcher.steady(index) is None
+
+    def until(self, decision: Decision) -> float:
+        """Return when the policy is asked again."""
+        return min(decision.until_s, decision.look_s) if self.varies(decision.index) else decision.until_s
+
+    def run(self, index: int, until_s: float, until_joules: float) -> None:
+        """Run at an operating point, and measure."""
+        start, busy = self.battery.now, self.battery.busy_s
+        self.battery.run(index, until_s, until_joules)
+        if self.varies(index) and self.battery.now > start:
+            self.measured[index] = (self.battery.busy_s - busy) / (self.battery.now - start)
+
+
+def spend_charge(
+    joules: float,
+    workload: Workload,
+    governor: Governor,
+    horizon_s: float = math.inf,
+    dispatcher: Dispatcher | None = None,
+) -> Outcome:
     """Return what a charge is good for.
 
     Parameters
@@ -200,18 +272,21 @@ def spend_charge(joules: float, workload: Workload, governor: Governor, horizon_
         The charge.
     horizon_s
         s after which the simulation ends although charge is left.
+    dispatcher
+        Who says which level an inference takes; None: the workload's level table.
     """
-    levels = max(workload.level_of) + 1
-    battery = _Battery(joules, workload, max(levels, len(workload.seconds[0])), horizon_s)
+    levels = max(max(workload.level_of) + 1, len(workload.seconds[0]))
+    battery = _Battery(joules, workload, dispatcher or Table(workload.level_of), levels, horizon_s)
+    load = _Load(battery)
     segments = battery.outcome.segments
-    seen: dict[tuple[float, ...], tuple[float, ...]] = {}
+    seen: dict[tuple[object, ...], tuple[float, ...]] = {}
     index = 0
     while not battery.over:
         assert len(segments) < MOST_SEGMENTS
-        decision = governor.decide(battery.now, battery.left / joules, index, workload.busy)
-        index = decision.index
+        decision = governor.decide(battery.now, battery.left / joules, index, load)
+        index, until_s = decision.index, load.until(decision)
         start, missed = battery.now, battery.outcome.missed
-        if governor.by_load and math.isfinite(decision.until_s):
+        if governor.by_load and math.isfinite(until_s):
             key, now = battery.key(index), battery.counters()
             if key in seen:
                 before = seen.pop(key)
@@ -221,7 +296,7 @@ def spend_charge(joules: float, workload: Workload, governor: Governor, horizon_
                     segments.append(_segment(battery, start, index, missed, mixed=True))
                     continue
             seen[key] = now
-        battery.run(index, decision.until_s, decision.until_charge * joules)
+        load.run(index, until_s, decision.until_charge * joules)
         segments.append(_segment(battery, start, index, missed))
     battery.outcome.seconds, battery.outcome.joules = battery.now, joules - max(0.0, battery.left)
     return battery.outcome
@@ -235,5 +310,5 @@ def _repetitions(before: Sequence[float], now: Sequence[float], battery: _Batter
 
 
 def _segment(battery: _Battery, start: float, index: int, missed: int, mixed: bool = False) -> Segment:
-    level = battery.workload.level_of[index]
+    level = battery.dispatcher.current(index)
     return Segment(start, battery.now, index, level, max(0.0, battery.left), battery.outcome.missed - missed, mixed)

@@ -18,7 +18,7 @@ from rt3_tvm.report.ops import OpRow
 from rt3_tvm.schedules import LINEAR_FAMILIES
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES = ("-", "--", "-.", ":")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vP*"
 WIDTH, HEIGHT = 4.5, 3.2
 MOST_POINTS = 2000
@@ -110,7 +110,7 @@ def _cumulative(row: Configuration) -> tuple[list[float], np.ndarray]:
 
 
 def batteries(found: Comparison) -> str:
-    """Return the charge left over time, and the inferences that it was good for, of the four configurations."""
+    """Return the charge left over time, and the inferences that it was good for, of every configuration."""
     figure, axes = new_axes()
     for i, row in enumerate(found.rows):
         segments = row.outcome.segments

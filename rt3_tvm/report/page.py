@@ -38,7 +38,9 @@ def write_page(checkpoint: Path, bundle: Path | None, options: SimulateOptions, 
 def _simulated(found: Comparison) -> Iterator[Picture]:
     runs = found.sources["runs, hours, missed"]
     yield Picture("Frequency, level and missed deadlines", runs, figures.timeline(found))
-    yield Picture("One charge, four ways to spend it", runs, figures.batteries(found))
+    yield Picture(
+        f"One charge, {'five' if len(found.rows) > 4 else 'four'} ways to spend it", runs, figures.batteries(found)
+    )
     accuracy = f"Latency {found.sources['latency']}. Accuracy: {found.sources['accuracy']}."
     yield Picture("Accuracy against latency", accuracy, figures.accuracy_latency(found))
 
