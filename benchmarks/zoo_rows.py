@@ -339,7 +339,8 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "o_lora_rank"), 32),
     **dict.fromkeys(("qk_rope_head_dim",), 8),
     **dict.fromkeys(("qk_nope_head_dim", "v_head_dim"), 16),
-    **dict.fromkeys(("index_n_heads", "index_topk"), 4),
+    "index_n_heads": 16,  # a key that no head likes ties with others, and which of them topk takes is not defined
+    "index_topk": 4,
     "index_head_dim": 16,
     # States and convolutions.
     **dict.fromkeys(("state_size", "ssm_state_size", "mamba_d_state"), 8),
@@ -360,6 +361,9 @@ SMALL: dict[str, Any] = {
 NEVER_NONE = ("head_dim", "num_key_value_heads")
 """Entries that some classes read although their default is None."""
 
+SAME = {"head_dim": "qk_rope_head_dim", "num_key_value_heads": "num_attention_heads"}
+"""Entries of latent attention that mean one thing, where they are equal by default."""
+
 VOCABULARY = ("vocab_size", "n_words", "vocab_size_per_layer_input")
 
 
@@ -373,6 +377,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "Cosmos3EdgeTextConfig": {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
     },
+    "DeepseekV2Config": {"num_experts_per_tok": 2, "topk_group": 1},
+    "DoryConfig": {"num_hidden_layers": 3, "n_input_layers": 1, "n_output_layers": 1},
     "Dots1Config": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "Dots3NoteTextConfig": {"num_key_value_heads": 4},
     "EsmConfig": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
@@ -429,6 +435,10 @@ def _small_entries(default: Any) -> dict[str, Any]:
             entries[name] = type(value)(min(v, SMALL[name]) for v in value)
         elif name in NEVER_NONE and value is None:
             entries[name] = SMALL[name]
+    for name, same in SAME.items():
+        value = getattr(default, name, None)
+        if "qk_rope_head_dim" in entries and value is not None and value == getattr(default, same, None):
+            entries[name] = entries[same]
     words = entries.get("vocab_size")
     for name, value in vars(default).items():
         if words and name.endswith("token_id") and isinstance(value, int) and value >= words:
