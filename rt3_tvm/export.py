@@ -12,7 +12,11 @@ from typing import Any
 
 import torch
 
+from rt3_tvm.bfloat16 import rewrite_bfloat16
+from rt3_tvm.complex_numbers import rewrite_complex
+from rt3_tvm.decompositions import DECOMPOSITIONS
 from rt3_tvm.errors import Rt3Error
+from rt3_tvm.experts import experts_unrolled
 from rt3_tvm.masks import separate_masks
 from rt3_tvm.model import (
     PRESENT,
@@ -131,12 +135,14 @@ def export(
     ``specs``: the inputs of the graph, those of the model unless given; with ``PRESENT`` the last token is the last one present.
     """
     examples = example_inputs(specs or inputs_of(model), batch, length)
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), experts_unrolled(model):
         program = _decomposed(torch.export.export(ExportForm(model), (), examples))
         module = _fold_constants(program.module())
         separate_masks(module)
         rewrite_spelt_out(module)
         take_last_present(module)
+        rewrite_complex(module)
+        rewrite_bfloat16(module)
         return _decomposed(torch.export.export(module, (), examples))
 
 
@@ -144,6 +150,8 @@ def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedP
     table = torch.export.default_decompositions()
     for operator in KEPT_WHOLE:
         table.pop(operator, None)
+    for operator, decomposition in DECOMPOSITIONS.items():
+        table[operator] = decomposition
     return program.run_decompositions(table)
 
 

@@ -1,6 +1,7 @@
 """ATen -> Relax where TVM's importer has no conversion, a wrong one, or one that hides what an operator is."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,17 @@ from rt3_tvm.errors import Rt3Error
 def _shape(expr: relax.Expr) -> list[int]:
     """Return the shape of a tensor; every shape is static here."""
     return [int(d) for d in expr.ty.shape]
+
+
+def _dtype(node: torch.fx.Node) -> str:
+    """Return the type of a node's elements as TVM calls it."""
+    return str(node.meta["val"].dtype).removeprefix("torch.")
+
+
+def _astype(x: relax.Expr, node: torch.fx.Node, importer: Any) -> relax.Expr:
+    """Return a tensor in the type of a node's result."""
+    dtype = _dtype(node)
+    return x if str(x.ty.dtype) == dtype else importer.block_builder.emit(relax.op.astype(x, dtype))
 
 
 def _attention(node: torch.fx.Node, importer: Any) -> relax.Var:
@@ -180,7 +192,45 @@ def _cat(node: torch.fx.Node, importer: Any) -> relax.Var:
     return whole[0] if len(whole) == 1 else importer.block_builder.emit(relax.op.concat(whole, axis=axis))
 
 
+def _reduction(operator: Callable[..., relax.Call]) -> Callable[[torch.fx.Node, Any], relax.Var]:
+    """Return how a reduction is converted, in the type of its result: truths are counted, not joined."""
+
+    def convert(node: torch.fx.Node, importer: Any) -> relax.Var:
+        arguments = dict(zip(("x", "dim", "keepdim"), node.args, strict=False)) | node.kwargs
+        axes, kept = arguments.get("dim") or None, bool(arguments.get("keepdim"))
+        source = _astype(importer.env[node.args[0]], node, importer)
+        return importer.block_builder.emit(operator(source, axes, kept))
+
+    return convert
+
+
+def _cumsum(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert a cumulative sum, in the type of its result, as a reduction is."""
+    source = _astype(importer.env[node.args[0]], node, importer)
+    return importer.block_builder.emit(relax.op.cumsum(source, axis=int(node.args[1])))  # type: ignore[arg-type]
+
+
+def _divided(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert a division that is rounded, in the type of its result; TVM takes a divisor to be int32."""
+    dtype, emit = _dtype(node), importer.block_builder.emit
+    a, b = (
+        _astype(importer.env[n], node, importer) if isinstance(n, torch.fx.Node) else relax.const(n, dtype)
+        for n in node.args[:2]
+    )
+    mode = node.kwargs.get("rounding_mode")
+    if mode == "floor":
+        return emit(relax.op.floor_divide(a, b))
+    quotient = emit(relax.op.divide(a, b))  # of integers it is cut off already
+    return quotient if mode is None or not dtype.startswith("float") else emit(relax.op.trunc(quotient))
+
+
 CONVERTERS = {
+    "cumsum.default": _cumsum,
+    "div.Tensor_mode": _divided,
+    "amax.default": _reduction(relax.op.max),
+    "amin.default": _reduction(relax.op.min),
+    "sum.dim_IntList": _reduction(relax.op.sum),
+    "sum.default": _reduction(relax.op.sum),
     "convolution.default": _convolution,
     "cat.default": _cat,
     "addmm.default": _linear_stored_transposed,

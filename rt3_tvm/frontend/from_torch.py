@@ -7,6 +7,7 @@ from tvm import IRModule
 from tvm.relax.frontend.torch import from_exported_program
 
 from rt3_tvm import model as models
+from rt3_tvm.bfloat16 import only_rounds
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import export, parameter_names
 from rt3_tvm.frontend.converters import CONVERTERS
@@ -63,8 +64,8 @@ NUMBERS = (torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8, to
 
 
 def _check_dtypes(program: torch.export.ExportedProgram) -> None:
-    """Refuse a graph that rounds to less than float32 (Falcon's alibi does, to bfloat16), or computes in complex numbers."""
+    """Refuse a graph that computes in less than float32, or in complex numbers, where nothing rewrote it."""
     for node in program.graph.nodes:
         dtype = getattr(node.meta.get("val"), "dtype", torch.float32)
-        if dtype not in NUMBERS:
+        if dtype not in NUMBERS and not only_rounds(node):
             raise Rt3Error(f"TVM cannot import this model: {node.name} is of {str(dtype).removeprefix('torch.')}")

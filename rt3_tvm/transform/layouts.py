@@ -83,6 +83,7 @@ class Layouts:
         self.heads_first: dict[relax.Var, relax.Expr] = {}
         self.score_tiles: dict[relax.Var, relax.Expr] = {}
         self.tuples: dict[relax.Var, list[relax.Expr]] = {}  # feature-major fields
+        self.bound_tuples: dict[relax.Var, list[relax.Expr]] = {}  # fields of the old module
         self.parameters: dict[str, relax.Var] = {}
         self.references: dict[str, WeightRef] = {}
 

@@ -50,9 +50,11 @@ class _Lowering(Layouts):
     def _lower_binding(self, binding: relax.Binding) -> None:
         var, value = binding.var, binding.value
         if isinstance(value, relax.Tuple):
-            return
-        if isinstance(value, relax.TupleGetItem) and value.tuple_value in self.tuples:
+            self.bound_tuples[var] = list(value.fields)
+        elif isinstance(value, relax.TupleGetItem) and value.tuple_value in self.tuples:
             self.feature_major[var] = self.tuples[value.tuple_value][value.index]
+        elif isinstance(value, relax.TupleGetItem) and value.tuple_value in self.bound_tuples:
+            self.plain[var] = self.as_plain(self.bound_tuples[value.tuple_value][value.index])
         elif not (isinstance(value, relax.Call) and self._lower_call(var, value)):
             self.plain[var] = self._generic(value)
 
