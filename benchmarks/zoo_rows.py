@@ -435,9 +435,9 @@ def _small_entries(default: Any) -> dict[str, Any]:
             entries[name] = type(value)(min(v, SMALL[name]) for v in value)
         elif name in NEVER_NONE and value is None:
             entries[name] = SMALL[name]
+    given = vars(default)
     for name, same in SAME.items():
-        value = getattr(default, name, None)
-        if "qk_rope_head_dim" in entries and value is not None and value == getattr(default, same, None):
+        if "qk_rope_head_dim" in entries and given.get(name) is not None and given[name] == given.get(same):
             entries[name] = entries[same]
     words = entries.get("vocab_size")
     for name, value in vars(default).items():

@@ -46,7 +46,7 @@ def import_model(model: torch.nn.Module, batch: int, length: int, interface: Int
         raise Rt3Error(f"length {length} exceeds the {longest} positions of the model")
     interface = interface or Interface.of(model)
     program = export(model, batch, length, interface.inputs)
-    _check_dtypes(program)
+    _check_graph(program)
     try:
         mod = from_exported_program(
             program,
@@ -63,9 +63,13 @@ def import_model(model: torch.nn.Module, batch: int, length: int, interface: Int
 NUMBERS = (torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def _check_dtypes(program: torch.export.ExportedProgram) -> None:
-    """Refuse a graph that computes in less than float32, or in complex numbers, where nothing rewrote it."""
+def _check_graph(program: torch.export.ExportedProgram) -> None:
+    """Refuse shapes that depend on data, and computing in less than float32 or in complex numbers where nothing rewrote it."""
     for node in program.graph.nodes:
+        if isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool):
+            raise Rt3Error(
+                f"TVM cannot import this model: it computes with {node.name}, a number that depends on the data"
+            )
         dtype = getattr(node.meta.get("val"), "dtype", torch.float32)
         if dtype not in NUMBERS and not only_rounds(node):
             raise Rt3Error(f"TVM cannot import this model: {node.name} is of {str(dtype).removeprefix('torch.')}")
