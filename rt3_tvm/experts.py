@@ -34,9 +34,9 @@ def routing(index: torch.Tensor, weights: torch.Tensor, count: int) -> torch.Ten
 
 
 def _projected(experts: Any, name: str, x: torch.Tensor) -> torch.Tensor:
-    """Return rows times the matrix of each expert, plus its bias."""
+    """Return rows times the matrix of each expert, plus its bias; of the two, rows are what is transposed at run time."""
     weight = getattr(experts, name)
-    product = x @ (weight if experts.is_transposed else weight.transpose(1, 2))
+    product = x @ weight if experts.is_transposed else (weight @ x.transpose(-1, -2)).transpose(1, 2)
     return product + getattr(experts, f"{name}_bias")[:, None] if experts.has_bias else product
 
 

@@ -47,10 +47,13 @@ class AnnotateSparsity:
         return relax.transform.DeadCodeElimination(["main"])(annotator.builder_.get())
 
 
+RESHAPE = tvm.ir.Op.get("relax.reshape")
+
+
 def _origin(expr: relax.Expr, values: dict) -> relax.Expr:
     """Return the parameter behind reshapes."""
     value = values.get(expr)
-    while isinstance(value, relax.Call) and value.op.name == "relax.reshape":
+    while isinstance(value, relax.Call) and value.op == RESHAPE:
         expr = value.args[0]
         value = values.get(expr)
     return expr

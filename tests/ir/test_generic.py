@@ -41,6 +41,7 @@ CASES = {
     "product of a vector": (op.matmul, [(16,), (3, 16, 8)]),
     "product broadcast in pieces": (op.matmul, [(2, 1, 4, 5, 8), (2, 3, 4, 8, 6)]),
     "product of many shapes": (op.matmul, [(2, 1, 5, 8), (3, 8, 33)]),
+    "product with a product": (lambda x, y, z: op.matmul(x, op.matmul(y, z)), [(3, 16), (16, 8), (8, 24)]),
     "product scaled": (lambda x, y: op.multiply(op.matmul(x, y), op.matmul(x, y)), [(2, 150, 8), (2, 8, 200)]),
 }
 
