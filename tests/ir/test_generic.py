@@ -57,6 +57,16 @@ def test_layer_norm_of_two_axes_has_its_kernel():
     np.testing.assert_allclose(evaluate(lowered, inputs), evaluate(mod, inputs), atol=1e-5, rtol=0)
 
 
+def test_a_pair_that_nothing_took_apart_is_its_parts():
+    def one_of_a_pair(emit, x, y):
+        return emit(op.exp(emit(relax.TupleGetItem(emit(relax.Tuple([x, y])), 1))))
+
+    mod, rng = module(one_of_a_pair, (3, 16), (3, 16)), np.random.default_rng(0)
+    inputs = [rng.standard_normal((3, 16)).astype(np.float32) for _ in range(2)]
+    lowered = run_phases(mod, level_phases(VariantContext(0, 1, 3, CPU, {}, {})))
+    np.testing.assert_allclose(evaluate(lowered, inputs), np.exp(inputs[1]), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_generic_operators(name):
     function, shapes = CASES[name]
