@@ -52,15 +52,14 @@ class _Rewriter:
 
     def widen(self, node: torch.fx.Node) -> None:
         """Compute what a node gives as float32."""
-        if node.target is ATEN._to_copy.default:
-            self.wide[node] = self.rounded(node.args[0])
+        source = node.args[0] if node.args else None
+        if node.target is ATEN._to_copy.default and isinstance(source, torch.fx.Node):
+            self.wide[node] = self.rounded(source)
         elif node.target in ARITHMETIC:
             terms = [self.wide.get(a) or self.rounded(a) if isinstance(a, torch.fx.Node) else a for a in node.args]
             self.wide[node] = self.rounded(self.graph.call_function(node.target, tuple(terms), node.kwargs))
-        elif node.target in MOVES and node.args[0] in self.wide:
-            self.wide[node] = self.graph.call_function(
-                node.target, (self.wide[node.args[0]], *node.args[1:]), node.kwargs
-            )
+        elif node.target in MOVES and isinstance(source, torch.fx.Node) and source in self.wide:
+            self.wide[node] = self.graph.call_function(node.target, (self.wide[source], *node.args[1:]), node.kwargs)
 
     def rounded(self, x: torch.fx.Node) -> torch.fx.Node:
         """Return numbers of any type as float32 ones that bfloat16 holds."""

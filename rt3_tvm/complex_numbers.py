@@ -1,5 +1,7 @@
 """Complex numbers in the exported graph, as some models rotate by positions: products of pairs of real ones."""
 
+from typing import Any
+
 import torch
 
 ATEN = torch.ops.aten
@@ -45,7 +47,7 @@ def _constant(module: torch.fx.GraphModule, node: torch.fx.Node) -> torch.fx.Nod
 def _product(graph: torch.fx.Graph, node: torch.fx.Node, left: torch.fx.Node, right: torch.fx.Node) -> torch.fx.Node:
     """Return the pairs of a product: (a + bi)(c + di) = (ac - bd) + (ad + bc)i."""
 
-    def call(target: torch._ops.OpOverload, *args: object) -> torch.fx.Node:
+    def call(target: torch._ops.OpOverload, *args: Any) -> torch.fx.Node:
         return graph.call_function(target, args)
 
     with graph.inserting_before(node):

@@ -47,7 +47,7 @@ def experts_unrolled(model: torch.nn.Module) -> Iterator[None]:
 
     ALL_EXPERTS_FUNCTIONS.register(NAME, every_expert)
     # The names are those that transformers' decorator gives to a module that asks its registry.
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "has_post_expert_norm")}
+    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "has_post_expert_norm")}
     before = {key: config._experts_implementation_internal for key, config in configs.items()}
     try:
         for config in configs.values():

@@ -33,8 +33,9 @@ class AnnotateSparsity:
                 assert func is not None
                 arguments = row.arguments(func, call)
                 name = context.parameters.get(getattr(_origin(arguments["weight"], values), "name", ""), "")
-                if not name:
-                    return call  # a product of two inputs: no layer
+                bias = arguments.get("bias")
+                if not name or (bias is not None and bias.name not in context.parameters):
+                    return call  # a product of two inputs, or a bias that is computed: no layer
                 rows, cols = static_shape(arguments["weight"])[:: -1 if row.transposed else 1]
                 t = token_shape(arguments["x"])
                 annotation = _annotation(context, name, (rows, cols), TokenCount(t.batch, t.length))

@@ -6,6 +6,7 @@ from typing import Literal
 
 import tvm
 from tvm import relax
+from tvm.ir.expr import GenericConst
 from tvm.relax.dpl import DFPattern, TuplePattern, is_op, wildcard
 from tvm.relax.transform import FusionPattern, PatternCheckContext
 
@@ -97,7 +98,10 @@ def _is_linear(transposed: bool) -> Callable[[dict[str, relax.Expr]], bool]:
         weight = static_shape(e["weight"])
         if len(weight) != 2 or not all(is_real(x) for x in e.values()) or len(static_shape(e["x"])) not in (2, 3):
             return False
-        return "bias" not in e or static_shape(e["bias"]) == (weight[1 if transposed else 0],)
+        if "bias" not in e:
+            return True
+        # A constant is no weight that could be packed: it is added behind the layer.
+        return static_shape(e["bias"]) == (weight[1 if transposed else 0],) and not isinstance(e["bias"], GenericConst)
 
     return check
 

@@ -51,6 +51,27 @@ def two_linears_context(density=0.5, group=4):
     return VariantContext(0, 2, 7, CPU, {"w0": "first", "b0": "bias", "w1": "second"}, {"first": matrix})
 
 
+@I.ir_module
+class LinearWithComputedBias:
+    @R.function
+    def main(
+        x: R.Tensor((2, 7, 64), "float32"),
+        w0: R.Tensor((96, 64), "float32"),
+        b0: R.Tensor((96,), "float32"),
+    ):
+        R.func_attr({"num_input": 1})
+        with R.dataflow():
+            b = R.abs(b0)
+            out = (R.add(R.matmul(x, R.permute_dims(w0)), b),)
+            R.output(out)
+        return out
+
+
+def test_a_bias_that_is_computed_is_not_packed_with_the_weight():
+    lowered = run_phases(run_phases(LinearWithComputedBias, shared_phases()), level_phases(two_linears_context()))
+    assert {ref.kind for ref in references_of(lowered["main"].attrs)} == {"raw"}
+
+
 def test_a_matrix_that_is_hardly_sparse_takes_the_dense_kernel():
     annotated = AnnotateSparsity(two_linears_context(density=0.95, group=1))(run_phases(TwoLinears, shared_phases()))
     kernels = [

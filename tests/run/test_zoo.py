@@ -28,7 +28,7 @@ SLICE = {
     "mobilebert": "neighbours are read: what fills the length is embedded as zeros",
     "fnet": "no mask; Fourier transforms",
     "roformer": "rotary positions that come of a split constant",
-    "mixtral-4": "experts: every one on every token, topk spelt out",
+    "kolibri1": "experts: every one on every token, topk spelt out; a bias that is a constant",
     "falcon-alibi": "a position bias that is rounded to bfloat16",
     "llama4_text": "complex numbers; experts that are scattered to",
     "whisper-encoder": "sound, convolutions with a stride",
