@@ -26,6 +26,9 @@ from rt3_tvm.schedules.vector_math import ACTIVATIONS
 DECISIONS_ATTR = "rt3.decisions"
 """PrimFunc attribute that holds the values of a decision, by name."""
 
+BY_LANE_ATTR = "rt3.by_lane"
+"""PrimFunc attribute: which buffers are weights and lines of X, for codegen/by_lane.py."""
+
 PREFETCHED_ROWS = 2
 """Rows of a register block from which weights are fetched ahead: below, the loads themselves are what is scarce."""
 
@@ -142,7 +145,8 @@ def linear_algorithm(
                             vg, vv, vt = T.axis.remap("SSS", [g, r, t])
                             Y[tile_of(vb, vt), (vr * gi + vg) * rows + vv, lane_of(vb, vt)] = acc[vg, vv, vt]
 
-    return pattern_linear.with_attr(DECISIONS_ATTR, decisions.__dict__)
+    by_lane = {"weights": "values", "lines": "X", "offsets": "offsets", "lanes": lanes}
+    return pattern_linear.with_attrs({DECISIONS_ATTR: decisions.__dict__, BY_LANE_ATTR: by_lane})
 
 
 def prefetch(address: tirx.Expr) -> tirx.Expr:
