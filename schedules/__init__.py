@@ -6,8 +6,8 @@ A family cannot exist untested or unmeasured: tests/kernels/test_families.py and
 from rt3_tvm.schedules.families import FLOPS_ATTR, KERNEL_ATTR, LINEAR_FAMILIES, SCHEDULES, kernel, scheduled
 from rt3_tvm.schedules.family import KernelFamily
 from rt3_tvm.schedules.linear_plan import NAME_ATTR
-from rt3_tvm.schedules.pattern_linear import BY_LANE_ATTR, DECISIONS_ATTR
-from rt3_tvm.schedules.tasks import TASKS_ATTR
+from rt3_tvm.schedules.pattern_linear import DECISIONS_ATTR
+from rt3_tvm.schedules.tasks import BY_LANE_ATTR, TASKS_ATTR
 
 __all__ = [
     "BY_LANE_ATTR",

@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
-from rt3_tvm.schedules.layout import REAL
+from rt3_tvm.schedules.layout import REAL, FeatureMajor
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
 from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
 from rt3_tvm.schedules.tasks import share_loop
@@ -25,9 +25,6 @@ from rt3_tvm.schedules.vector_math import ACTIVATIONS
 
 DECISIONS_ATTR = "rt3.decisions"
 """PrimFunc attribute that holds the values of a decision, by name."""
-
-BY_LANE_ATTR = "rt3.by_lane"
-"""PrimFunc attribute: which buffers are weights and lines of X, for codegen/by_lane.py."""
 
 PREFETCHED_ROWS = 2
 """Rows of a register block from which weights are fetched ahead: below, the loads themselves are what is scarce."""
@@ -145,8 +142,12 @@ def linear_algorithm(
                             vg, vv, vt = T.axis.remap("SSS", [g, r, t])
                             Y[tile_of(vb, vt), (vr * gi + vg) * rows + vv, lane_of(vb, vt)] = acc[vg, vv, vt]
 
-    by_lane = {"weights": "values", "lines": "X", "offsets": "offsets", "lanes": lanes}
-    return pattern_linear.with_attrs({DECISIONS_ATTR: decisions.__dict__, BY_LANE_ATTR: by_lane})
+    return pattern_linear.with_attr(DECISIONS_ATTR, decisions.__dict__)
+
+
+def by_lane(lanes: int, layout: FeatureMajor) -> dict[str, Any]:
+    """Return what codegen/by_lane.py is to know of these kernels: vectors of weights, pointers, and how long a line is."""
+    return {"weights": ["values"], "lanes": lanes, "pointers": ["X", "values", "offsets"], "line": layout.token_tile}
 
 
 def prefetch(address: tirx.Expr) -> tirx.Expr:

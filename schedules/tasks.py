@@ -1,10 +1,14 @@
-"""Which loop of a kernel threads can share."""
+"""Marks on a kernel: which loop threads can share, and which buffers are read by vector and by pointer."""
 
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV
 
 TASKS_ATTR = "rt3.tasks"
 """Annotation of the one loop of a kernel whose iterations are independent: the runtime gives each thread a range of it."""
+
+
+BY_LANE_ATTR = "rt3.by_lane"
+"""PrimFunc attribute: which buffers are read by vector and by pointer, for codegen/by_lane.py."""
 
 
 def share_loop(sch: Schedule, loop: LoopRV) -> None:

@@ -6,7 +6,7 @@ vectors that they lie in, of which multiply-adds take a lane; and the address of
 a line of X is one addition away.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import tvm
@@ -28,17 +28,17 @@ class LoadByLane:
         marks = func.attrs.get(BY_LANE_ATTR) if func.attrs else None
         if marks is None:
             return func
-        body = weights_by_lane(func.body, str(marks["weights"]), int(marks["lanes"]))
-        return func.with_body(lines_from_tile(body, str(marks["lines"]), str(marks["offsets"])))
+        body = weights_by_lane(func.body, [str(n) for n in marks["weights"]], int(marks["lanes"]))
+        return func.with_body(from_pointers(body, [str(n) for n in marks["pointers"]], int(marks["line"])))
 
 
-def weights_by_lane(body: tirx.Stmt, name: str, lanes: int) -> tirx.Stmt:
+def weights_by_lane(body: tirx.Stmt, names: Collection[str], lanes: int) -> tirx.Stmt:
     """Replace ``w[i]`` by lane ``i % lanes`` of the vector that it lies in, where the remainder is known."""
     analyzer = Analyzer()
 
     def broadcast(expr: tirx.Broadcast) -> tirx.Expr:
         weight = expr.value
-        if not isinstance(weight, TensorLoad) or weight.source.name != name:
+        if not isinstance(weight, TensorLoad) or weight.source.name not in names:
             return expr
         (index,) = weight.indices
         known = analyzer.modular_set(index)
@@ -51,54 +51,76 @@ def weights_by_lane(body: tirx.Stmt, name: str, lanes: int) -> tirx.Stmt:
     return tvm_ffi.structural_map(body, (tirx.Broadcast, broadcast))
 
 
-def lines_from_tile(body: tirx.Stmt, lines: str, offsets: str) -> tirx.Stmt:
-    """Replace ``x[tile + offset + lane]`` inside of a loop by ``(x + tile)[offset + lane]``, the pointer outside of it."""
+def from_pointers(body: tirx.Stmt, buffers: Collection[str], line: int) -> tirx.Stmt:
+    """Replace ``x[a + b]`` inside of an innermost loop by ``(x + a)[b]``: the pointer to what stays the same is made outside.
+
+    ``b`` is in 64 bits, as addresses are. What a constant exceeds ``line`` by belongs to ``a``: further than that two lines
+    share no instruction that loads a pair.
+    """
 
     def rebase(loop: tirx.For) -> tirx.Stmt:
-        bases: list[tuple[tirx.Expr, tirx.Buffer]] = []
-        outside: list[tirx.Stmt] = []
-
-        def based(buffer: tirx.Buffer, tile: tirx.Expr) -> tirx.Buffer:
-            for known, found in bases:
-                if tvm_ffi.structural_equal(known, tile):
-                    return found
-            dtype = str(buffer.ty.dtype)
-            pointer = tirx.Var(f"{lines}_tile", PointerType(PrimType(dtype), "global"))
-            found = tirx.decl_buffer(buffer.ty.shape, dtype, f"{lines}_tile")
-            outside.append(tirx.Bind(pointer, tirx.address_of(tirx.BufferLoad(buffer, [tile]))))
-            outside.append(tirx.DeclBuffer(found, data=pointer))
-            bases.append((tile, found))
-            return found
+        if _contains(loop.body, tirx.For):
+            return loop
+        pointers = _Pointers(loop.loop_var, line)
 
         def load(expr: TensorLoad) -> tirx.Expr:
-            (index,) = expr.indices
-            if expr.source.name != lines or not isinstance(index, tirx.Ramp):
-                return expr
-            tile, offset, lane = _split(index.base, offsets)
-            if tile is None or offset is None:
-                return expr
-            wide = offset.astype("int64") + tirx.const(lane, "int64") if lane else offset.astype("int64")
-            return tirx.BufferLoad(based(expr.source, tile), [tirx.Ramp(wide, 1, index.lanes)])
+            return pointers.load(expr) if expr.source.name in buffers else expr
 
         inner = tvm_ffi.structural_map(loop.body, (TensorLoad, load))
-        if not outside:
+        if not pointers.outside:
             return loop
-        return tirx.SeqStmt([*outside, tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, inner)])
+        rest = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, inner, annotations=loop.annotations)
+        return tirx.SeqStmt([*pointers.outside, rest])
 
     return tvm_ffi.structural_map(body, (tirx.For, rebase))
 
 
-def _split(index: tirx.Expr, offsets: str) -> tuple[tirx.Expr | None, tirx.Expr | None, int]:
-    """Return a sum in three: what is the same for all columns, the offset of a column as it was loaded, and a constant."""
-    tile, offset, lane = None, None, 0
-    for term in _terms(index):
-        if isinstance(term, tirx.IntImm):
-            lane += int(term.value)
-        elif isinstance(term, tirx.Cast) and isinstance(term.value, TensorLoad) and term.value.source.name == offsets:
-            offset = term.value
-        else:
-            tile = term if tile is None else tile + term
-    return tile, offset, lane
+class _Pointers:
+    """The pointers of one loop, and the statements that make them."""
+
+    def __init__(self, loop_var: tirx.Var, line: int) -> None:
+        self.loop_var, self.line = loop_var, line
+        self.outside: list[tirx.Stmt] = []
+        self._known: list[tuple[tirx.Buffer, tirx.Expr, tirx.Buffer]] = []
+
+    def load(self, expr: TensorLoad) -> tirx.Expr:
+        """Return a load from a pointer, or the load as it is where nothing of its index stays the same."""
+        (index,) = expr.indices
+        start = index.base if isinstance(index, tirx.Ramp) else index
+        fixed, moving, constant = self._split(start)
+        if fixed is None or moving is None:
+            return expr
+        looked_up = _contains(moving, TensorLoad)
+        far = constant - constant % self.line if looked_up else 0
+        near, wide = constant - far, _wide(moving)
+        wide = wide + tirx.const(near, "int64") if near else wide
+        found = self._buffer(expr.source, fixed + far if far else fixed)
+        return tirx.BufferLoad(found, [tirx.Ramp(wide, 1, index.lanes) if isinstance(index, tirx.Ramp) else wide])
+
+    def _buffer(self, buffer: tirx.Buffer, start: tirx.Expr) -> tirx.Buffer:
+        """Return the buffer that begins at an index of another."""
+        for source, known, found in self._known:
+            if source.same_as(buffer) and tvm_ffi.structural_equal(known, start):
+                return found
+        dtype, name = str(buffer.ty.dtype), f"{buffer.name}_here"
+        pointer = tirx.Var(name, PointerType(PrimType(dtype), "global"))
+        found = tirx.decl_buffer(buffer.ty.shape, dtype, name)
+        address = tirx.address_of(tirx.BufferLoad(buffer, [start]))
+        self.outside += [tirx.Bind(pointer, address), tirx.DeclBuffer(found, data=pointer)]
+        self._known.append((buffer, start, found))
+        return found
+
+    def _split(self, index: tirx.Expr) -> tuple[tirx.Expr | None, tirx.Expr | None, int]:
+        """Return a sum in three: what is the same in all iterations, what is not, and a constant."""
+        fixed, moving, constant = None, None, 0
+        for term in _terms(index):
+            if isinstance(term, tirx.IntImm):
+                constant += int(term.value)
+            elif _contains(term, TensorLoad) or _uses(term, self.loop_var):
+                moving = term if moving is None else moving + term
+            else:
+                fixed = term if fixed is None else fixed + term
+        return fixed, moving, constant
 
 
 def _terms(expr: tirx.Expr) -> Iterator[tirx.Expr]:
@@ -107,3 +129,24 @@ def _terms(expr: tirx.Expr) -> Iterator[tirx.Expr]:
         yield from _terms(expr.b)
     else:
         yield expr
+
+
+def _wide(expr: tirx.Expr) -> tirx.Expr:
+    """Return an index in 64 bits, its factors too: what is widened behind a product is computed anew in each iteration."""
+    if isinstance(expr, (tirx.Add, tirx.Mul)):
+        return type(expr)(_wide(expr.a), _wide(expr.b))
+    if isinstance(expr, tirx.Cast) and str(expr.value.ty.dtype).startswith("uint"):
+        return expr.value.astype("int64")
+    return expr.astype("int64")
+
+
+def _contains(root: tirx.Expr | tirx.Stmt, kind: type) -> bool:
+    found: list[Any] = []
+    tvm_ffi.structural_walk(root, (kind, found.append))
+    return bool(found)
+
+
+def _uses(expr: tirx.Expr, var: tirx.Var) -> bool:
+    found: list[bool] = []
+    tvm_ffi.structural_walk(expr, (tirx.Var, lambda v: found.append(True) if v.same_as(var) else None))
+    return bool(found)

@@ -116,7 +116,8 @@ class KernelTable:
 
 def build(module: IRModule, target: dict[str, Any]) -> tvm.runtime.Module:
     """Return a module of C functions, compiled; LLVM finds common subexpressions, TVM's would hide what LoadByLane looks for."""
-    with tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}):
+    by_lane = any(BY_LANE_ATTR in func.attrs for _, func in module.functions_items())
+    with tvm.transform.PassContext(config={"tirx.disable_cse_tir": by_lane}):
         return tvm.compile(module, target=tvm.target.Target(target), tir_pipeline=PIPELINE)
 
 
