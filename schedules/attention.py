@@ -7,7 +7,6 @@ them only those of key tiles that one of its queries sees.
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from tvm import tirx
 from tvm.s_tir import Schedule
@@ -18,7 +17,7 @@ from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
 from rt3_tvm.schedules.linear_decisions import largest_divisor
 from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
-from rt3_tvm.schedules.tasks import BY_LANE_ATTR, share_loop
+from rt3_tvm.schedules.tasks import BY_LANE_ATTR, by_lane, share_loop
 from rt3_tvm.schedules.vector_math import exp_of_negative, tanh
 
 MASKED = -3.4e38
@@ -270,16 +269,12 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
     return attention
 
 
-def by_lane(shape: AttentionShape, lanes: int) -> dict[str, Any]:
-    """Return what codegen/by_lane.py is to know of this kernel: keys and values are its weights."""
-    buffers = ["Q", "K", "V", "S", "P"]
-    return {"weights": ["K", "V"], "lanes": lanes, "pointers": buffers, "line": shape.layout.token_tile}
-
-
 def attention_of(shape: AttentionShape, cpu: CpuShape) -> tirx.PrimFunc:
     """Return the kernel for a core: as many register rows as it has registers, and loads by lane where it multiplies so."""
     func = attention(shape, register_rows(cpu, shape.layout))
-    return func.with_attr(BY_LANE_ATTR, by_lane(shape, cpu.lanes(shape.layout.element))) if cpu.by_lane else func
+    if not cpu.by_lane:
+        return func
+    return func.with_attr(BY_LANE_ATTR, by_lane(cpu, shape.layout, ["K", "V"], ["Q", "K", "V", "S", "P"]))
 
 
 def schedule_attention(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:

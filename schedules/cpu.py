@@ -43,6 +43,9 @@ CORE_COSTS: dict[str, dict[ElementType, CoreCost]] = {
     # A Xeon in a virtual machine: a 512-bit load for each multiply-add does not keep up (`benchmarks/run.py peak`); fitted to
     # `benchmarks/run.py linear`.
     "avx512": {FLOAT32: CoreCost(fma=0.63, load=0.72, broadcast=0.21)},
+    # 16 registers, of which the loads in flight and broadcasts of weights take half (read in the assembly: 12 spill).
+    "cortex-a7": {FLOAT32: CoreCost(accumulators=8)},
+    "cortex-a15": {FLOAT32: CoreCost(accumulators=8)},
     # In-order cores: one 128-bit multiply-add a cycle on A55 (half on A53), a 128-bit load in two (A53: three).
     # From the vendor's optimisation guides as LLVM's scheduling models have them; modelled, not measured.
     "cortex-a53": {
@@ -68,7 +71,7 @@ class CpuShape:
     """A core: bytes and number of its vector registers, L1 data and L2 cache in bytes, costs by element type.
 
     ``by_lane``: multiplies by a lane of a vector, as ARM's do, so that weights are loaded as whole vectors; others broadcast
-    them from memory.
+    them from memory. ``fuse``: LLVM has to be told to fuse multiply-adds.
     """
 
     vector_bytes: int
@@ -77,6 +80,7 @@ class CpuShape:
     l2_bytes: int = 512 * 1024
     costs: tuple[tuple[ElementType, CoreCost], ...] = tuple(DEFAULT_COSTS.items())
     by_lane: bool = False
+    fuse: bool = False
 
     @classmethod
     def of(cls, cluster: Cluster) -> "CpuShape":
@@ -84,8 +88,9 @@ class CpuShape:
         vector_bytes = cluster.lanes * FLOAT32.bytes
         l1d, l2 = cluster.l1d_bytes or ASSUMED_L1D_BYTES, cluster.l2_bytes or ASSUMED_L2_BYTES
         costs = core_costs(cluster.core, vector_bytes)
-        by_lane = str(cluster.target_dict().get("mtriple", "")).startswith(("aarch64", "arm"))
-        return cls(vector_bytes, cluster.registers, l1d, l2, tuple(costs.items()), by_lane)
+        arch = str(cluster.target_dict().get("mtriple", "")).split("-", 1)[0]
+        by_lane, fuse = arch.startswith(("aarch64", "arm")), arch.startswith("armv7")
+        return cls(vector_bytes, cluster.registers, l1d, l2, tuple(costs.items()), by_lane, fuse)
 
     def lanes(self, element: ElementType) -> int:
         """Return the numbers of a vector."""

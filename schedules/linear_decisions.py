@@ -35,6 +35,9 @@ set of the L1 cache, which has 4 to 12 ways; X and Y share them."""
 ACCUMULATOR_CYCLES = 2.0
 """Reading and writing one accumulator when a register block goes on to the next column block."""
 
+SMALL_FILE = 16
+"""Vector registers of a small register file."""
+
 LINE_BYTES = 64
 """A cache line."""
 
@@ -181,11 +184,15 @@ def largest_divisor(n: int, limit: int) -> int:
     return next(d for d in range(max(1, min(n, limit)), 0, -1) if n % d == 0)
 
 
-def _unroll(kept: int, blocks: int, rows: int, line: int, vector: int) -> int:
-    """Return the kept columns of an iteration: a cache line of weights (``line`` of them), or what can be padded cheaply.
+def _unroll(cpu: CpuShape, layout: FeatureMajor, kept: int, blocks: int, rows: int) -> int:
+    """Return the kept columns of an iteration: a cache line of weights, or what can be padded cheaply.
 
-    Of few rows the columns are few too, for X takes the registers: two, or what fills a ``vector`` of weights.
+    Of few rows the columns are few too, for X takes the registers: two, or what fills a vector of weights that are used by
+    lane. With 16 registers such a vector is all that there is room for.
     """
+    line, vector = LINE_BYTES // layout.element.bytes, cpu.lanes(layout.element) if cpu.by_lane else 1
+    if cpu.by_lane and cpu.registers <= SMALL_FILE:
+        line = vector
     unroll = max(1, line // rows) if rows > 2 else max(2, vector // rows)
     while unroll > 1 and padded_kept(kept, LinearPacking(rows, blocks, unroll)) > max(kept + 1, kept * (1 + PADDING)):
         unroll //= 2
@@ -202,9 +209,9 @@ def typical_shape(matrix: MatrixShape, packing: LinearPacking, layout: FeatureMa
 def choose_packing(cpu: CpuShape, matrix: MatrixShape, layout: FeatureMajor = FEATURE_MAJOR) -> LinearPacking:
     """Return the cheapest packing of a matrix."""
     best: tuple[float, int] = (float("inf"), 0)
-    line, vector = LINE_BYTES // layout.element.bytes, cpu.lanes(layout.element) if cpu.by_lane else 1
+    line = LINE_BYTES // layout.element.bytes
     packings = [
-        LinearPacking(r, blocks, _unroll(matrix.kept, blocks, r, line, vector))
+        LinearPacking(r, blocks, _unroll(cpu, layout, matrix.kept, blocks, r))
         for r in range(1, MAX_ROWS + 1)
         if matrix.group % r == 0 and (r == 1 or r * 2 <= cpu.registers)
         for blocks in range(1, min(matrix.kept, max(1, matrix.cols // line)) + 1)

@@ -24,8 +24,8 @@ from rt3_tvm.schedules.linear_decisions import (
     split_tiles,
 )
 from rt3_tvm.schedules.packing import offset_dtype
-from rt3_tvm.schedules.pattern_linear import by_lane, linear_algorithm
-from rt3_tvm.schedules.tasks import BY_LANE_ATTR
+from rt3_tvm.schedules.pattern_linear import linear_algorithm
+from rt3_tvm.schedules.tasks import BY_LANE_ATTR, by_lane
 
 NAME_ATTR = "rt3.name"
 """PrimFunc attribute that says what its symbol is to be called: the text of its plan."""
@@ -121,7 +121,8 @@ class LinearPlan:
         else:
             func = linear_algorithm(part.shape, self.packing, part.decisions, cpu.lanes(self.element), activation)
             if cpu.by_lane:
-                func = func.with_attr(BY_LANE_ATTR, by_lane(cpu.lanes(self.element), self.layout))
+                marks = by_lane(cpu, self.layout, ["values"], ["X", "values", "offsets"])
+                func = func.with_attr(BY_LANE_ATTR, marks)
         return func.with_attr(NAME_ATTR, self.name(part))
 
     def flops(self, part: LinearPart) -> float:

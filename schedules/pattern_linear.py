@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
-from rt3_tvm.schedules.layout import REAL, FeatureMajor
+from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
 from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
 from rt3_tvm.schedules.tasks import share_loop
@@ -143,11 +143,6 @@ def linear_algorithm(
                             Y[tile_of(vb, vt), (vr * gi + vg) * rows + vv, lane_of(vb, vt)] = acc[vg, vv, vt]
 
     return pattern_linear.with_attr(DECISIONS_ATTR, decisions.__dict__)
-
-
-def by_lane(lanes: int, layout: FeatureMajor) -> dict[str, Any]:
-    """Return what codegen/by_lane.py is to know of these kernels: vectors of weights, pointers, and how long a line is."""
-    return {"weights": ["values"], "lanes": lanes, "pointers": ["X", "values", "offsets"], "line": layout.token_tile}
 
 
 def prefetch(address: tirx.Expr) -> tirx.Expr:
