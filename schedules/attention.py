@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 from rt3_tvm.schedules.attention_mask import StaticMask
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
-from rt3_tvm.schedules.linear_decisions import largest_divisor
+from rt3_tvm.schedules.linear_decisions import SMALL_FILE, largest_divisor
 from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
 from rt3_tvm.schedules.tasks import BY_LANE_ATTR, by_lane, share_loop
 from rt3_tvm.schedules.vector_math import exp_of_negative, tanh
@@ -274,13 +274,15 @@ def attention_of(shape: AttentionShape, cpu: CpuShape) -> tirx.PrimFunc:
     func = attention(shape, register_rows(cpu, shape.layout))
     if not cpu.by_lane:
         return func
-    return func.with_attr(BY_LANE_ATTR, by_lane(cpu, shape.layout, ["K", "V"], ["Q", "K", "V", "S", "P"]))
+    # A vector of each feature of V, for as many keys, takes registers that a small file has not.
+    weights = ["K", "V"] if cpu.registers > SMALL_FILE else ["K"]
+    return func.with_attr(BY_LANE_ATTR, by_lane(cpu, shape.layout, weights, ["Q", "K", "V", "S", "P"]))
 
 
 def schedule_attention(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Vectors over queries everywhere; score and context blocks in registers."""
     sch = Schedule(func)
-    if BY_LANE_ATTR in (func.attrs or {}):
+    if func.attrs and "V" in func.attrs.get(BY_LANE_ATTR, {}).get("weights", ()):
         # A vector of each feature of V is as many keys: they are its lanes.
         sch.unroll(sch.split(loop_of(sch, "context", "kl"), [None, lanes])[1])
     for step in STEPS:

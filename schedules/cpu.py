@@ -26,8 +26,9 @@ class CoreCost:
         A line of 64 bytes from L2 instead of L1, on top.
     visit
         Entering and leaving a register block, without its accumulators.
-    accumulators
-        Most of them in a register block; 0 for as many as fit. In-order cores need registers for the loads in flight.
+    held
+        Most accumulators and vectors of X that a register block has; 0 for as many as fit. In-order cores need registers for the
+        loads in flight, and LLVM lays several iterations over each other there.
     """
 
     fma: float = 0.6
@@ -36,24 +37,20 @@ class CoreCost:
     offset: float = 0.25
     l2_line: float = 0.85
     visit: float = 10.0
-    accumulators: int = 0
+    held: int = 0
 
 
 CORE_COSTS: dict[str, dict[ElementType, CoreCost]] = {
     # A Xeon in a virtual machine: a 512-bit load for each multiply-add does not keep up (`benchmarks/run.py peak`); fitted to
     # `benchmarks/run.py linear`.
     "avx512": {FLOAT32: CoreCost(fma=0.63, load=0.72, broadcast=0.21)},
-    # 16 registers, of which the loads in flight and broadcasts of weights take half (read in the assembly: 12 spill).
-    "cortex-a7": {FLOAT32: CoreCost(accumulators=8)},
-    "cortex-a15": {FLOAT32: CoreCost(accumulators=8)},
+    # 16 registers, some of them for broadcasts of weights: their multiply-adds take no lane.
+    "cortex-a7": {FLOAT32: CoreCost(held=12)},
+    "cortex-a15": {FLOAT32: CoreCost(held=12)},
     # In-order cores: one 128-bit multiply-add a cycle on A55 (half on A53), a 128-bit load in two (A53: three).
     # From the vendor's optimisation guides as LLVM's scheduling models have them; modelled, not measured.
-    "cortex-a53": {
-        FLOAT32: CoreCost(2.0, load=3.0, broadcast=1.0, offset=1.0, l2_line=8.0, visit=20.0, accumulators=16)
-    },
-    "cortex-a55": {
-        FLOAT32: CoreCost(1.0, load=2.0, broadcast=1.0, offset=1.0, l2_line=4.0, visit=20.0, accumulators=16)
-    },
+    "cortex-a53": {FLOAT32: CoreCost(2.0, load=3.0, broadcast=1.0, offset=1.0, l2_line=8.0, visit=20.0, held=20)},
+    "cortex-a55": {FLOAT32: CoreCost(1.0, load=2.0, broadcast=1.0, offset=1.0, l2_line=4.0, visit=20.0, held=20)},
 }
 """Cores that differ from the default, two multiply-adds and two loads a cycle, by LLVM's name or by instruction set."""
 

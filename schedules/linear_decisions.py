@@ -162,10 +162,10 @@ def linear_cycles(cpu: CpuShape, shape: LinearShape, packing: LinearPacking, dec
 def _vectors(cpu: CpuShape, rows: int, shape: LinearShape) -> Iterator[int]:
     """Yield the vectors of tokens that a register block can have."""
     lanes, tile = cpu.lanes(shape.layout.element), shape.layout.token_tile
-    in_tile, most = max(1, tile // lanes), cpu.cost(shape.layout.element).accumulators or cpu.registers
+    in_tile, held = max(1, tile // lanes), cpu.cost(shape.layout.element).held or 2 * cpu.registers
     for v in range(1, cpu.registers):
         # Accumulators, one X vector each (a single row reads X straight from memory), a broadcast.
-        fits = (rows + (rows > 1)) * v + 1 < cpu.registers and rows * v <= most
+        fits = (rows + (rows > 1)) * v + 1 < cpu.registers and (rows + 1) * v <= held
         aligned = (v % in_tile == 0 or in_tile % v == 0) and v * lanes <= MAX_TILES * tile
         if v == 1 or (fits and aligned and shape.tokens % (v * lanes) == 0):
             yield v
@@ -188,12 +188,15 @@ def _unroll(cpu: CpuShape, layout: FeatureMajor, kept: int, blocks: int, rows: i
     """Return the kept columns of an iteration: a cache line of weights, or what can be padded cheaply.
 
     Of few rows the columns are few too, for X takes the registers: two, or what fills a vector of weights that are used by
-    lane. With 16 registers such a vector is all that there is room for.
+    lane. With 16 registers one vector of weights is all that there is room for.
     """
     line, vector = LINE_BYTES // layout.element.bytes, cpu.lanes(layout.element) if cpu.by_lane else 1
+    few = 2
     if cpu.by_lane and cpu.registers <= SMALL_FILE:
         line = vector
-    unroll = max(1, line // rows) if rows > 2 else max(2, vector // rows)
+    else:
+        few = max(few, vector // rows)
+    unroll = max(1, line // rows) if rows > 2 else few
     while unroll > 1 and padded_kept(kept, LinearPacking(rows, blocks, unroll)) > max(kept + 1, kept * (1 + PADDING)):
         unroll //= 2
     return unroll
