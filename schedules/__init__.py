@@ -7,9 +7,10 @@ from rt3_tvm.schedules.families import FLOPS_ATTR, KERNEL_ATTR, LINEAR_FAMILIES,
 from rt3_tvm.schedules.family import KernelFamily
 from rt3_tvm.schedules.linear_plan import NAME_ATTR
 from rt3_tvm.schedules.pattern_linear import DECISIONS_ATTR
-from rt3_tvm.schedules.tasks import TASKS_ATTR
+from rt3_tvm.schedules.tasks import BY_LANE_ATTR, TASKS_ATTR
 
 __all__ = [
+    "BY_LANE_ATTR",
     "DECISIONS_ATTR",
     "FLOPS_ATTR",
     "KERNEL_ATTR",

@@ -15,10 +15,10 @@ from tvm.script import tirx as T
 from rt3_tvm.schedules.attention_mask import StaticMask
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
-from rt3_tvm.schedules.linear_decisions import largest_divisor
+from rt3_tvm.schedules.linear_decisions import SMALL_FILE, largest_divisor
 from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
-from rt3_tvm.schedules.tasks import share_loop
-from rt3_tvm.schedules.vector_math import exp, tanh
+from rt3_tvm.schedules.tasks import BY_LANE_ATTR, by_lane, share_loop
+from rt3_tvm.schedules.vector_math import exp_of_negative, tanh
 
 MASKED = -3.4e38
 """Score of the keys that a band hides and of those that only pad a tile."""
@@ -202,7 +202,9 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
         for c, t in T.grid(seen(i) * tile, tile):
             with T.sblock("exp"):
                 vc, vt = T.axis.remap("SS", [c, t])
-                P[vc, vt] = shape.hidden(exp(S[vc, vt] - largest[vt]), i * tile + vt, first(i) * tile + vc, 0.0)
+                P[vc, vt] = shape.hidden(
+                    exp_of_negative(S[vc, vt] - largest[vt]), i * tile + vt, first(i) * tile + vc, 0.0
+                )
         for c, t in T.grid(seen(i) * tile, tile):
             with T.sblock("sum"):
                 vc, vt = T.axis.remap("RS", [c, t])
@@ -267,9 +269,22 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
     return attention
 
 
+def attention_of(shape: AttentionShape, cpu: CpuShape) -> tirx.PrimFunc:
+    """Return the kernel for a core: as many register rows as it has registers, and loads by lane where it multiplies so."""
+    func = attention(shape, register_rows(cpu, shape.layout))
+    if not cpu.by_lane:
+        return func
+    # A vector of each feature of V, for as many keys, takes registers that a small file has not.
+    weights = ["K", "V"] if cpu.registers > SMALL_FILE else ["K"]
+    return func.with_attr(BY_LANE_ATTR, by_lane(cpu, shape.layout, weights, ["Q", "K", "V", "S", "P"]))
+
+
 def schedule_attention(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Vectors over queries everywhere; score and context blocks in registers."""
     sch = Schedule(func)
+    if func.attrs and "V" in func.attrs.get(BY_LANE_ATTR, {}).get("weights", ()):
+        # A vector of each feature of V is as many keys: they are its lanes.
+        sch.unroll(sch.split(loop_of(sch, "context", "kl"), [None, lanes])[1])
     for step in STEPS:
         vectorise(sch, step.block, "t", lanes, step.registers)
         if step.summed:

@@ -26,6 +26,9 @@ class CoreCost:
         A line of 64 bytes from L2 instead of L1, on top.
     visit
         Entering and leaving a register block, without its accumulators.
+    held
+        Most accumulators and vectors of X that a register block has; 0 for as many as fit. In-order cores need registers for the
+        loads in flight, and LLVM lays several iterations over each other there.
     """
 
     fma: float = 0.6
@@ -34,16 +37,20 @@ class CoreCost:
     offset: float = 0.25
     l2_line: float = 0.85
     visit: float = 10.0
+    held: int = 0
 
 
 CORE_COSTS: dict[str, dict[ElementType, CoreCost]] = {
     # A Xeon in a virtual machine: a 512-bit load for each multiply-add does not keep up (`benchmarks/run.py peak`); fitted to
     # `benchmarks/run.py linear`.
     "avx512": {FLOAT32: CoreCost(fma=0.63, load=0.72, broadcast=0.21)},
+    # 16 registers, some of them for broadcasts of weights: their multiply-adds take no lane.
+    "cortex-a7": {FLOAT32: CoreCost(held=12)},
+    "cortex-a15": {FLOAT32: CoreCost(held=12)},
     # In-order cores: one 128-bit multiply-add a cycle on A55 (half on A53), a 128-bit load in two (A53: three).
     # From the vendor's optimisation guides as LLVM's scheduling models have them; modelled, not measured.
-    "cortex-a53": {FLOAT32: CoreCost(fma=2.0, load=3.0, broadcast=1.0, offset=1.0, l2_line=8.0, visit=20.0)},
-    "cortex-a55": {FLOAT32: CoreCost(fma=1.0, load=2.0, broadcast=1.0, offset=1.0, l2_line=4.0, visit=20.0)},
+    "cortex-a53": {FLOAT32: CoreCost(2.0, load=3.0, broadcast=1.0, offset=1.0, l2_line=8.0, visit=20.0, held=20)},
+    "cortex-a55": {FLOAT32: CoreCost(1.0, load=2.0, broadcast=1.0, offset=1.0, l2_line=4.0, visit=20.0, held=20)},
 }
 """Cores that differ from the default, two multiply-adds and two loads a cycle, by LLVM's name or by instruction set."""
 
@@ -58,13 +65,19 @@ def core_costs(core: str, vector_bytes: int) -> dict[ElementType, CoreCost]:
 
 @dataclass(frozen=True)
 class CpuShape:
-    """A core: bytes and number of its vector registers, L1 data and L2 cache in bytes, costs by element type."""
+    """A core: bytes and number of its vector registers, L1 data and L2 cache in bytes, costs by element type.
+
+    ``by_lane``: multiplies by a lane of a vector, as ARM's do, so that weights are loaded as whole vectors; others broadcast
+    them from memory. ``fuse``: LLVM has to be told to fuse multiply-adds.
+    """
 
     vector_bytes: int
     registers: int
     l1d_bytes: int
     l2_bytes: int = 512 * 1024
     costs: tuple[tuple[ElementType, CoreCost], ...] = tuple(DEFAULT_COSTS.items())
+    by_lane: bool = False
+    fuse: bool = False
 
     @classmethod
     def of(cls, cluster: Cluster) -> "CpuShape":
@@ -72,7 +85,9 @@ class CpuShape:
         vector_bytes = cluster.lanes * FLOAT32.bytes
         l1d, l2 = cluster.l1d_bytes or ASSUMED_L1D_BYTES, cluster.l2_bytes or ASSUMED_L2_BYTES
         costs = core_costs(cluster.core, vector_bytes)
-        return cls(vector_bytes, cluster.registers, l1d, l2, tuple(costs.items()))
+        arch = str(cluster.target_dict().get("mtriple", "")).split("-", 1)[0]
+        by_lane, fuse = arch.startswith(("aarch64", "arm")), arch.startswith("armv7")
+        return cls(vector_bytes, cluster.registers, l1d, l2, tuple(costs.items()), by_lane, fuse)
 
     def lanes(self, element: ElementType) -> int:
         """Return the numbers of a vector."""

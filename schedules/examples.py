@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tvm import te
 
-from rt3_tvm.schedules.attention import AttentionShape, register_rows
+from rt3_tvm.schedules.attention import AttentionShape
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL
@@ -85,7 +85,7 @@ def linear(family: str) -> Callable[[CpuShape, Sizes], Example]:
         weight, bias = _numbers(s.rows, s.features) / np.sqrt(s.features), _numbers(s.rows)
         packed = pack_linear(weight, columns, np.ones_like(columns, np.bool_), bias, plan.packing)
         x = FEATURE_MAJOR.pack(_numbers(tokens.batch, tokens.length, s.features)).reshape(-1)
-        arguments = (plan, plan.parts[0], "gelu", cpu.lanes(plan.element))
+        arguments = (plan, plan.parts[0], "gelu", cpu)
         return Example(arguments, [x, packed.values, packed.offsets, np.ascontiguousarray(packed.bias)])
 
     return example
@@ -96,7 +96,7 @@ def attention(cpu: CpuShape, s: Sizes) -> Example:
     shape = AttentionShape(s.batch, s.length, s.heads, s.dim, s.dim**-0.5, key_bias=(s.batch, 1))
     none = np.zeros((1, 1, 1), REAL.dtype)
     inputs = [*(_tokens(s) * scale for scale in (1, 2, 3)), _numbers(s.batch, 1, 1, s.length), none]
-    return Example((shape, register_rows(cpu)), [i.astype(REAL.dtype) for i in inputs])
+    return Example((shape, cpu), [i.astype(REAL.dtype) for i in inputs])
 
 
 def matmul(cpu: CpuShape, s: Sizes) -> Example:

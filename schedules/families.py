@@ -5,7 +5,7 @@ from typing import Any
 from tvm import tirx
 
 from rt3_tvm.schedules import examples, references
-from rt3_tvm.schedules.attention import attention, schedule_attention
+from rt3_tvm.schedules.attention import attention_of, schedule_attention
 from rt3_tvm.schedules.border import (
     embedding,
     from_feature_major,
@@ -40,7 +40,7 @@ def _lanes(func: tirx.PrimFunc, cpu: CpuShape) -> int:
     return cpu.lanes(ELEMENT_TYPES.get(str(func.params[0].ty.dtype), REAL))
 
 
-def _linear_flops(plan: LinearPlan, part: LinearPart, _activation: str, _lanes: int) -> float:
+def _linear_flops(plan: LinearPlan, part: LinearPart, _activation: str, _cpu: CpuShape) -> float:
     return plan.flops(part)
 
 
@@ -75,9 +75,9 @@ SCHEDULES: dict[str, KernelFamily] = {
     ),
     "attention": KernelFamily(
         summary="scores, softmax and context of one head and query tile",
-        algorithm=attention,
+        algorithm=attention_of,
         schedule=lambda f, c: schedule_attention(f, _lanes(f, c)),
-        flops=lambda shape, _rows: shape.flops,
+        flops=lambda shape, _cpu: shape.flops,
         example=examples.attention,
         reference=references.attention,
     ),

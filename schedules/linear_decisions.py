@@ -35,6 +35,9 @@ set of the L1 cache, which has 4 to 12 ways; X and Y share them."""
 ACCUMULATOR_CYCLES = 2.0
 """Reading and writing one accumulator when a register block goes on to the next column block."""
 
+SMALL_FILE = 16
+"""Vector registers of a small register file."""
+
 LINE_BYTES = 64
 """A cache line."""
 
@@ -159,10 +162,10 @@ def linear_cycles(cpu: CpuShape, shape: LinearShape, packing: LinearPacking, dec
 def _vectors(cpu: CpuShape, rows: int, shape: LinearShape) -> Iterator[int]:
     """Yield the vectors of tokens that a register block can have."""
     lanes, tile = cpu.lanes(shape.layout.element), shape.layout.token_tile
-    in_tile = max(1, tile // lanes)
+    in_tile, held = max(1, tile // lanes), cpu.cost(shape.layout.element).held or 2 * cpu.registers
     for v in range(1, cpu.registers):
         # Accumulators, one X vector each (a single row reads X straight from memory), a broadcast.
-        fits = (rows + (rows > 1)) * v + 1 < cpu.registers
+        fits = (rows + (rows > 1)) * v + 1 < cpu.registers and (rows + 1) * v <= held
         aligned = (v % in_tile == 0 or in_tile % v == 0) and v * lanes <= MAX_TILES * tile
         if v == 1 or (fits and aligned and shape.tokens % (v * lanes) == 0):
             yield v
@@ -181,9 +184,19 @@ def largest_divisor(n: int, limit: int) -> int:
     return next(d for d in range(max(1, min(n, limit)), 0, -1) if n % d == 0)
 
 
-def _unroll(kept: int, blocks: int, rows: int, line: int) -> int:
-    """Return the kept columns of an iteration: a cache line of weights (``line`` of them), or what can be padded cheaply."""
-    unroll = max(1, line // rows) if rows > 2 else 2
+def _unroll(cpu: CpuShape, layout: FeatureMajor, kept: int, blocks: int, rows: int) -> int:
+    """Return the kept columns of an iteration: a cache line of weights, or what can be padded cheaply.
+
+    Of few rows the columns are few too, for X takes the registers: two, or what fills a vector of weights that are used by
+    lane. With 16 registers one vector of weights is all that there is room for.
+    """
+    line, vector = LINE_BYTES // layout.element.bytes, cpu.lanes(layout.element) if cpu.by_lane else 1
+    few = 2
+    if cpu.by_lane and cpu.registers <= SMALL_FILE:
+        line = vector
+    else:
+        few = max(few, vector // rows)
+    unroll = max(1, line // rows) if rows > 2 else few
     while unroll > 1 and padded_kept(kept, LinearPacking(rows, blocks, unroll)) > max(kept + 1, kept * (1 + PADDING)):
         unroll //= 2
     return unroll
@@ -201,7 +214,7 @@ def choose_packing(cpu: CpuShape, matrix: MatrixShape, layout: FeatureMajor = FE
     best: tuple[float, int] = (float("inf"), 0)
     line = LINE_BYTES // layout.element.bytes
     packings = [
-        LinearPacking(r, blocks, _unroll(matrix.kept, blocks, r, line))
+        LinearPacking(r, blocks, _unroll(cpu, layout, matrix.kept, blocks, r))
         for r in range(1, MAX_ROWS + 1)
         if matrix.group % r == 0 and (r == 1 or r * 2 <= cpu.registers)
         for blocks in range(1, min(matrix.kept, max(1, matrix.cols // line)) + 1)

@@ -25,6 +25,7 @@ from rt3_tvm.schedules.linear_decisions import (
 )
 from rt3_tvm.schedules.packing import offset_dtype
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
+from rt3_tvm.schedules.tasks import BY_LANE_ATTR, by_lane
 
 NAME_ATTR = "rt3.name"
 """PrimFunc attribute that says what its symbol is to be called: the text of its plan."""
@@ -113,12 +114,15 @@ class LinearPlan:
     def __str__(self) -> str:
         return "+".join(map(self.name, self.parts))
 
-    def kernel(self, part: LinearPart, activation: str, lanes: int) -> tirx.PrimFunc:
+    def kernel(self, part: LinearPart, activation: str, cpu: CpuShape) -> tirx.PrimFunc:
         """Return the kernel of a part, not yet scheduled; that of the second part fills in the result of the first."""
         if part.decisions is None:
             func = few_token_linear(part.shape, self.packing, self.tokens.length, activation)
         else:
-            func = linear_algorithm(part.shape, self.packing, part.decisions, lanes, activation)
+            func = linear_algorithm(part.shape, self.packing, part.decisions, cpu.lanes(self.element), activation)
+            if cpu.by_lane:
+                marks = by_lane(cpu, self.layout, ["values"], ["X", "values", "offsets"])
+                func = func.with_attr(BY_LANE_ATTR, marks)
         return func.with_attr(NAME_ATTR, self.name(part))
 
     def flops(self, part: LinearPart) -> float:

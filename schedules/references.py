@@ -10,6 +10,7 @@ import numpy as np
 from tvm import tirx
 
 from rt3_tvm.schedules.attention import AttentionShape
+from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.layout import FeatureMajor
 from rt3_tvm.schedules.linear_plan import LinearPart, LinearPlan
@@ -25,7 +26,7 @@ ACTIVATIONS = {
 
 
 def linear(
-    plan: LinearPlan, _part: LinearPart, activation: str, _lanes: int, x: Any, values: Any, offsets: Any, bias: Any
+    plan: LinearPlan, _part: LinearPart, activation: str, _cpu: CpuShape, x: Any, values: Any, offsets: Any, bias: Any
 ) -> Arrays:
     """Y = act(W X + b), for a plan of one part; with few tokens the lanes behind them are zeros."""
     layout, rows = plan.layout, plan.packing.rows
@@ -41,7 +42,7 @@ def linear(
     return [y]
 
 
-def attention(shape: AttentionShape, _rows: int, q: Any, k: Any, v: Any, key_bias: Any, _score_bias: Any) -> Arrays:
+def attention(shape: AttentionShape, _cpu: CpuShape, q: Any, k: Any, v: Any, key_bias: Any, _score_bias: Any) -> Arrays:
     """Softmax(scale Q K^T + key bias) V of each head, without a mask, a cap or a bias of scores."""
     layout = shape.layout
     padded = layout.tiles(shape.length) * layout.token_tile

@@ -1,10 +1,25 @@
-"""Which loop of a kernel threads can share."""
+"""Marks on a kernel: which loop threads can share, and which buffers are read by vector and by pointer."""
+
+from typing import Any
 
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV
 
+from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.layout import FeatureMajor
+
 TASKS_ATTR = "rt3.tasks"
 """Annotation of the one loop of a kernel whose iterations are independent: the runtime gives each thread a range of it."""
+
+
+BY_LANE_ATTR = "rt3.by_lane"
+"""PrimFunc attribute: which buffers are read by vector and by pointer, for codegen/by_lane.py."""
+
+
+def by_lane(cpu: CpuShape, layout: FeatureMajor, weights: list[str], pointers: list[str]) -> dict[str, Any]:
+    """Return the attribute of a kernel for a core: buffers of weights, those that a loop reads by pointer, a line of X."""
+    lanes = cpu.lanes(layout.element)
+    return {"weights": weights, "pointers": pointers, "lanes": lanes, "line": layout.token_tile, "fuse": cpu.fuse}
 
 
 def share_loop(sch: Schedule, loop: LoopRV) -> None:

@@ -56,7 +56,7 @@ class LinearKernel:
         if plan.matrix.dense:  # as in a bundle: patterns that would be slower than all columns
             columns = np.arange(case.cols, dtype=np.int32)[None]
             valid = np.ones_like(columns, dtype=np.bool_)
-        parts = [kernel(plan.family, plan, part, "none", cpu.lanes(plan.element)) for part in plan.parts]
+        parts = [kernel(plan.family, plan, part, "none", cpu) for part in plan.parts]
         self._run = Kernels(parts, cpu, folder)
         packed: PackedLinear = pack_linear(weight, columns, valid, bias, self.plan.packing)
         self._y = aligned(np.zeros(self.plan.layout.shape(self.plan.tiles, case.rows), REAL.dtype))

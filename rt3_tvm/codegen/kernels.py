@@ -13,7 +13,8 @@ from tvm.ir import PointerType, PrimType
 from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipeline
 
 from rt3_tvm.codegen import cache
-from rt3_tvm.schedules import KERNEL_ATTR, NAME_ATTR, TASKS_ATTR
+from rt3_tvm.codegen.by_lane import LoadByLane
+from rt3_tvm.schedules import BY_LANE_ATTR, KERNEL_ATTR, NAME_ATTR, TASKS_ATTR
 from rt3_tvm.schedules.cpu import KERNEL_STACK_BYTES
 
 C_CALLING_CONVENTION = 1
@@ -47,7 +48,7 @@ class KeepOnStack:
 
 def _pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
     lower, host_passes, device_passes = get_tir_pipeline("s_tir")
-    return lower, lambda: tvm.transform.Sequential([KeepOnStack(), host_passes()]), device_passes
+    return lower, lambda: tvm.transform.Sequential([LoadByLane(), KeepOnStack(), host_passes()]), device_passes
 
 
 register_tir_pipeline(PIPELINE, _pipeline)
@@ -107,10 +108,17 @@ class KernelTable:
             key = cache.key_of(kernels=module.script(show_meta=True), target=target, tvm=tvm.__version__)
             if cache.fetch(key, path):
                 return
-        built = tvm.compile(module, target=tvm.target.Target(target), tir_pipeline=PIPELINE)
+        built = build(module, target)
         write_object(built.mod, path)
         if use_cache:
             cache.store(key, path)
+
+
+def build(module: IRModule, target: dict[str, Any]) -> tvm.runtime.Module:
+    """Return a module of C functions, compiled; LLVM finds common subexpressions, TVM's would hide what LoadByLane looks for."""
+    by_lane = any(BY_LANE_ATTR in func.attrs for _, func in module.functions_items())
+    with tvm.transform.PassContext(config={"tirx.disable_cse_tir": by_lane}):
+        return tvm.compile(module, target=tvm.target.Target(target), tir_pipeline=PIPELINE)
 
 
 def write_object(module: tvm.runtime.Module, path: Path) -> None:
@@ -158,6 +166,8 @@ def with_c_signature(func: tirx.PrimFunc, symbol: str) -> tirx.PrimFunc:
     body = tirx.SeqStmt([*declarations, tvm_ffi.structural_map(func.body, (tirx.For, restrict))])
     body = tirx.AttrStmt(node, "device_type", cpu, tirx.AttrStmt(node, "device_id", zero, body))
     plain = tirx.PrimFunc([*pointers, first, last], body, ret_type=None)
+    if BY_LANE_ATTR in func.attrs:
+        plain = plain.with_attr(BY_LANE_ATTR, func.attrs[BY_LANE_ATTR])
     return plain.with_attrs(
         {"s_tir": True, "tirx.noalias": True, "global_symbol": symbol, "calling_conv": C_CALLING_CONVENTION}
     )

@@ -2,7 +2,7 @@
 
 from tvm import relax
 
-from rt3_tvm.schedules.attention import AttentionShape, register_rows
+from rt3_tvm.schedules.attention import AttentionShape
 from rt3_tvm.schedules.attention_mask import StaticMask
 from rt3_tvm.transform.composites import Composite, static_shape
 from rt3_tvm.transform.graph import real
@@ -12,7 +12,7 @@ from rt3_tvm.transform.layouts import Arguments, Layouts, Tokens
 def lower_attention(lowering: Layouts, var: relax.Var, _row: Composite, func: relax.Function, args: Arguments) -> bool:
     """Lower attention by what phase 2 has said of it."""
     shape = _shape(func, args)
-    arguments = (shape, register_rows(lowering.context.cpu))
+    arguments = (shape, lowering.context.cpu)
     operands = [lowering.as_heads_first(args[r]) for r in "qkv"]
     biases = [
         lowering.as_plain(args["key_bias"]) if "key_bias" in args else real([[[[0.0]]]]),

@@ -22,7 +22,7 @@ def lower_linear(lowering: Layouts, var: relax.Var, row: Composite, func: relax.
     out = Tokens(t.batch, t.length, plan.matrix.rows).ty()
     result: list[relax.Expr] = []
     for part in plan.parts:
-        arguments = (plan, part, row.activation, lowering.context.cpu.lanes(plan.element))
+        arguments = (plan, part, row.activation, lowering.context.cpu)
         result = [lowering.kernel(plan.family, arguments, [*operands, *result], out, bool(result))]
     lowering.feature_major[var] = result[0]
     return True

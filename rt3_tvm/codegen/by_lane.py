@@ -1,0 +1,175 @@
+"""The last step of a kernel for cores that multiply by a lane of a vector, as ARM's do: vectors of weights, one base address.
+
+TVM's own lowering loads each weight by itself, and adds the address of a tile to each offset in 32 bits before it is scaled.
+LLVM then loads pairs of scalars, and computes what is the same for all columns anew for each. Here weights are loaded as the
+vectors that they lie in, of which multiply-adds take a lane; and the address of a tile is a pointer outside of the loop, so that
+a line of X is one addition away.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import PointerType, PrimType
+from tvm.ir.expr import TensorLoad
+from tvm.sym import Analyzer
+
+from rt3_tvm.schedules import BY_LANE_ATTR
+from rt3_tvm.schedules.layout import REAL
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="LoadByLane")
+class LoadByLane:
+    """Rewrite the loads of kernels that ask for it by their attribute."""
+
+    def transform_function(self, func: tirx.PrimFunc, _mod: Any, _ctx: tvm.transform.PassContext) -> tirx.PrimFunc:
+        """Rewrite weights, then multiply-adds, then addresses."""
+        marks = func.attrs.get(BY_LANE_ATTR) if func.attrs else None
+        if marks is None:
+            return func
+        body = weights_by_lane(func.body, [str(n) for n in marks["weights"]], int(marks["lanes"]))
+        if marks["fuse"]:
+            body = fused(body)
+        return func.with_body(from_pointers(body, [str(n) for n in marks["pointers"]], int(marks["line"])))
+
+
+def weights_by_lane(body: tirx.Stmt, names: Collection[str], lanes: int) -> tirx.Stmt:
+    """Replace ``w[i]`` by lane ``i % lanes`` of the vector that it lies in, where the remainder is known."""
+    analyzer = Analyzer()
+
+    def broadcast(expr: tirx.Broadcast) -> tirx.Expr:
+        weight = expr.value
+        if not isinstance(weight, TensorLoad) or weight.source.name not in names:
+            return expr
+        (index,) = weight.indices
+        known = analyzer.modular_set(index)
+        if int(known.coeff) % lanes:
+            return expr
+        lane = int(known.base) % lanes
+        vector = tirx.BufferLoad(weight.source, [tirx.Ramp(analyzer.simplify(index - lane), 1, lanes)])
+        return tirx.Broadcast(tirx.Shuffle([vector], [lane]), expr.lanes)
+
+    return tvm_ffi.structural_map(body, (tirx.Broadcast, broadcast))
+
+
+def fused(body: tirx.Stmt) -> tirx.Stmt:
+    """Make each ``acc = acc + a * b`` of vectors one fused multiply-add.
+
+    LLVM holds that of VFPv4 for slow on Cortex-A7, and multiplies and adds, which takes two instructions and a register more.
+    """
+
+    def fuse(store: tirx.BufferStore) -> tirx.Stmt:
+        value, dtype = store.value, str(store.value.ty.dtype)
+        if (
+            not isinstance(value, tirx.Add)
+            or not isinstance(value.b, tirx.Mul)
+            or not dtype.startswith(f"{REAL.dtype}x")
+        ):
+            return store
+        product = tirx.call_llvm_pure_intrin(dtype, "llvm.fma", value.b.a, value.b.b, value.a)
+        return tirx.BufferStore(store.buffer, product, store.indices)
+
+    return tvm_ffi.structural_map(body, (tirx.BufferStore, fuse))
+
+
+def from_pointers(body: tirx.Stmt, buffers: Collection[str], line: int) -> tirx.Stmt:
+    """Replace ``x[a + b]`` inside of an innermost loop by ``(x + a)[b]``: the pointer to what stays the same is made outside.
+
+    ``b`` is in 64 bits, as addresses are. What a constant exceeds ``line`` by belongs to ``a``: further than that two lines
+    share no instruction that loads a pair.
+    """
+
+    def rebase(loop: tirx.For) -> tirx.Stmt:
+        if _contains(loop.body, tirx.For):
+            return loop
+        pointers = _Pointers(loop.loop_var, line)
+
+        def load(expr: TensorLoad) -> tirx.Expr:
+            return pointers.load(expr) if expr.source.name in buffers else expr
+
+        inner = tvm_ffi.structural_map(loop.body, (TensorLoad, load))
+        if not pointers.outside:
+            return loop
+        rest = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, inner, annotations=loop.annotations)
+        return tirx.SeqStmt([*pointers.outside, rest])
+
+    return tvm_ffi.structural_map(body, (tirx.For, rebase))
+
+
+class _Pointers:
+    """The pointers of one loop, and the statements that make them."""
+
+    def __init__(self, loop_var: tirx.Var, line: int) -> None:
+        self.loop_var, self.line = loop_var, line
+        self.outside: list[tirx.Stmt] = []
+        self._known: list[tuple[tirx.Buffer, tirx.Expr, tirx.Buffer]] = []
+
+    def load(self, expr: TensorLoad) -> tirx.Expr:
+        """Return a load from a pointer, or the load as it is where nothing of its index stays the same."""
+        (index,) = expr.indices
+        start = index.base if isinstance(index, tirx.Ramp) else index
+        fixed, moving, constant = self._split(start)
+        if fixed is None or moving is None:
+            return expr
+        looked_up = _contains(moving, TensorLoad)
+        far = constant - constant % self.line if looked_up else 0
+        near, wide = constant - far, _wide(moving)
+        wide = wide + tirx.const(near, "int64") if near else wide
+        found = self._buffer(expr.source, fixed + far if far else fixed)
+        return tirx.BufferLoad(found, [tirx.Ramp(wide, 1, index.lanes) if isinstance(index, tirx.Ramp) else wide])
+
+    def _buffer(self, buffer: tirx.Buffer, start: tirx.Expr) -> tirx.Buffer:
+        """Return the buffer that begins at an index of another."""
+        for source, known, found in self._known:
+            if source.same_as(buffer) and tvm_ffi.structural_equal(known, start):
+                return found
+        dtype, name = str(buffer.ty.dtype), f"{buffer.name}_here"
+        pointer = tirx.Var(name, PointerType(PrimType(dtype), "global"))
+        found = tirx.decl_buffer(buffer.ty.shape, dtype, name)
+        address = tirx.address_of(tirx.BufferLoad(buffer, [start]))
+        self.outside += [tirx.Bind(pointer, address), tirx.DeclBuffer(found, data=pointer)]
+        self._known.append((buffer, start, found))
+        return found
+
+    def _split(self, index: tirx.Expr) -> tuple[tirx.Expr | None, tirx.Expr | None, int]:
+        """Return a sum in three: what is the same in all iterations, what is not, and a constant."""
+        fixed, moving, constant = None, None, 0
+        for term in _terms(index):
+            if isinstance(term, tirx.IntImm):
+                constant += int(term.value)
+            elif _contains(term, TensorLoad) or _uses(term, self.loop_var):
+                moving = term if moving is None else moving + term
+            else:
+                fixed = term if fixed is None else fixed + term
+        return fixed, moving, constant
+
+
+def _terms(expr: tirx.Expr) -> Iterator[tirx.Expr]:
+    if isinstance(expr, tirx.Add):
+        yield from _terms(expr.a)
+        yield from _terms(expr.b)
+    else:
+        yield expr
+
+
+def _wide(expr: tirx.Expr) -> tirx.Expr:
+    """Return an index in 64 bits, its factors too: what is widened behind a product is computed anew in each iteration."""
+    if isinstance(expr, (tirx.Add, tirx.Mul)):
+        return type(expr)(_wide(expr.a), _wide(expr.b))
+    if isinstance(expr, tirx.Cast) and str(expr.value.ty.dtype).startswith("uint"):
+        return expr.value.astype("int64")
+    return expr.astype("int64")
+
+
+def _contains(root: tirx.Expr | tirx.Stmt, kind: type) -> bool:
+    found: list[Any] = []
+    tvm_ffi.structural_walk(root, (kind, found.append))
+    return bool(found)
+
+
+def _uses(expr: tirx.Expr, var: tirx.Var) -> bool:
+    found: list[bool] = []
+    tvm_ffi.structural_walk(expr, (tirx.Var, lambda v: found.append(True) if v.same_as(var) else None))
+    return bool(found)
