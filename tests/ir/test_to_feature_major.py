@@ -49,7 +49,7 @@ def plan(family, matrix, packing):
 
 def linear(plan, activation, flops):
     """Return the one kernel of a plan."""
-    func = plan.kernel(plan.parts[0], activation, CPU.lanes(plan.element))
+    func = plan.kernel(plan.parts[0], activation, CPU)
     return kernel(plan.family, func, flops)
 
 
