@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.export.padding import Interface, Padding
 from rt3_tvm.model import NUMBERS, InputSpec, OutputSpec, has_length, inputs_of, quiet, random_inputs
-from rt3_tvm.padding import Interface, Padding
 
 TOLERANCES = {NUMBERS: 5e-5}
 """Largest error by element type, as a part of an output's largest value.

@@ -4,9 +4,9 @@ import pytest
 import torch
 import transformers
 
-from rt3_tvm.decompositions import DECOMPOSITIONS
-from rt3_tvm.experts import experts_unrolled, routing
 from rt3_tvm.export import export
+from rt3_tvm.export.decompositions import DECOMPOSITIONS
+from rt3_tvm.export.experts import experts_unrolled, routing
 
 ATEN = torch.ops.aten
 GENERATOR = torch.Generator().manual_seed(0)

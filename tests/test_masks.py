@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from rt3_tvm.export import export
-from rt3_tvm.masks import MASK_VALUE
+from rt3_tvm.export.masks import MASK_VALUE
 
 TINY = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 LENGTH, BATCH = 12, 2

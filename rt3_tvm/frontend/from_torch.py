@@ -7,11 +7,11 @@ from tvm import IRModule
 from tvm.relax.frontend.torch import from_exported_program
 
 from rt3_tvm import model as models
-from rt3_tvm.bfloat16 import only_rounds
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import export, parameter_names
+from rt3_tvm.export.bfloat16 import only_rounds
+from rt3_tvm.export.padding import Interface
 from rt3_tvm.frontend.converters import CONVERTERS
-from rt3_tvm.padding import Interface
 
 
 @dataclass(frozen=True, eq=False)

@@ -284,7 +284,7 @@ def test_the_language_model_is_a_transformer_encoder(rng):
 
 def test_a_model_that_tvm_cannot_import_is_one_line(tmp_path, monkeypatch):
     """Falcon rounds its position bias to bfloat16 on the way; so would a model whose arithmetic nothing rewrites."""
-    monkeypatch.setattr("rt3_tvm.export.rewrite_bfloat16", lambda _: None)
+    monkeypatch.setattr("rt3_tvm.export.program.rewrite_bfloat16", lambda _: None)
     checkpoint = prune(tiny("FalconModel", alibi=True, ffn_hidden_size=96), PruneOptions((0.5,)))
     with pytest.raises(Rt3Error, match=r"^TVM cannot import this model: [^\n]* is of bfloat16$"):
         compile(checkpoint, tmp_path / "m.so", CompileOptions(lengths=(20,)))

@@ -16,8 +16,8 @@ from tvm import tirx
 from rt3_tvm import CompileOptions, PruneOptions, compile, prune
 from rt3_tvm.codegen import emulate
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.export.padding import Padding
 from rt3_tvm.model import InputSpec, OutputSpec, inputs_of
-from rt3_tvm.padding import Padding
 from rt3_tvm.runtime.check import read_metadata
 from rt3_tvm.schedules import SCHEDULES
 from rt3_tvm.search import setting
@@ -83,7 +83,7 @@ def test_padding_that_leaks_is_caught(tmp_path, monkeypatch):
     torch.manual_seed(0)
     config = transformers.SiglipTextConfig(**SMALL, max_position_embeddings=16)
     checkpoint = prune(transformers.SiglipTextModel(config).eval(), PruneOptions((0.5,)))
-    monkeypatch.setattr("rt3_tvm.padding.padding_of", lambda *_: Padding.MASKED)
+    monkeypatch.setattr("rt3_tvm.export.padding.padding_of", lambda *_: Padding.MASKED)
     with pytest.raises(JobError, match=r"output 'pooler_output' is off [^\n]* padded to 9 tokens$"):
         compile(checkpoint, tmp_path / "m.so", OPTIONS)
 

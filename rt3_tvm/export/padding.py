@@ -6,7 +6,7 @@ from typing import Self
 
 import torch
 
-from rt3_tvm.export import ExportForm, export, outputs_of
+from rt3_tvm.export.program import ExportForm, export, outputs_of
 from rt3_tvm.model import PRESENT, InputSpec, OutputSpec, example_inputs, has_length, inputs_of, max_length, quiet
 
 TRIES = 3

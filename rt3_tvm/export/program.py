@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from rt3_tvm.bfloat16 import rewrite_bfloat16
-from rt3_tvm.complex_numbers import rewrite_complex
-from rt3_tvm.decompositions import DECOMPOSITIONS
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.experts import experts_unrolled
-from rt3_tvm.masks import separate_masks
+from rt3_tvm.export.bfloat16 import rewrite_bfloat16
+from rt3_tvm.export.complex_numbers import rewrite_complex
+from rt3_tvm.export.decompositions import DECOMPOSITIONS
+from rt3_tvm.export.experts import experts_unrolled
+from rt3_tvm.export.masks import separate_masks
+from rt3_tvm.export.spelt_out import rewrite_spelt_out, take_last_present
 from rt3_tvm.model import (
     PRESENT,
     Axis,
@@ -29,7 +30,6 @@ from rt3_tvm.model import (
     max_length,
     quiet,
 )
-from rt3_tvm.spelt_out import rewrite_spelt_out, take_last_present
 
 
 @dataclass(frozen=True)
