@@ -1,11 +1,22 @@
 """The ladder of whole models for ARM: rows of counted instructions, and of modelled cycles, for ``run.py arm``."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tvm import tirx
+
+from rt3_tvm import device as devices
 from rt3_tvm.bench.arm import KernelCount, Ladder, bench_arm
+from rt3_tvm.bench.arm_code import Function, disassemble
+from rt3_tvm.bench.arm_kinds import MULTIPLY_ADD
 from rt3_tvm.bench.arm_report import HEADS, IN_LOOPS
+from rt3_tvm.codegen.kernels import KernelTable
+from rt3_tvm.device import Cluster
+from rt3_tvm.schedules import kernel, scheduled
+from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.linear_plan import MatrixShape, TokenCount, plan_linear
 
 CORES = {
     "A7": ("odroid-xu3", "LITTLE"),
@@ -19,20 +30,63 @@ LEAST_SHARE = 0.01
 """Families with a smaller part of an inference have no row of their own."""
 
 
+DENSE = 0
+GROUPS = (DENSE, 4, 2, 1)
+SIDE, KEPT, TOKENS = 768, 192, 128
+"""Of the layer whose inner loop is shown: (SIDE, SIDE), of which a group keeps KEPT columns."""
+
+
+def cluster_of(core: str) -> Cluster:
+    """Return the cores of a name in CORES."""
+    device, name = CORES[core]
+    return next(cluster for cluster in devices.load(device).clusters if cluster.name == name)
+
+
+def code_of(kernels: Iterable[tirx.PrimFunc], cluster: Cluster) -> dict[str, Function]:
+    """Return the machine code of kernels for a core, by symbol."""
+    table, target = KernelTable(), cluster.target_dict()
+    for func in kernels:
+        table.index(scheduled(func, CpuShape.of(cluster)))
+    wide = str(target["mtriple"]).startswith("aarch64")
+    with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
+        path = Path(folder) / "kernels.o"
+        table.compile(target, path)
+        code = disassemble(path, "aarch64-linux-gnu" if wide else "arm-linux-gnueabihf")
+    ours = {k.symbol for k in table.kernels}
+    return {function.symbol: function for function in code if function.symbol in ours}
+
+
+def loops(core: str) -> Iterator[dict[str, Any]]:
+    """Yield what the innermost loop with most multiply-adds is made of, dense and by V."""
+    cluster = cluster_of(core)
+    cpu = CpuShape.of(cluster)
+    for group in GROUPS:
+        matrix = MatrixShape(SIDE, SIDE, KEPT, group) if group else MatrixShape.dense_of(SIDE, SIDE)
+        plan = plan_linear(cpu, matrix, TokenCount(1, TOKENS))
+        code = code_of([kernel(plan.family, plan, plan.parts[0], "none", cpu)], cluster)
+        for symbol, function in code.items():
+            kinds = max(
+                ([function.kinds[k] for k in loop] for loop in function.loops), key=lambda k: k.count(MULTIPLY_ADD)
+            )
+            multiplies = kinds.count(MULTIPLY_ADD)
+            facts = {"core": core, "kernel": symbol, "instructions": len(kinds), "mul-add": multiplies}
+            yield facts | {"a mul-add": len(kinds) / multiplies, IN_LOOPS: function.stack_stores_in_loops}
+
+
 def rows(core: str, bundle: Path) -> Iterator[dict[str, Any]]:
     """Yield the families of each level and length, those with most instructions first, and their sum, in millions."""
     ladder = bench_arm(bundle)
     for rung in ladder.rungs:
         facts = {"core": core, "tokens": rung.length, "density": rung.density}
         shown = [k for k in rung.families if k.instructions >= LEAST_SHARE * rung.instructions]
-        for kernel in (*shown, rung.whole):
-            yield facts | {"what": kernel.symbol} | _figures(kernel, ladder)
+        for counted in (*shown, rung.whole):
+            yield facts | {"what": counted.symbol} | _figures(counted, ladder)
 
 
-def _figures(kernel: KernelCount, ladder: Ladder) -> dict[str, Any]:
-    kinds = {head: _millions(kernel.kinds.get(kind, 0)) for kind, head in HEADS.items()}
-    cycles = {"Mcycles": _millions(kernel.cycles), "modelled by": ladder.model or "-"}
-    return {"M": _millions(kernel.instructions)} | kinds | {IN_LOOPS: kernel.stack_stores_in_loops} | cycles
+def _figures(counted: KernelCount, ladder: Ladder) -> dict[str, Any]:
+    kinds = {head: _millions(counted.kinds.get(kind, 0)) for kind, head in HEADS.items()}
+    cycles = {"Mcycles": _millions(counted.cycles), "modelled by": ladder.model or "-"}
+    return {"M": _millions(counted.instructions)} | kinds | {IN_LOOPS: counted.stack_stores_in_loops} | cycles
 
 
 def _millions(value: float | None) -> float | str:

@@ -3,8 +3,8 @@
 Cases: linear (pattern_linear against the best dense layer), few (the same for 1 to 8 tokens), families (every row of SCHEDULES
 by itself), model (every level against dense rivals), architectures (a dense and a sparse level of each), density (latency over
 density), threads (one against two), ops (where the time goes), compile (time and peak memory of rt3 compile), switch and memory
-(C programs on a bundle), peak (multiply-adds of one core). Run them on an otherwise idle machine. Only where it is named: arm
-(instructions of bundles for ARM cores, counted under qemu-user, on any machine).
+(C programs on a bundle), peak (multiply-adds of one core). Run them on an otherwise idle machine. Only where they are
+named: arm (instructions of bundles for ARM cores, counted under qemu-user, on any machine) and arm_loops (inner loops for them).
 """
 
 import argparse
@@ -263,6 +263,12 @@ def arm(args: argparse.Namespace) -> Iterator[Row]:
             bundle.unlink()
 
 
+def arm_loops(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield the inner loop of a 768x768 layer, 128 tokens, dense and by V, as it is in the code for ARM cores."""
+    for core in args.cores:
+        yield from arm_ladder.loops(core)
+
+
 def peak(_args: argparse.Namespace) -> Iterator[Row]:
     """Yield what one core can do: multiply-adds on registers, and with a load each (the ceiling of V=1)."""
     yield core_limits()
@@ -282,8 +288,9 @@ CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "memory": memory,
     "peak": peak,
     "arm": arm,
+    "arm_loops": arm_loops,
 }
-NOT_TIMED = ("arm",)
+NOT_TIMED = ("arm", "arm_loops")
 """Cases that need an emulator rather than an idle machine."""
 
 
@@ -299,7 +306,10 @@ def main() -> None:
     parser.add_argument("--groups", type=lambda t: [int(v) for v in t.split(",")], default=list(GROUPS))
     parser.add_argument("--models", type=lambda t: t.split(","), default=list(ARCHITECTURES), help="of architectures")
     parser.add_argument(
-        "--cores", type=lambda t: t.split(","), default=list(arm_ladder.CORES), help="of arm; default A7,A53,A55,A76,X1"
+        "--cores",
+        type=lambda t: t.split(","),
+        default=list(arm_ladder.CORES),
+        help="of arm and arm_loops; default A7,A53,A55,A76,X1",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a row instead of a table")
     args = parser.parse_args()
