@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tvm import te
 
-from rt3_tvm.schedules.attention import AttentionShape
+from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL

@@ -7,7 +7,8 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from rt3_tvm.schedules import border
-from rt3_tvm.schedules.attention import AttentionShape, attention, register_rows
+from rt3_tvm.schedules.attention import attention, register_rows
+from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layer_norm import NormShape, layer_norm
 from rt3_tvm.schedules.layout import FEATURE_MAJOR

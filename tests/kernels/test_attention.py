@@ -6,8 +6,8 @@ from tvm import tirx
 from tvm.sym import Analyzer
 
 from rt3_tvm.schedules import attention
-from rt3_tvm.schedules.attention import AttentionShape, piecewise
 from rt3_tvm.schedules.attention_mask import StaticMask, analyse
+from rt3_tvm.schedules.attention_shape import AttentionShape, piecewise
 from tests.kernels.harness import CPU, from_tiles, run_kernel, to_tiles
 
 MIN = np.finfo(np.float32).min

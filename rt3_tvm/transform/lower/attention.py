@@ -2,8 +2,8 @@
 
 from tvm import relax
 
-from rt3_tvm.schedules.attention import AttentionShape
 from rt3_tvm.schedules.attention_mask import StaticMask
+from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.transform.composites import Composite, static_shape
 from rt3_tvm.transform.graph import real
 from rt3_tvm.transform.layouts import Arguments, Layouts, Tokens
