@@ -37,6 +37,12 @@ BEGIN, END = "<!-- zoo: begin -->", "<!-- zoo: end -->"
 
 
 def run_row(row: Row, context: Any, timeout: float, effort: str) -> Record:
+    """Return the record of a row; one that hangs is tried once more, for a process that was forked can inherit a lock."""
+    record = _try_row(row, context, timeout, effort)
+    return _try_row(row, context, timeout, effort) if record["outcome"] == "hang" else record
+
+
+def _try_row(row: Row, context: Any, timeout: float, effort: str) -> Record:
     """Return the record of a row, run in a process of its own."""
     import zoo_check
 
