@@ -37,9 +37,13 @@ BEGIN, END = "<!-- zoo: begin -->", "<!-- zoo: end -->"
 
 
 def run_row(row: Row, context: Any, timeout: float, effort: str) -> Record:
-    """Return the record of a row; one that hangs is tried once more, for a process that was forked can inherit a lock."""
+    """Return the record of a row.
+
+    One that hangs before anything of ours has run is tried once more: a process that was forked can inherit a lock.
+    """
     record = _try_row(row, context, timeout, effort)
-    return _try_row(row, context, timeout, effort) if record["outcome"] == "hang" else record
+    again = record["outcome"] == "hang" and record["stage"] in ("start", "build")
+    return _try_row(row, context, timeout, effort) if again else record
 
 
 def _try_row(row: Row, context: Any, timeout: float, effort: str) -> Record:
