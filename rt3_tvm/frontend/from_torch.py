@@ -64,12 +64,21 @@ NUMBERS = (torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8, to
 
 
 def _check_graph(program: torch.export.ExportedProgram) -> None:
-    """Refuse shapes that depend on data, and computing in less than float32 or in complex numbers where nothing rewrote it."""
+    """Refuse tensors that depend on a number that the data gives, and half precision or complex numbers that nothing rewrote.
+
+    A number that is only asserted, as XLM does of its lengths, changes nothing.
+    """
     for node in program.graph.nodes:
-        if isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool):
+        if _is_symbolic(node) and any(
+            user.meta.get("val") is not None and not _is_symbolic(user) for user in node.users
+        ):
             raise Rt3Error(
                 f"TVM cannot import this model: it computes with {node.name}, a number that depends on the data"
             )
         dtype = getattr(node.meta.get("val"), "dtype", torch.float32)
         if dtype not in NUMBERS and not only_rounds(node):
             raise Rt3Error(f"TVM cannot import this model: {node.name} is of {str(dtype).removeprefix('torch.')}")
+
+
+def _is_symbolic(node: torch.fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool)

@@ -31,6 +31,7 @@ SLICE = {
     "kolibri1": "experts: every one on every token, topk spelt out; a bias that is a constant",
     "falcon-alibi": "a position bias that is rounded to bfloat16",
     "llama4_text": "complex numbers; experts that are scattered to",
+    "xlm": "a number of the data is asserted",
     "whisper-encoder": "sound, convolutions with a stride",
 }
 
