@@ -202,7 +202,7 @@ def attention_of(shape: AttentionShape, cpu: CpuShape) -> tirx.PrimFunc:
         return func
     # A vector of each feature of V, for as many keys, takes registers that a small file has not.
     weights = ["K", "V"] if cpu.registers > SMALL_FILE else ["K"]
-    return func.with_attr(BY_LANE_ATTR, by_lane(cpu, shape.layout, weights, ["Q", "K", "V", "S", "P"]))
+    return func.with_attr(BY_LANE_ATTR, by_lane(cpu, shape.layout, weights, ["Q", "K", "V"]))
 
 
 def schedule_attention(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:

@@ -85,8 +85,10 @@ class CpuShape:
         vector_bytes = cluster.lanes * FLOAT32.bytes
         l1d, l2 = cluster.l1d_bytes or ASSUMED_L1D_BYTES, cluster.l2_bytes or ASSUMED_L2_BYTES
         costs = core_costs(cluster.core, vector_bytes)
-        arch = str(cluster.target_dict().get("mtriple", "")).split("-", 1)[0]
-        by_lane, fuse = arch.startswith(("aarch64", "arm")), arch.startswith("armv7")
+        target = cluster.target_dict()
+        arch = str(target.get("mtriple", "")).split("-", 1)[0]
+        by_lane = arch.startswith(("aarch64", "arm"))
+        fuse = arch.startswith("arm") and "+vfp4" in target.get("mattr", ())  # without it, a call of fmaf for each lane
         return cls(vector_bytes, cluster.registers, l1d, l2, tuple(costs.items()), by_lane, fuse)
 
     def lanes(self, element: ElementType) -> int:

@@ -78,8 +78,13 @@ def from_pointers(body: tirx.Stmt, buffers: Collection[str], line: int) -> tirx.
     """Replace ``x[a + b]`` inside of an innermost loop by ``(x + a)[b]``: the pointer to what stays the same is made outside.
 
     ``b`` is in 64 bits, as addresses are. What a constant exceeds ``line`` by belongs to ``a``: further than that two lines
-    share no instruction that loads a pair.
+    share no instruction that loads a pair. Only of buffers that nothing writes: TVM tells LLVM that loads and stores of two
+    names never meet, and a pointer is another name.
     """
+    written: list[tirx.Buffer] = []
+    tvm_ffi.structural_walk(body, (tirx.BufferStore, lambda store: written.append(store.buffer)))
+    stored = sorted({buffer.name for buffer in written} & set(buffers))
+    assert not stored, f"{', '.join(stored)} is written, and may not be read by a pointer"
 
     def rebase(loop: tirx.For) -> tirx.Stmt:
         if _contains(loop.body, tirx.For):
