@@ -43,11 +43,12 @@ def _projected(experts: Any, name: str, x: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def experts_unrolled(model: torch.nn.Module) -> Iterator[None]:
     """Let a model's experts run as :func:`every_expert` does."""
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-
-    ALL_EXPERTS_FUNCTIONS.register(NAME, every_expert)
     # The names are those that transformers' decorator gives to a module that asks its registry.
     configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "has_post_expert_norm")}
+    if configs:  # other models need no registry, which not every transformers has
+        from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+        ALL_EXPERTS_FUNCTIONS.register(NAME, every_expert)
     before = {key: config._experts_implementation_internal for key, config in configs.items()}
     try:
         for config in configs.values():
