@@ -1,10 +1,14 @@
 """What the decisions of a kernel depend on: the sizes of a core, and what its inner loops cost."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import tvm
 
 from rt3_tvm.device import Cluster
 from rt3_tvm.device.types import ASSUMED_L1D_BYTES, ASSUMED_L2_BYTES
-from rt3_tvm.schedules.layout import FLOAT32, ElementType
+from rt3_tvm.schedules.layout import FLOAT32, INT8, ElementType
 
 STACK_BYTES = 64 * 1024
 """A buffer that a kernel wants close at hand is no larger."""
@@ -29,6 +33,8 @@ class CoreCost:
     held
         Most accumulators and vectors of X that a register block has; 0 for as many as fit. In-order cores need registers for the
         loads in flight, and LLVM lays several iterations over each other there.
+    zip
+        Numbers of two vectors in turn, which kernels of int8 make their operands by.
     """
 
     fma: float = 0.6
@@ -38,23 +44,41 @@ class CoreCost:
     l2_line: float = 0.85
     visit: float = 10.0
     held: int = 0
+    zip: float = 0.5
 
 
 CORE_COSTS: dict[str, dict[ElementType, CoreCost]] = {
     # A Xeon in a virtual machine: a 512-bit load for each multiply-add does not keep up (`benchmarks/run.py peak`); fitted to
     # `benchmarks/run.py linear`.
-    "avx512": {FLOAT32: CoreCost(fma=0.63, load=0.72, broadcast=0.21)},
+    "avx512": {
+        FLOAT32: CoreCost(fma=0.63, load=0.72, broadcast=0.21),
+        INT8: CoreCost(fma=0.65, load=0.72, broadcast=0.21, zip=1.4),
+    },
     # 16 registers, some of them for broadcasts of weights: their multiply-adds take no lane.
-    "cortex-a7": {FLOAT32: CoreCost(held=12)},
-    "cortex-a15": {FLOAT32: CoreCost(held=12)},
+    "cortex-a7": {FLOAT32: CoreCost(held=12), INT8: CoreCost(0.9, zip=0.3, held=4)},
+    "cortex-a15": {FLOAT32: CoreCost(held=12), INT8: CoreCost(0.9, zip=0.3, held=4)},
     # In-order cores: one 128-bit multiply-add a cycle on A55 (half on A53), a 128-bit load in two (A53: three).
     # From the vendor's optimisation guides as LLVM's scheduling models have them; modelled, not measured.
-    "cortex-a53": {FLOAT32: CoreCost(2.0, load=3.0, broadcast=1.0, offset=1.0, l2_line=8.0, visit=20.0, held=20)},
-    "cortex-a55": {FLOAT32: CoreCost(1.0, load=2.0, broadcast=1.0, offset=1.0, l2_line=4.0, visit=20.0, held=20)},
+    "cortex-a53": {
+        FLOAT32: CoreCost(2.0, load=3.0, broadcast=1.0, offset=1.0, l2_line=8.0, visit=20.0, held=20),
+        INT8: CoreCost(4.5, load=3.0, broadcast=2.0, offset=1.0, l2_line=8.0, visit=20.0, held=8, zip=1.5),
+    },
+    "cortex-a55": {
+        FLOAT32: CoreCost(1.0, load=2.0, broadcast=1.0, offset=1.0, l2_line=4.0, visit=20.0, held=20),
+        INT8: CoreCost(1.0, load=2.0, broadcast=0.5, offset=1.0, l2_line=4.0, visit=20.0, held=20, zip=1.0),
+    },
 }
 """Cores that differ from the default, two multiply-adds and two loads a cycle, by LLVM's name or by instruction set."""
 
 DEFAULT_COSTS = {FLOAT32: CoreCost()}
+DOT_COSTS = {
+    "sdot": CoreCost(0.5, broadcast=0.12),
+    "vpdpbusd": CoreCost(0.6, zip=0.7),
+    "vpmaddubsw": CoreCost(1.3, zip=0.7),
+    "smull": CoreCost(2.0, broadcast=0.5, held=8),
+    "vmull": CoreCost(2.5, broadcast=0.5, held=4),
+}
+"""Of int8 by its instruction, where a core has no row of its own; a multiply-add is four columns of a vector of tokens."""
 AVX512_BYTES = 64
 
 
@@ -63,12 +87,31 @@ def core_costs(core: str, vector_bytes: int) -> dict[ElementType, CoreCost]:
     return CORE_COSTS.get(core) or CORE_COSTS.get("avx512" if vector_bytes == AVX512_BYTES else "") or DEFAULT_COSTS
 
 
+def features_of(target: Mapping[str, Any]) -> frozenset[str]:
+    """Return the features of a target by LLVM's names."""
+    return frozenset(map(str, tvm.target.codegen.llvm_get_cpu_features(tvm.target.Target(dict(target)))))
+
+
+def dot_of(target: Mapping[str, Any], vector_bytes: int) -> str:
+    """Return what a target multiplies int8 by, a row of ``DOT_PRODUCTS``; nothing where it has no such kernel."""
+    arch, features = str(target.get("mtriple", "")).split("-", 1)[0], features_of(target)
+    if arch.startswith("aarch64"):
+        return "sdot" if "dotprod" in features else "smull"
+    if arch.startswith("arm"):
+        return "vmull" if "neon" in features else ""
+    wide = vector_bytes == AVX512_BYTES
+    vnni = {"avx512vnni"} <= features if wide else {"avx512vnni", "avx512vl"} <= features or "avxvnni" in features
+    if vector_bytes * 2 < AVX512_BYTES or not {"avx512bw" if wide else "avx2"} <= features:
+        return ""
+    return "vpdpbusd" if vnni else "vpmaddubsw"
+
+
 @dataclass(frozen=True)
 class CpuShape:
     """A core: bytes and number of its vector registers, L1 data and L2 cache in bytes, costs by element type.
 
     ``by_lane``: multiplies by a lane of a vector, as ARM's do, so that weights are loaded as whole vectors; others broadcast
-    them from memory. ``fuse``: LLVM has to be told to fuse multiply-adds.
+    them from memory. ``fuse``: LLVM has to be told to fuse multiply-adds. ``dot``: what it multiplies int8 by.
     """
 
     vector_bytes: int
@@ -78,18 +121,22 @@ class CpuShape:
     costs: tuple[tuple[ElementType, CoreCost], ...] = tuple(DEFAULT_COSTS.items())
     by_lane: bool = False
     fuse: bool = False
+    dot: str = ""
 
     @classmethod
     def of(cls, cluster: Cluster) -> "CpuShape":
         """Return the shape of a cluster's cores; caches that are not known are taken to be small."""
         vector_bytes = cluster.lanes * FLOAT32.bytes
         l1d, l2 = cluster.l1d_bytes or ASSUMED_L1D_BYTES, cluster.l2_bytes or ASSUMED_L2_BYTES
-        costs = core_costs(cluster.core, vector_bytes)
+        costs = dict(core_costs(cluster.core, vector_bytes))
         target = cluster.target_dict()
+        dot = dot_of(target, vector_bytes)
+        if dot:
+            costs.setdefault(INT8, DOT_COSTS[dot])
         arch = str(target.get("mtriple", "")).split("-", 1)[0]
         by_lane = arch.startswith(("aarch64", "arm"))
         fuse = arch.startswith("arm") and "+vfp4" in target.get("mattr", ())  # without it, a call of fmaf for each lane
-        return cls(vector_bytes, cluster.registers, l1d, l2, tuple(costs.items()), by_lane, fuse)
+        return cls(vector_bytes, cluster.registers, l1d, l2, tuple(costs.items()), by_lane, fuse, dot)
 
     def lanes(self, element: ElementType) -> int:
         """Return the numbers of a vector."""

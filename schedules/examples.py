@@ -9,12 +9,17 @@ from tvm import te
 
 from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
+from rt3_tvm.schedules.int8_linear import Int8Kernel
+from rt3_tvm.schedules.int8_packing import pack_int8
+from rt3_tvm.schedules.int8_plan import choose_int8_decisions, choose_int8_packing, int8_shape, lines_of, split_lines
 from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL
 from rt3_tvm.schedules.linear_decisions import LinearPacking, MatrixShape
 from rt3_tvm.schedules.linear_plan import TokenCount, plan_of_family
 from rt3_tvm.schedules.matmul import BatchIndex, MatmulShape, register_block
 from rt3_tvm.schedules.packing import pack_linear
+from rt3_tvm.schedules.quantise import QuantiseShape
 
 VOCABULARY = 1000
 FEW = 2
@@ -68,6 +73,12 @@ def _ids(s: Sizes) -> np.ndarray:
     return np.random.default_rng(0).integers(0, VOCABULARY, s.batch * s.length).astype(np.int32)
 
 
+def _columns(s: Sizes, matrix: MatrixShape) -> np.ndarray:
+    """Return which columns each group keeps."""
+    order = np.random.default_rng(1).permuted(np.tile(np.arange(s.features), (s.rows // matrix.group, 1)), axis=1)
+    return np.sort(order[:, : matrix.kept]).astype(np.int32)
+
+
 def linear(family: str) -> Callable[[CpuShape, Sizes], Example]:
     """Return the example of a family of linear layers, with GELU."""
 
@@ -80,13 +91,40 @@ def linear(family: str) -> Callable[[CpuShape, Sizes], Example]:
             LinearPacking(4, 2, 4) if few else None
         )  # its vectors are the rows of a block: not each block has whole ones
         plan = plan_of_family(family, cpu, matrix, tokens, FEATURE_MAJOR, packing)
-        order = np.random.default_rng(1).permuted(np.tile(np.arange(s.features), (s.rows // matrix.group, 1)), axis=1)
-        columns = np.sort(order[:, : matrix.kept]).astype(np.int32)
+        columns = _columns(s, matrix)
         weight, bias = _numbers(s.rows, s.features) / np.sqrt(s.features), _numbers(s.rows)
         packed = pack_linear(weight, columns, np.ones_like(columns, np.bool_), bias, plan.packing)
         x = FEATURE_MAJOR.pack(_numbers(tokens.batch, tokens.length, s.features)).reshape(-1)
         arguments = (plan, plan.parts[0], "gelu", cpu)
         return Example(arguments, [x, packed.values, packed.offsets, np.ascontiguousarray(packed.bias)])
+
+    return example
+
+
+def quantise(cpu: CpuShape, s: Sizes) -> Example:
+    """Return tokens that become int8; enough for several tasks."""
+    x = np.concatenate([_tokens(s)] * 3)
+    return Example((QuantiseShape(len(x), s.features, lines_of(cpu), cpu.dot),), [x])
+
+
+def int8_linear(family: str) -> Callable[[CpuShape, Sizes], Example]:
+    """Return the example of a family of linear layers in int8, with GELU; tokens and weights over the whole range."""
+
+    def example(cpu: CpuShape, s: Sizes) -> Example:
+        dense, dot = family == "dense_linear_int8", DOT_PRODUCTS[cpu.dot]
+        kept, tiles = s.features // s.sparsity, s.batch * FEATURE_MAJOR.tiles(s.length)
+        matrix = MatrixShape.dense_of(s.rows, s.features) if dense else MatrixShape(s.rows, s.features, kept, s.group)
+        packing = choose_int8_packing(cpu, matrix)
+        shape = split_lines(cpu, int8_shape(cpu, matrix, packing, tiles))[0]
+        k = Int8Kernel(shape, packing, choose_int8_decisions(cpu, shape, packing), cpu.dot, lines_of(cpu), "gelu")
+        weight, bias = _numbers(s.rows, s.features) / np.sqrt(s.features), _numbers(s.rows)
+        columns = _columns(s, matrix)
+        packed = pack_int8(weight, columns, np.ones_like(columns, np.bool_), bias, packing, dot)
+        random = np.random.default_rng(2)
+        x = k.lines.pack(random.integers(-127, 128, (tiles, s.features, FEATURE_MAJOR.token_tile)).astype(np.int8))
+        scales = random.random((tiles, FEATURE_MAJOR.token_tile)).astype(REAL.dtype) / 50
+        weights = [packed.values, packed.offsets, packed.bias, packed.scales, packed.starts]
+        return Example((k, cpu), [x.reshape(-1), scales, *map(np.ascontiguousarray, weights)])
 
     return example
 

@@ -19,11 +19,13 @@ from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.elementwise import schedule_elementwise
 from rt3_tvm.schedules.family import KernelFamily, rows_looked_up
 from rt3_tvm.schedules.few_tokens import schedule_few_tokens
+from rt3_tvm.schedules.int8_linear import int8_kernel
 from rt3_tvm.schedules.layer_norm import layer_norm, schedule_layer_norm
 from rt3_tvm.schedules.layout import ELEMENT_TYPES, REAL
 from rt3_tvm.schedules.linear_plan import LinearPart, LinearPlan
 from rt3_tvm.schedules.matmul import matmul, schedule_matmul
 from rt3_tvm.schedules.pattern_linear import schedule_linear
+from rt3_tvm.schedules.quantise import quantise
 from rt3_tvm.schedules.rotary import rotary, rotary_flops, schedule_rotary
 
 KERNEL_ATTR = "rt3.kernel"
@@ -72,6 +74,30 @@ SCHEDULES: dict[str, KernelFamily] = {
         flops=_linear_flops,
         example=examples.linear("few_token_linear"),
         reference=references.linear,
+    ),
+    "quantise": KernelFamily(
+        summary="activations as int8, a scale for each token",
+        algorithm=quantise,
+        schedule=lambda f, _c: f,  # written in vectors
+        flops=_nothing,
+        example=examples.quantise,
+        reference=references.quantise,
+    ),
+    "pattern_linear_int8": KernelFamily(
+        summary="pattern-sparse linear layer in int8, scales, bias and activation fused",
+        algorithm=int8_kernel,
+        schedule=lambda f, _c: f,
+        flops=lambda k, _cpu: k.flops,
+        example=examples.int8_linear("pattern_linear_int8"),
+        reference=references.int8_linear,
+    ),
+    "dense_linear_int8": KernelFamily(
+        summary="dense linear layer in int8, scales, bias and activation fused",
+        algorithm=int8_kernel,
+        schedule=lambda f, _c: f,
+        flops=lambda k, _cpu: k.flops,
+        example=examples.int8_linear("dense_linear_int8"),
+        reference=references.int8_linear,
     ),
     "attention": KernelFamily(
         summary="scores, softmax and context of one head and query tile",

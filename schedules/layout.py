@@ -26,7 +26,9 @@ class ElementType:
 
 
 FLOAT32 = ElementType("float32", "f32", 4)
-ELEMENT_TYPES = {element.dtype: element for element in (FLOAT32,)}
+FLOAT16 = ElementType("float16", "f16", 2)
+INT8 = ElementType("int8", "i8", 1)
+ELEMENT_TYPES = {element.dtype: element for element in (FLOAT32, FLOAT16, INT8)}
 """Element types by the name that TVM has for them."""
 
 REAL = FLOAT32

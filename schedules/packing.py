@@ -9,6 +9,7 @@ from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, ElementType, FeatureMa
 from rt3_tvm.schedules.linear_decisions import LinearPacking, padded_kept
 
 UINT16_VALUES = 1 << 16
+OFFSET_UNIT = FEATURE_MAJOR.token_tile
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,12 @@ from tvm import tirx
 
 from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.int8_linear import Int8Kernel
 from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.layout import FeatureMajor
 from rt3_tvm.schedules.linear_plan import LinearPart, LinearPlan
 from rt3_tvm.schedules.matmul import MatmulShape
+from rt3_tvm.schedules.quantise import LARGEST, LEAST, QuantiseShape
 
 Arrays = list[np.ndarray]
 
@@ -40,6 +42,29 @@ def linear(
     if plan.family == "few_token_linear":
         y[:, :, plan.tokens.length :] = 0.0
     return [y]
+
+
+def quantise(shape: QuantiseShape, x: Any) -> Arrays:
+    """Return the steps of each token, rounded as NumPy does, ties to even, and what a step is."""
+    scales = np.maximum(np.abs(x).max(axis=1), np.float32(LEAST)) / np.float32(LARGEST)
+    return [shape.lines.pack(np.rint(x * (1 / scales)[:, None]).astype(np.int8)), scales]
+
+
+def int8_linear(
+    k: Int8Kernel, _cpu: CpuShape, x: Any, token_scales: Any, values: Any, offsets: Any, bias: Any, scales: Any, _: Any
+) -> Arrays:
+    """Y = act(W X scales + b), the sums in integers, for a kernel of all tiles."""
+    shape, rows = k.shape, k.packing.rows
+    steps = k.lines.unpack(x.reshape(k.lines.shape(shape.tiles, shape.cols)), shape.tiles).astype(np.int64)
+    weights = values[..., None].view(np.int8).transpose(0, 2, 1, 3).reshape(shape.rows, -1).astype(np.int64)
+    y = np.empty((shape.tiles, shape.rows, steps.shape[2]))
+    for row in range(shape.rows):
+        columns = offsets[row // shape.group].astype(np.int64) // steps.shape[2]
+        sums = np.einsum("tcl,c->tl", steps[:, columns], weights[row])
+        y[:, row] = (
+            sums * token_scales.astype(np.float64) * scales[row // rows, row % rows] + bias[row // rows, row % rows]
+        )
+    return [ACTIVATIONS[k.activation](y)]
 
 
 def attention(shape: AttentionShape, _cpu: CpuShape, q: Any, k: Any, v: Any, key_bias: Any, _score_bias: Any) -> Arrays:

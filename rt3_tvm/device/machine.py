@@ -15,8 +15,19 @@ from typing import Any
 from rt3_tvm.device.types import Cluster, Device, OperatingPoint
 from rt3_tvm.errors import Rt3Error
 
-X86_VECTOR_FEATURES = ("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl")
-"""x86 features that change the code LLVM writes; a hypervisor may hide what the CPU model has."""
+X86_VECTOR_FEATURES = (
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512dq",
+    "avx512vl",
+    "avx512vnni",
+    "avxvnni",
+)
+"""x86 features that change the code that is written; a hypervisor may hide what the CPU model has."""
 
 ARM_CORES = {
     (0x41, 0xC05): "cortex-a5",
@@ -226,7 +237,7 @@ def _native_target(fields: dict[str, str]) -> tuple[dict[str, Any], int, int, st
         "mtriple": str(codegen.llvm_get_system_triple()),
         "mcpu": str(codegen.llvm_get_system_cpu()),
     }
-    flags = set(fields.get("flags", "").split())
+    flags = set(fields.get("flags", "").replace("_vnni", "vnni").split())
     has = set(codegen.llvm_get_cpu_features(Target(target)))
     hidden = [f for f in X86_VECTOR_FEATURES if f in has and flags and f not in flags]
     if hidden:

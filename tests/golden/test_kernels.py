@@ -12,16 +12,24 @@ import pytest
 
 from rt3_tvm import device
 from rt3_tvm.schedules import SCHEDULES, kernel, scheduled
-from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.cpu import DEFAULT_COSTS, DOT_COSTS, CoreCost, CpuShape
 from rt3_tvm.schedules.examples import Sizes
+from rt3_tvm.schedules.layout import INT8, ElementType
 
 FOLDER = Path(__file__).parent / "kernels"
 BASE = "cortex-a76"
+
+
+def costs_of(dot: str) -> tuple[tuple[ElementType, CoreCost], ...]:
+    """Return the costs of an x86 core with a dot product of int8, by element type."""
+    return tuple({**DEFAULT_COSTS, INT8: DOT_COSTS[dot]}.items())
+
+
 CORES = {
     BASE: CpuShape.of(device.load("raspberrypi5").cluster),
     "cortex-a7": CpuShape.of(device.load("odroid-xu4").with_cluster("LITTLE").cluster),
-    "avx2": CpuShape(32, 16, 32 * 1024),
-    "avx512": CpuShape(64, 32, 48 * 1024),
+    "avx2": CpuShape(32, 16, 32 * 1024, costs=costs_of("vpmaddubsw"), dot="vpmaddubsw"),
+    "avx512": CpuShape(64, 32, 48 * 1024, costs=costs_of("vpdpbusd"), dot="vpdpbusd"),
 }
 SIZES = Sizes(batch=2, length=20, heads=2, dim=8, rows=16)
 LONGEST_DIFF, WIDTH = 60, 110

@@ -157,7 +157,9 @@ def test_each_row_computes_its_reference(family):
     example, func = example_of(family)
     buffers = [p.ty for p in func.params[len(example.inputs) :]]
     assert buffers
-    outputs = [np.full([int(d) for d in b.shape], np.nan, str(b.dtype)) for b in buffers]
+    outputs = [
+        np.full([int(d) for d in b.shape], np.nan if b.dtype == "float32" else 99, str(b.dtype)) for b in buffers
+    ]
     run_kernel(family, func, *example.inputs, *outputs)
     want = SCHEDULES[family].reference(*example.arguments, *example.inputs)
     for got, expected in zip(outputs, want, strict=True):
@@ -170,6 +172,7 @@ def test_each_row_counts_what_a_call_does(family):
     """Operations against the sizes of the example, bytes against its arrays."""
     (example, func), row, s = example_of(family), SCHEDULES[family], SMALL
     padded, kept = 2 * 32, {"dense_linear": 32, "few_token_linear": 8, "pattern_linear": 8}
+    kept |= {"dense_linear_int8": 32, "pattern_linear_int8": 8}
     flops = {
         **{
             name: 2 * s.rows * columns * (FEW if name == "few_token_linear" else padded)
@@ -181,7 +184,8 @@ def test_each_row_counts_what_a_call_does(family):
         "layer_norm": 12 * padded * s.features,
     }
     assert row.flops(*example.arguments) == flops.get(family, 0) == int(func.attrs[FLOPS_ATTR])
-    results = 4 * sum(a.size for a in row.reference(*example.arguments, *example.inputs))
+    computed = row.reference(*example.arguments, *example.inputs)
+    results = sum(a.size * (1 if a.dtype == np.int8 else 4) for a in computed)
     looked_up = family in ("embedding", "pattern_embedding")
     assert row.bytes(func) == results + (results if looked_up else sum(i.nbytes for i in example.inputs))
 

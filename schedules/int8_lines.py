@@ -1,0 +1,69 @@
+"""How activations of int8 lie: a line is one feature of as many tokens as a vector has bytes, in the order that zips want.
+
+Dot products sum four columns of one token that lie beside each other. Kept columns are any columns, so that the kernel zips
+four lines: bytes, then pairs of bytes. x86 zips within 128 bits, and so does the quantiser narrow four vectors of float32: what
+the one mixes up the other puts right. After the zips a vector is four columns of the tokens of one vector of float32.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rt3_tvm.schedules.layout import FEATURE_MAJOR
+
+LANE_BYTES = 16
+"""Zips and narrowing stay within so many bytes."""
+COLUMNS = 4
+"""Columns that a dot product sums."""
+PARTS = 4
+"""Vectors of float32 that are as many numbers as a vector of int8."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Activations (token tiles, features, 16) as int8: (lines, features, tokens of a line), the last line filled up.
+
+    ``unsigned``: each number lies as x + 128, for instructions that take it so.
+    """
+
+    tokens: int
+    unsigned: bool = False
+
+    @property
+    def lanes(self) -> int:
+        """Tokens of a vector of float32."""
+        return self.tokens // PARTS
+
+    @property
+    def tiles(self) -> int:
+        """Token tiles of a line."""
+        return self.tokens // FEATURE_MAJOR.token_tile
+
+    def count(self, tiles: int) -> int:
+        """Return the lines of a feature that hold some token tiles."""
+        return -(-tiles // self.tiles)
+
+    def shape(self, tiles: int, features: int) -> tuple[int, int, int]:
+        """Return the shape of some token tiles."""
+        return self.count(tiles), features, self.tokens
+
+    @property
+    def order(self) -> npt.NDArray[np.int64]:
+        """Which token of its line each byte is."""
+        lane, part, token = np.unravel_index(np.arange(self.tokens), (self.tokens // LANE_BYTES, PARTS, 4))
+        return part * self.lanes + lane * 4 + token
+
+    def pack(self, tiles: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+        """Return numbers (token tiles, features, 16) as they lie; what fills up the last line is as in the last tile."""
+        count = self.count(len(tiles))
+        filled = tiles[np.minimum(np.arange(count * self.tiles), len(tiles) - 1)]
+        lines = filled.reshape(count, self.tiles, tiles.shape[1], -1).transpose(0, 2, 1, 3)
+        lines = lines.reshape(count, tiles.shape[1], self.tokens)[:, :, self.order]
+        return np.ascontiguousarray(lines ^ np.int8(-128) if self.unsigned else lines)
+
+    def unpack(self, lines: npt.NDArray[np.int8], tiles: int) -> npt.NDArray[np.int8]:
+        """Return what lies so as (token tiles, features, 16)."""
+        numbers = (lines ^ np.int8(-128) if self.unsigned else lines)[:, :, np.argsort(self.order)]
+        split = numbers.reshape(len(lines), lines.shape[1], self.tiles, -1).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(split.reshape(-1, lines.shape[1], FEATURE_MAJOR.token_tile)[:tiles])

@@ -1,0 +1,109 @@
+"""``quantise``: activations as int8, with one scale for each token.
+
+Symmetric, and as torch's fake quantisation rounds. The largest magnitude of a token is a running one over its features, in
+vectors of tokens: nothing is reduced across lanes.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from tvm import tirx
+from tvm.script import tirx as T
+
+from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
+from rt3_tvm.schedules.int8_lines import PARTS, Lines
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
+from rt3_tvm.schedules.linear_decisions import largest_divisor
+from rt3_tvm.schedules.tasks import TASKS_ATTR
+
+LARGEST = 127.0
+"""Of a quantised activation: -128 has no counterpart."""
+LEAST = 2.0**-100
+"""What the largest magnitude of a token is at least: its quantised values are 0 then, and 1 / scale is a number."""
+UNROLLED = 4
+"""Features of an iteration of the search for the largest: chains enough for its latency."""
+
+
+@dataclass(frozen=True)
+class QuantiseShape:
+    """Sizes of a call: token tiles, features of each token, and how the result lies for which instruction."""
+
+    tiles: int
+    features: int
+    lines: Lines
+    dot: str
+
+    @property
+    def padded(self) -> int:
+        """Token tiles of all lines."""
+        return self.lines.count(self.tiles) * self.lines.tiles
+
+
+@cache  # TVMScript is parsed anew on every call
+def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
+    """Return the kernel x (tiles, features, 16) -> (lines (lines, features, tokens), scales (tiles, 16)).
+
+    What fills up the last line is a copy of the last tile.
+    """
+    lines, features, dot = shape.lines, shape.features, DOT_PRODUCTS[shape.dot]
+    lanes, tile, real = lines.lanes, FEATURE_MAJOR.token_tile, REAL.dtype
+    unroll = largest_divisor(features, UNROLLED)
+    least = tirx.const(int(np.float32(LEAST).view(np.int32)), "int32")
+
+    def tokens(line: tirx.Var, part: int) -> tuple[tirx.Expr, tirx.Expr]:
+        """Return the tile of a part of a line, and its first token there."""
+        first = line * lines.tokens + part * lanes
+        return T.min(T.floordiv(first, tile), shape.tiles - 1), T.floormod(first, tile)
+
+    def find_largest(x: tirx.Buffer, largest: tirx.Buffer, line: tirx.Var) -> None:
+        """Keep the largest magnitudes of some features each, of all parts of a line.
+
+        As integers, which order positive floats as they are, and NaN above them, so that it is not lost.
+        """
+        with T.serial(features // unroll) as f:
+            for u in range(unroll):
+                for part in range(PARTS):
+                    at, first = tokens(line, part)
+                    with T.vectorized(lanes) as t:
+                        here = u, part * lanes + t
+                        number = tirx.reinterpret("int32", T.fabs(x[at, f * unroll + u, first + t]))
+                        T.buffer_store(largest, T.max(largest[here], number), here)
+
+    def store_scales(largest: tirx.Buffer, inverse: tirx.Buffer, scales: tirx.Buffer, line: tirx.Var) -> None:
+        for part in range(PARTS):
+            at, first = tokens(line, part)
+            with T.vectorized(lanes) as t:
+                most = largest[0, part * lanes + t]
+                for u in range(1, unroll):
+                    most = T.max(most, largest[u, part * lanes + t])
+                scale = tirx.reinterpret(real, T.max(most, least)) * REAL.const(1.0 / LARGEST)
+                T.buffer_store(inverse, REAL.const(1.0) / scale, [part * lanes + t])
+                T.buffer_store(scales, scale, [at, first + t])
+
+    def narrow(x: tirx.Buffer, inverse: tirx.Buffer, y: tirx.Buffer, line: tirx.Var) -> None:
+        with T.serial(features) as f:
+            parts = []
+            for part in range(PARTS):
+                at, first = tokens(line, part)
+                number = tirx.BufferLoad(x, [at, f, tirx.Ramp(first, 1, lanes)])
+                factor = tirx.BufferLoad(inverse, [tirx.Ramp(part * lanes, 1, lanes)])
+                parts.append(dot.to_int(number * factor))
+            T.buffer_store(y, dot.narrow(parts), [line, f, tirx.Ramp(0, 1, lines.tokens)])
+
+    @T.prim_func(s_tir=True)
+    def quantise(x: T.handle, y: T.handle, s: T.handle) -> None:
+        X = T.match_buffer(x, FEATURE_MAJOR.shape(shape.tiles, features), real)
+        Y = T.match_buffer(y, lines.shape(shape.tiles, features), INT8.dtype)
+        scales = T.match_buffer(s, (shape.tiles, tile), real)
+        largest = T.sblock_alloc_buffer((unroll, lines.tokens), "int32")
+        inverse = T.sblock_alloc_buffer((lines.tokens,), real)
+        for line in T.serial(lines.count(shape.tiles), annotations={TASKS_ATTR: 1}):
+            for u in T.unroll(unroll * PARTS):
+                for t in T.vectorized(lanes):
+                    largest[T.floordiv(u, PARTS), T.floormod(u, PARTS) * lanes + t] = 0
+            find_largest(X, largest, line)
+            store_scales(largest, inverse, scales, line)
+            narrow(X, inverse, Y, line)
+
+    return quantise

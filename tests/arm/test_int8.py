@@ -1,0 +1,76 @@
+"""Kernels of int8 for ARM under qemu, on the core itself: with dot products, without, and on 32-bit ARM."""
+
+import arm
+import numpy as np
+import pytest
+
+from rt3_tvm.schedules import SCHEDULES, kernel
+from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
+from rt3_tvm.schedules.examples import SMALL
+from rt3_tvm.schedules.int8_linear import int8_kernel
+from rt3_tvm.schedules.int8_plan import choose_int8_packing, int8_cycles, int8_shape, kernels
+from rt3_tvm.schedules.linear_decisions import MatrixShape
+from tests.arm.conftest import skips_without_tools
+from tests.arm.kernels import CORES, run_under_qemu
+from tests.kernels.test_int8 import columns_of, exact
+
+DOTS = {"A76": "sdot", "A53": "smull", "A7": "vmull"}
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_rows_compute_their_references(core, tmp_path):
+    cpu, calls, wanted = CpuShape.of(arm.cluster_of(core)), [], []
+    assert cpu.dot == DOTS[core]
+    for family in ("quantise", "pattern_linear_int8", "dense_linear_int8"):
+        example = SCHEDULES[family].example(cpu, SMALL)
+        func = kernel(family, *example.arguments)
+        outputs = [np.zeros([int(d) for d in p.ty.shape], str(p.ty.dtype)) for p in func.params[len(example.inputs) :]]
+        calls.append((family, func, [*example.inputs, *outputs]))
+        wanted.append(SCHEDULES[family].reference(*example.arguments, *example.inputs))
+    with skips_without_tools():
+        done = run_under_qemu(core, calls, tmp_path)
+    for got, want in zip(done, wanted, strict=True):
+        for a, b in zip(got[-len(want) :], want, strict=True):
+            assert np.abs(a).any()
+            np.testing.assert_allclose(a, b, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_sums_are_exact(rng, core, tmp_path):
+    """Every register block of every V, with numbers over the whole range and at its ends."""
+    cpu, rows, cols = CpuShape.of(arm.cluster_of(core)), 16, 40
+    largest = DOT_PRODUCTS[cpu.dot].largest
+    calls, wanted = [], []
+    for group in (1, 2, 4, 8, rows):
+        columns = columns_of(rng, rows, cols, 13, group)
+        tokens = rng.integers(-127, 128, (64, cols)).astype(np.int8)
+        numbers = rng.integers(-largest, largest + 1, (rows, cols))
+        tokens[:20], numbers[:8] = -127, largest
+        packing = choose_int8_packing(cpu, MatrixShape(rows, cols, columns.shape[1], group))
+        matrix, tiles, arrays, want = exact(cpu, tokens, numbers, columns, packing)
+        for k in kernels(cpu, int8_shape(cpu, matrix, packing, tiles), packing):
+            y = np.full((tiles, rows, 16), np.nan, np.float32)
+            calls.append(("pattern_linear_int8", int8_kernel(k, cpu), [*arrays, y]))
+            wanted.append(want)
+    with skips_without_tools():
+        done = run_under_qemu(core, calls, tmp_path)
+    assert len(done) > 5
+    for arrays, want in zip(done, wanted, strict=True):
+        np.testing.assert_array_equal(arrays[-1].transpose(0, 2, 1).reshape(want.shape), want)
+
+
+@pytest.mark.parametrize("group", [0, 1, 2, 4, 8])
+@pytest.mark.parametrize("core", ["A76", "A55", "X1"])
+def test_no_inner_loop_stores_to_the_stack(core, group):
+    cluster = arm.cluster_of(core)
+    cpu = CpuShape.of(cluster)
+    for rows, cols in ((384, 384), (1536, 384), (384, 1536)):
+        matrix = MatrixShape(rows, cols, cols // 4, group) if group else MatrixShape.dense_of(rows, cols)
+        packing = choose_int8_packing(cpu, matrix)
+        shape = int8_shape(cpu, matrix, packing, 8)
+        best = min(kernels(cpu, shape, packing), key=lambda k: int8_cycles(cpu, k))
+        with skips_without_tools():
+            (function,) = arm.code_of([kernel("pattern_linear_int8", best, cpu)], cluster).values()
+        assert function.loops and not function.stack_stores_in_loops
+        assert any(one.name == "sdot" for one in function.instructions)
