@@ -2,9 +2,10 @@
 
 Cases: linear (pattern_linear against the best dense layer), few (the same for 1 to 8 tokens), families (every row of SCHEDULES
 by itself), model (every level against dense rivals), architectures (a dense and a sparse level of each), density (latency over
-density), threads (one against two), ops (where the time goes), compile (time and peak memory of rt3 compile), switch and memory
-(C programs on a bundle), peak (multiply-adds of one core). Run them on an otherwise idle machine. Only where they are
-named: arm (instructions of bundles for ARM cores, counted under qemu-user, on any machine) and arm_loops (inner loops for them).
+density), threads (one against two), ops (where the time goes), compile (time and peak memory of rt3 compile), verify (what its
+verification adds), switch and memory (C programs on a bundle), peak (multiply-adds of one core). Run them on an otherwise idle
+machine. Only where they are named: arm (instructions of bundles for ARM cores, counted under qemu-user, on any machine) and
+arm_loops (inner loops for them).
 """
 
 import argparse
@@ -20,6 +21,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import arm as arm_ladder
@@ -48,6 +50,9 @@ MODELS = (
     ("random-distilbert", 1, (128,)),
     ("random-distilbert", 2, (128,)),
 )
+VERIFIED_FOR = ("host", "A76")
+FEW_ROUNDS = 5
+"""Of what takes half a minute a round."""
 ARCHITECTURES = (
     "random-bert",
     "random-roberta",
@@ -198,26 +203,57 @@ def compile_(args: argparse.Namespace) -> Iterator[Row]:
             checkpoint, bundle = Path(folder) / f"{name}.ckpt", Path(folder) / f"{name}.so"
             if not again:
                 _rt3("prune", name, "-o", checkpoint)
-            code = (
-                "import time, resource, json, sys; from rt3_tvm.cli.main import main; start = time.perf_counter();"
-                "assert main(sys.argv[1:]) == 0; print(json.dumps([time.perf_counter() - start,"
-                "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))"
-            )
-            command = [sys.executable, "-c", code, "compile", checkpoint, "-o", bundle, "--seq-len", "32,128"]
             start = time.perf_counter()
-            done = subprocess.run(
-                [str(c) for c in command], check=True, capture_output=True, text=True, env=environment
-            )
-            whole = time.perf_counter() - start
-            seconds, own, children = json.loads(done.stdout.splitlines()[-1])
+            facts = _compiled(checkpoint, bundle, environment)
             yield {
                 "model": name,
                 "from_cache": again,
-                "seconds": seconds,
-                "seconds_of_process": whole,
-                "peak_gib": max(own, children) / 2**20,
+                "seconds": facts["seconds"],
+                "seconds_of_process": time.perf_counter() - start,
+                "peak_gib": facts["peak_gib"],
                 "bundle_mib": bundle.stat().st_size / 2**20,
             }
+
+
+def _compiled(checkpoint: Path, bundle: Path, environment: dict[str, str], *options: str) -> dict[str, float]:
+    """Compile at two lengths in a process of its own and return what it took, imports included, Python's own start not."""
+    code = """
+import json, resource, sys, time
+from rt3_tvm.cli.main import main
+def used():
+    return [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+def cpu(usage):
+    return sum(u.ru_utime + u.ru_stime for u in usage)
+start, before = time.perf_counter(), cpu(used())
+assert main(sys.argv[1:]) == 0
+seconds, usage = time.perf_counter() - start, used()
+facts = {"seconds": seconds, "cpu_seconds": cpu(usage) - before, "peak_gib": max(u.ru_maxrss for u in usage) / 2**20}
+print(json.dumps(facts))
+"""
+    command = [sys.executable, "-c", code, "compile", checkpoint, "-o", bundle, "--seq-len", "32,128", *options]
+    done = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True, env=environment)
+    facts: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return facts
+
+
+def verify(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield what verification adds to rt3 compile of MiniLM's dimensions, for this machine and for a Cortex-A76: medians."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint, bundle = Path(folder) / "m.ckpt", Path(folder) / "m.so"
+        _rt3("prune", "random-minilm", "-o", checkpoint)
+        for core in VERIFIED_FOR:
+            device, cluster = arm_ladder.CORES.get(core, (core, ""))
+            options = ("--no-cache", "--device", device, *(("--cluster", cluster) if cluster else ()))
+            sides = ((), ("--no-verify",))
+            rounds = [
+                [_compiled(checkpoint, bundle, dict(os.environ), *options, *side) for side in sides]
+                for _ in range(min(args.rounds, FEW_ROUNDS))
+            ]
+            row: Row = {"core": core}
+            for unit in ("seconds", "cpu_seconds"):
+                whole, without = (median(facts[i][unit] for facts in rounds) for i in range(len(sides)))
+                row |= {unit: whole, f"{unit}_unverified": without, f"share_of_{unit}": 1.0 - without / whole}
+            yield row
 
 
 def _c_program(name: str) -> Iterator[Row]:
@@ -284,6 +320,7 @@ CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "threads": threads,
     "ops": ops,
     "compile": compile_,
+    "verify": verify,
     "switch": switch,
     "memory": memory,
     "peak": peak,

@@ -104,8 +104,8 @@ class Checkpoint:
         """Mask the weights of a model of this checkpoint, whatever level they had, in place."""
         tensors = dict(model.named_parameters(remove_duplicate=False))
         for name, matrix in self.levels[level].matrices.items():
-            # In place: a weight that two layers share is masked for both.
-            tensors[name].data.copy_(torch.from_numpy(matrix.masked(self.weights[name])))
+            # In place: a weight that two layers share is masked for both. By NumPy: PyTorch would wake its threads for each.
+            np.copyto(tensors[name].detach().numpy(), matrix.masked(self.weights[name]))
 
     def dense_model(self) -> torch.nn.Module:
         """Return the PyTorch model with its shared weights unmasked."""

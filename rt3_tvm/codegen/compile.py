@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -29,8 +29,8 @@ from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
 from rt3_tvm.codegen.options import CompileOptions
 from rt3_tvm.codegen.plan import VariantDraft, VariantPlan, plan_variant
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly, check_names
-from rt3_tvm.codegen.verify import Failure, Proof, emulate_bundle, room_for, runs_here, verify_bundle
-from rt3_tvm.codegen.weights import WeightLayout, WeightStore
+from rt3_tvm.codegen.verify import Failure, Proof, emulate_bundle, is_foreign, room_for, runs_here, verify_bundle
+from rt3_tvm.codegen.weights import WEIGHTS_FILE, WeightLayout, WeightStore
 from rt3_tvm.device import Device, level_frequencies
 from rt3_tvm.energy.latency import frequencies_in_time
 from rt3_tvm.energy.loads import checkpoint_facts
@@ -126,8 +126,8 @@ def compile_checkpoint(
     try:
         with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
             progress(f"compile {len(build.kernels.kernels)} kernels, link with {' '.join(compiler)}")
-            build.make(Path(folder), levels, target, compiler, metadata)
-            metadata["verified"] = build.verify(Path(folder), levels, target, compiler, metadata)
+            place = _Place(Path(folder), target, compiler, build.seconds)
+            metadata["verified"] = build.make_right(place, levels, metadata)
             replace_metadata(Path(folder) / "bundle.so", metadata)
             _install(Path(folder) / "bundle.so", output)
             if use_cache:
@@ -178,6 +178,23 @@ class _Timer:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.start
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a bundle is made, for which target, by which C compiler; and the seconds that it takes, by phase."""
+
+    folder: Path
+    target: dict[str, Any]
+    compiler: list[str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "bundle.so"
+
+    def timed(self, name: str) -> _Timer:
+        return _Timer(self.seconds, name)
 
 
 class _Build:
@@ -240,21 +257,30 @@ class _Build:
             raise Rt3Error(f"{type(model).__name__} takes inputs of one shape: leave out the sequence lengths")
         return [1]
 
-    def make(
-        self,
-        folder: Path,
-        levels: list[LevelRow],
-        target: dict[str, Any],
-        compiler: list[str],
-        metadata: dict[str, Any],
-    ) -> Path:
-        """Write kernels, weights and tables for a target into a folder, and link them to ``bundle.so`` there."""
+    def make_right(self, place: _Place, levels: list[LevelRow], metadata: dict[str, Any]) -> dict[str, Any]:
+        """Make a bundle, verify it, and return what its metadata say of that.
+
+        One for another machine is verified by its host twin, the same plans and kernels compiled for this machine. The twin is
+        made at the same time.
+        """
+        with ThreadPoolExecutor(2) as beside:
+            weights = beside.submit(self.store.write, place.folder / WEIGHTS_FILE, self.weights)
+            make_twin = partial(self._twin, place.folder, levels, metadata, weights)
+            twin = beside.submit(make_twin) if self.options.verify and is_foreign(place.target) else None
+            self._make(place, levels, metadata, weights)
+            if not self.options.verify:
+                return {"skipped": "--no-verify"}
+            with place.timed("verify"):
+                return self._verify(place, twin.result if twin else make_twin)
+
+    def _make(self, place: _Place, levels: list[LevelRow], metadata: dict[str, Any], weights: Future[None]) -> None:
+        """Write kernels and tables for a target beside the weights, as soon as they are there, and link them."""
         assert self.imported is not None
         use_cache = self.options.cache and self.options.dump_ir is None
-        with ThreadPoolExecutor(1) as pool, self.timed("kernels"):
-            writing = pool.submit(self.store.write, folder / "weights.bin", self.weights)
-            self.kernels.compile(target, folder / "kernels.o", use_cache)
-            writing.result()
+        folder = place.folder
+        with place.timed("kernels"):
+            self.kernels.compile(place.target, folder / "kernels.o", use_cache)
+            weights.result()
         (folder / "metadata.json").write_bytes(encode_metadata(metadata, room_for(len(self.plans))))
         tables = Tables(
             levels,
@@ -265,60 +291,45 @@ class _Build:
             self.weights.sections,
             self.options.batch,
             self.imported.interface.padding is Padding.EXACT,
-            required_features(target),
+            required_features(place.target),
         )
         (folder / "tables.c").write_text(tables.to_c(), encoding="utf-8")
-        assembly = blob_assembly(Path("weights.bin"), Path("metadata.json"))
+        assembly = blob_assembly(Path(WEIGHTS_FILE), Path("metadata.json"))
         (folder / "weights.S").write_text(assembly, encoding="utf-8")
-        with self.timed("link"):
+        with place.timed("link"):
             limits = {"RT3_MAX_THREADS": self.options.threads, **tables.limits}
-            link_bundle(compiler, folder, ["kernels.o"], "bundle.so", self.soname, limits)
-        return folder / "bundle.so"
+            link_bundle(place.compiler, folder, ["kernels.o"], place.bundle.name, self.soname, limits)
 
-    def verify(
-        self,
-        folder: Path,
-        levels: list[LevelRow],
-        target: dict[str, Any],
-        compiler: list[str],
-        metadata: dict[str, Any],
-    ) -> dict[str, Any]:
-        """Compare the bundle in a folder with PyTorch and return what its metadata say of it.
-
-        One for another machine is compared by its host twin: the same plans and kernels, compiled for this machine.
-        """
-        if not self.options.verify:
-            return {"skipped": "--no-verify"}
-        imported, bundle = self.imported, folder / "bundle.so"
+    def _verify(self, place: _Place, twin: Callable[[], _Place]) -> dict[str, Any]:
+        imported = self.imported
         assert imported is not None
         lengths = tuple(sorted({p.length for p in self.plans}))
         exact = imported.interface.padding is Padding.EXACT
         proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, exact)
-        if runs_here(bundle):
+        if runs_here(place.bundle):
             self.progress("verify every level and length")
-            with self.timed("verify"):
-                return verify_bundle(bundle, proof, partial(self._explain, folder))
+            return verify_bundle(place.bundle, proof, partial(self._explain, place.folder))
         self.progress("verify every level and length by its kernels, built for this machine")
-        with self.timed("verify"), ThreadPoolExecutor(1) as beside:
-            emulation = beside.submit(emulate_bundle, bundle, proof, target, compiler, self.soname)
-            twin = self._twin(folder / "twin", levels, metadata)
-            facts = verify_bundle(twin, proof, partial(self._explain, twin.parent))
+        with ThreadPoolExecutor(1) as beside:
+            emulation = beside.submit(emulate_bundle, place.bundle, proof, place.target, place.compiler, self.soname)
+            made = twin()
+            facts = verify_bundle(made.bundle, proof, partial(self._explain, made.folder))
             emulated = emulation.result().compare(proof)
         return facts | {"what": "its kernels, built for the machine that compiled it,", "emulated": emulated}
 
-    def _twin(self, folder: Path, levels: list[LevelRow], metadata: dict[str, Any]) -> Path:
-        """Return the bundle of the same plans for this machine; what it takes counts as verification."""
-        folder.mkdir()
-        before = dict(self.seconds)
-        target = devices.load("host").cluster.target_dict()
+    def _twin(self, folder: Path, levels: list[LevelRow], metadata: dict[str, Any], weights: Future[None]) -> _Place:
+        """Make the bundle of the same plans, and the same file of weights, for this machine."""
         machine = platform.machine()
         try:
-            path = self.make(folder, levels, target, choose_compiler(machine, None, machine), metadata)
+            place = _Place(
+                folder / "twin", devices.load("host").cluster.target_dict(), choose_compiler(machine, None, machine)
+            )
+            place.folder.mkdir()
+            (place.folder / WEIGHTS_FILE).symlink_to(folder / WEIGHTS_FILE)
+            self._make(place, levels, metadata, weights)
         except Rt3Error as error:
             raise Rt3Error(f"{error.text}; it builds what this machine verifies: see `verify`") from error
-        self.seconds.clear()
-        self.seconds.update(before)
-        return path
+        return place
 
     def _explain(self, folder: Path, failure: Failure) -> str:
         """Say where the compiled model goes wrong; the folder has what it was linked from, for this machine."""

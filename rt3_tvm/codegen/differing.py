@@ -12,6 +12,7 @@ from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.plan import Step, VariantPlan
 from rt3_tvm.codegen.trace import Seen, Trace, trace_variant, values_of
 from rt3_tvm.codegen.walk import Walk, link_kernels
+from rt3_tvm.codegen.weights import WEIGHTS_FILE
 from rt3_tvm.export import ExportForm
 from rt3_tvm.frontend import ImportedModel
 from rt3_tvm.model import NUMBERS
@@ -85,7 +86,7 @@ def _first_kernel(
 ) -> str:
     """Run the steps one by one and return the first whose output is not the value that it stands for."""
     library = link_kernels(built.compiler, built.folder, built.kernels)
-    walk = Walk(library, built.table.kernels, variant.plan, built.folder / "weights.bin")
+    walk = Walk(library, built.table.kernels, variant.plan, built.folder / WEIGHTS_FILE)
     steps = walk.run(variant.imported.inputs, padded.inputs)
     for number, (step, call) in enumerate(zip(steps, trace.calls, strict=True)):
         ty = call.var.ty

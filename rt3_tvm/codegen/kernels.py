@@ -2,15 +2,18 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import tvm
 import tvm_ffi
 from tvm import IRModule, tirx
 from tvm.ir import PointerType, PrimType
-from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipeline
+from tvm.tirx.build import codegen_build
+from tvm.tirx.compilation_pipeline import get_tir_pipeline
 
 from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.by_lane import LoadByLane
@@ -19,10 +22,6 @@ from rt3_tvm.schedules.cpu import KERNEL_STACK_BYTES
 
 C_CALLING_CONVENTION = 1
 """Any explicit calling convention keeps TVM from wrapping the function into its packed interface."""
-
-
-PIPELINE = "rt3.kernels"
-"""Name under which TVM knows our lowering of kernels."""
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="KeepOnStack")
@@ -46,14 +45,6 @@ class KeepOnStack:
         return func.with_body(tvm_ffi.structural_map(func.body, (tirx.AllocBuffer, annotate)))
 
 
-def _pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
-    lower, host_passes, device_passes = get_tir_pipeline("s_tir")
-    return lower, lambda: tvm.transform.Sequential([LoadByLane(), KeepOnStack(), host_passes()]), device_passes
-
-
-register_tir_pipeline(PIPELINE, _pipeline)
-
-
 @dataclass(frozen=True)
 class Kernel:
     """One compiled function: its C symbol, its family, how many pointers it takes, and the tasks that threads can share.
@@ -73,6 +64,8 @@ class KernelTable:
 
     kernels: list[Kernel] = field(default_factory=list)
     functions: list[tirx.PrimFunc] = field(default_factory=list)
+    _lowered: IRModule | None = None
+    _lowering: Lock = field(default_factory=Lock)
     _by_hash: dict[int, list[int]] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)
 
@@ -84,6 +77,7 @@ class KernelTable:
         for i in candidates:
             if tvm_ffi.structural_equal(self.functions[i], bare):
                 return i
+        self._lowered = None
         candidates.append(len(self.kernels))
         self.kernels.append(Kernel(self._symbol(func), family, len(func.params), task_count(func)))
         self.functions.append(bare)
@@ -102,23 +96,48 @@ class KernelTable:
 
     def compile(self, target: dict[str, Any], path: Path, use_cache: bool = False) -> None:
         """Compile all kernels to an object file, or take the one that was made of equal kernels."""
-        module = self.module()
         key = ""
         if use_cache:
-            key = cache.key_of(kernels=module.script(show_meta=True), target=target, tvm=tvm.__version__)
+            key = cache.key_of(kernels=self.module().script(show_meta=True), target=target, tvm=tvm.__version__)
             if cache.fetch(key, path):
                 return
-        built = build(module, target)
-        write_object(built.mod, path)
+        write_object(machine_code(self.lowered(), target), path)
         if use_cache:
             cache.store(key, path)
 
+    def lowered(self) -> IRModule:
+        """Return the module as LLVM's code generator takes it, made once for all targets, whichever thread asks first."""
+        with self._lowering:
+            if self._lowered is None:
+                self._lowered = lower(self.module())
+            return self._lowered
 
-def build(module: IRModule, target: dict[str, Any]) -> tvm.runtime.Module:
-    """Return a module of C functions, compiled; LLVM finds common subexpressions, TVM's would hide what LoadByLane looks for."""
+
+def lower(module: IRModule) -> IRModule:
+    """Return a module of C functions behind all passes that ask nothing of a target but that LLVM compiles for it.
+
+    LLVM finds common subexpressions, TVM's own would hide what LoadByLane looks for.
+    """
     by_lane = any(BY_LANE_ATTR in func.attrs for _, func in module.functions_items())
+    passes, _, _ = get_tir_pipeline("s_tir")
     with tvm.transform.PassContext(config={"tirx.disable_cse_tir": by_lane}):
-        return tvm.compile(module, target=tvm.target.Target(target), tir_pipeline=PIPELINE)
+        bound = tirx.transform.BindTarget(_alone({"kind": "llvm"}))(module)
+        return tvm.transform.Sequential([passes, LoadByLane(), KeepOnStack()])(bound)
+
+
+def machine_code(lowered: IRModule, target: Mapping[str, Any]) -> tvm.runtime.Module:
+    """Return a lowered module compiled for a target."""
+    bound = IRModule(
+        {name: func.with_attr("target", tvm.target.Target(dict(target))) for name, func in lowered.functions_items()}
+    )
+    _, final_passes, _ = get_tir_pipeline("s_tir")
+    return codegen_build(final_passes()(bound), _alone(target))
+
+
+def _alone(target: Mapping[str, Any]) -> tvm.target.Target:
+    """Return a target that is its own host."""
+    alone = tvm.target.Target(dict(target))
+    return alone.with_host(alone)
 
 
 def write_object(module: tvm.runtime.Module, path: Path) -> None:

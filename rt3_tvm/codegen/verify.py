@@ -1,6 +1,7 @@
 """Every bundle proves itself: before it gets its name, each level and length is compared with the masked PyTorch model."""
 
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -74,6 +75,12 @@ class Failure:
 def room_for(variants: int) -> int:
     """Return the bytes of metadata that the facts of a verification take."""
     return ROOM * (1 + -(-variants // 8))
+
+
+def is_foreign(target: Mapping[str, Any]) -> bool:
+    """Return whether a target is of another architecture than this machine: what :func:`runs_here` will say of its bundle."""
+    arch = str(target.get("mtriple", "")).split("-", 1)[0]
+    return arch != platform.machine().replace("armv7l", "armv7a")
 
 
 def runs_here(bundle: Path) -> bool:

@@ -12,6 +12,8 @@ from rt3_tvm.runtime.check import SHARED
 from rt3_tvm.schedules.packing import PackedLinear, pack_linear, pack_rows
 from rt3_tvm.transform.context import UNPRUNED, WeightRef
 
+WEIGHTS_FILE = "weights.bin"
+"""Name of the blob in a folder where a bundle is linked."""
 ALIGNMENT = 64
 WEIGHTS_ALIGNMENT = 16384
 """The largest page of the systems we target, so that each section begins on a page of its own."""

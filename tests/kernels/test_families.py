@@ -9,7 +9,7 @@ import torch
 import tvm
 from tvm import te, tirx
 
-from rt3_tvm.codegen.kernels import PIPELINE, task_count, with_c_signature
+from rt3_tvm.codegen.kernels import lower, machine_code, task_count, with_c_signature
 from rt3_tvm.schedules import FLOPS_ATTR, SCHEDULES, border, kernel, layer_norm, matmul, rotary, scheduled
 from rt3_tvm.schedules.examples import FEW, SMALL
 from rt3_tvm.schedules.layer_norm import NormShape
@@ -20,8 +20,7 @@ from tests.kernels.harness import CLUSTER, CPU, from_tiles, run_kernel, to_tiles
 
 
 def assembly_of(module):
-    target = tvm.target.Target(CLUSTER.target_dict())
-    return tvm.compile(module, target=target, tir_pipeline=PIPELINE).mod.inspect_source("s")
+    return machine_code(lower(module), CLUSTER.target_dict()).inspect_source("s")
 
 
 SHAPES = [(1, 128, 96), (2, 7, 96), (3, 20, 50)]
