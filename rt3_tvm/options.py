@@ -167,6 +167,7 @@ def numbers(what: str, metavar: str) -> Kind:
 
 
 TEXT = Kind("NAME", str)
+NAMES = several(str, "names", "NAME,NAME", str)
 PATH = Kind("FILE", Path)
 WHOLE = Kind("N", _number(int, "a whole number"))
 NUMBER = Kind("X", _number(float, "a number"), _plain)

@@ -8,7 +8,7 @@ import tvm
 
 from rt3_tvm.device import Cluster
 from rt3_tvm.device.types import ASSUMED_L1D_BYTES, ASSUMED_L2_BYTES
-from rt3_tvm.schedules.layout import FLOAT32, INT8, ElementType
+from rt3_tvm.schedules.layout import FLOAT16, FLOAT32, INT8, ElementType
 
 STACK_BYTES = 64 * 1024
 """A buffer that a kernel wants close at hand is no larger."""
@@ -65,12 +65,17 @@ CORE_COSTS: dict[str, dict[ElementType, CoreCost]] = {
     },
     "cortex-a55": {
         FLOAT32: CoreCost(1.0, load=2.0, broadcast=1.0, offset=1.0, l2_line=4.0, visit=20.0, held=20),
+        FLOAT16: CoreCost(1.0, load=2.0, broadcast=0.5, offset=1.0, l2_line=4.0, visit=20.0, held=20),
         INT8: CoreCost(1.0, load=2.0, broadcast=0.5, offset=1.0, l2_line=4.0, visit=20.0, held=20, zip=1.0),
     },
 }
-"""Cores that differ from the default, two multiply-adds and two loads a cycle, by LLVM's name or by instruction set."""
+"""Cores that differ from the default, two multiply-adds and two loads a cycle, by LLVM's name or by instruction set.
 
-DEFAULT_COSTS = {FLOAT32: CoreCost()}
+An instruction on 8 numbers of float16 takes as long as one on 4 of float32, so that only a weight is cheaper: a vector of them
+serves twice as many multiply-adds. A row says what a core has, and is asked for what its features allow (``elements_of``).
+"""
+
+DEFAULT_COSTS = {FLOAT32: CoreCost(), FLOAT16: CoreCost(broadcast=0.1)}
 DOT_COSTS = {
     "sdot": CoreCost(0.5, broadcast=0.12),
     "vpdpbusd": CoreCost(0.6, zip=0.7),
@@ -106,6 +111,12 @@ def dot_of(target: Mapping[str, Any], vector_bytes: int) -> str:
     return "vpdpbusd" if vnni else "vpmaddubsw"
 
 
+def elements_of(target: Mapping[str, Any]) -> list[ElementType]:
+    """Return the floats that kernels can multiply on a target: float16 where 64-bit ARM has arithmetic on it (ARMv8.2)."""
+    wide = str(target.get("mtriple", "")).startswith("aarch64")
+    return [FLOAT32, FLOAT16] if wide and "fullfp16" in features_of(target) else [FLOAT32]
+
+
 @dataclass(frozen=True)
 class CpuShape:
     """A core: bytes and number of its vector registers, L1 data and L2 cache in bytes, costs by element type.
@@ -118,7 +129,7 @@ class CpuShape:
     registers: int
     l1d_bytes: int
     l2_bytes: int = 512 * 1024
-    costs: tuple[tuple[ElementType, CoreCost], ...] = tuple(DEFAULT_COSTS.items())
+    costs: tuple[tuple[ElementType, CoreCost], ...] = ((FLOAT32, CoreCost()),)
     by_lane: bool = False
     fuse: bool = False
     dot: str = ""
@@ -128,15 +139,20 @@ class CpuShape:
         """Return the shape of a cluster's cores; caches that are not known are taken to be small."""
         vector_bytes = cluster.lanes * FLOAT32.bytes
         l1d, l2 = cluster.l1d_bytes or ASSUMED_L1D_BYTES, cluster.l2_bytes or ASSUMED_L2_BYTES
-        costs = dict(core_costs(cluster.core, vector_bytes))
-        target = cluster.target_dict()
+        target, known = cluster.target_dict(), core_costs(cluster.core, vector_bytes)
+        costs = {element: known.get(element, known[FLOAT32]) for element in elements_of(target)}
         dot = dot_of(target, vector_bytes)
         if dot:
-            costs.setdefault(INT8, DOT_COSTS[dot])
+            costs[INT8] = known.get(INT8, DOT_COSTS[dot])
         arch = str(target.get("mtriple", "")).split("-", 1)[0]
         by_lane = arch.startswith(("aarch64", "arm"))
         fuse = arch.startswith("arm") and "+vfp4" in target.get("mattr", ())  # without it, a call of fmaf for each lane
         return cls(vector_bytes, cluster.registers, l1d, l2, tuple(costs.items()), by_lane, fuse, dot)
+
+    @property
+    def elements(self) -> list[ElementType]:
+        """What its kernels can multiply."""
+        return [element for element, _ in self.costs]
 
     def lanes(self, element: ElementType) -> int:
         """Return the numbers of a vector."""

@@ -8,13 +8,14 @@ import numpy as np
 from tvm import te
 
 from rt3_tvm.schedules.attention_shape import AttentionShape
+from rt3_tvm.schedules.convert import ConversionShape
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
 from rt3_tvm.schedules.int8_linear import Int8Kernel
 from rt3_tvm.schedules.int8_packing import pack_int8
 from rt3_tvm.schedules.int8_plan import choose_int8_decisions, choose_int8_packing, int8_shape, lines_of, split_lines
 from rt3_tvm.schedules.layer_norm import NormShape
-from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, FLOAT16, REAL, FeatureMajor
 from rt3_tvm.schedules.linear_decisions import LinearPacking, MatrixShape
 from rt3_tvm.schedules.linear_plan import TokenCount, plan_of_family
 from rt3_tvm.schedules.matmul import BatchIndex, MatmulShape, register_block
@@ -90,7 +91,7 @@ def linear(family: str) -> Callable[[CpuShape, Sizes], Example]:
         packing = (
             LinearPacking(4, 2, 4) if few else None
         )  # its vectors are the rows of a block: not each block has whole ones
-        plan = plan_of_family(family, cpu, matrix, tokens, FEATURE_MAJOR, packing)
+        plan = plan_of_family(family, cpu, matrix, tokens, REAL, packing)
         columns = _columns(s, matrix)
         weight, bias = _numbers(s.rows, s.features) / np.sqrt(s.features), _numbers(s.rows)
         packed = pack_linear(weight, columns, np.ones_like(columns, np.bool_), bias, plan.packing)
@@ -99,6 +100,13 @@ def linear(family: str) -> Callable[[CpuShape, Sizes], Example]:
         return Example(arguments, [x, packed.values, packed.offsets, np.ascontiguousarray(packed.bias)])
 
     return example
+
+
+def convert(_cpu: CpuShape, s: Sizes) -> Example:
+    """Return tokens that become float16 in wide tiles."""
+    tiles = s.batch * FEATURE_MAJOR.tiles(s.length)
+    shape = ConversionShape(FEATURE_MAJOR, FeatureMajor(FLOAT16, 2 * FEATURE_MAJOR.token_tile), tiles, s.features)
+    return Example((shape,), [_tokens(s)])
 
 
 def quantise(cpu: CpuShape, s: Sizes) -> Example:

@@ -15,13 +15,14 @@ from rt3_tvm.schedules.border import (
     schedule_scatter,
     to_feature_major,
 )
+from rt3_tvm.schedules.convert import convert, schedule_convert
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.elementwise import schedule_elementwise
 from rt3_tvm.schedules.family import KernelFamily, rows_looked_up
 from rt3_tvm.schedules.few_tokens import schedule_few_tokens
 from rt3_tvm.schedules.int8_linear import int8_kernel
 from rt3_tvm.schedules.layer_norm import layer_norm, schedule_layer_norm
-from rt3_tvm.schedules.layout import ELEMENT_TYPES, REAL
+from rt3_tvm.schedules.layout import ELEMENT_TYPES, REAL, ElementType
 from rt3_tvm.schedules.linear_plan import LinearPart, LinearPlan
 from rt3_tvm.schedules.matmul import matmul, schedule_matmul
 from rt3_tvm.schedules.pattern_linear import schedule_linear
@@ -74,6 +75,14 @@ SCHEDULES: dict[str, KernelFamily] = {
         flops=_linear_flops,
         example=examples.linear("few_token_linear"),
         reference=references.linear,
+    ),
+    "convert": KernelFamily(
+        summary="activations in the layout of another element type",
+        algorithm=convert,
+        schedule=lambda f, c: schedule_convert(f, c.lanes(ElementType.of(f.params[-1].ty.dtype))),
+        flops=_nothing,
+        example=examples.convert,
+        reference=references.convert,
     ),
     "quantise": KernelFamily(
         summary="activations as int8, a scale for each token",

@@ -2,7 +2,7 @@
 
 The same packed weights as ``pattern_linear`` and ``dense_linear``, so that they are stored once. With one token a tile of 16
 would compute 15 lanes of padding; here a vector holds the weights of the rows that share a column, and each token is a
-broadcast. Bound by reading the weights.
+broadcast. Bound by reading the weights, which may be narrower than float32; X is not, and so sums are float32 too.
 """
 
 from functools import cache
@@ -12,7 +12,7 @@ from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
 from rt3_tvm.schedules.cpu import STACK_BYTES
-from rt3_tvm.schedules.layout import REAL
+from rt3_tvm.schedules.layout import REAL, ElementType
 from rt3_tvm.schedules.linear_decisions import LinearPacking, LinearShape, largest_divisor
 from rt3_tvm.schedules.loops import begin_before, loop_of
 from rt3_tvm.schedules.tasks import share_loop
@@ -28,13 +28,17 @@ CHAINS = 8
 
 def few_tokens(packing: LinearPacking, shape: LinearShape, batch: int, length: int) -> bool:
     """Return whether this kernel serves a packing and a number of tokens; their inputs must fit the stack."""
-    compact = length * shape.cols * shape.layout.element.bytes
+    compact = length * shape.cols * REAL.bytes
     return batch == 1 and length <= MAX_TOKENS.get(packing.rows, 0) and compact <= STACK_BYTES
 
 
 @cache  # TVMScript is parsed anew on every call
-def few_token_linear(shape: LinearShape, packing: LinearPacking, tokens: int, activation: str) -> tirx.PrimFunc:
+def few_token_linear(
+    shape: LinearShape, packing: LinearPacking, tokens: int, activation: str, element: ElementType = REAL
+) -> tirx.PrimFunc:
     """Return the kernel with the buffers of ``linear_algorithm``; ``tokens`` of the first tile are real.
+
+    ``element``: of the values; X is in the real layout.
 
     ::
 
@@ -44,7 +48,7 @@ def few_token_linear(shape: LinearShape, packing: LinearPacking, tokens: int, ac
             y = act(bias + the sum over parts), and zeros in the lanes that pad the tile
     """
     act = ACTIVATIONS[activation]
-    layout, tile, dtype = shape.layout, shape.layout.token_tile, shape.layout.element.dtype
+    layout, tile = shape.layout, shape.layout.token_tile
     real, zero = REAL.dtype, REAL.const(0.0)
     cols, rows, blocks, parts = shape.cols, packing.rows, packing.column_blocks, packing.unroll
     row_blocks, kept = shape.rows // rows, shape.kept // blocks
@@ -58,14 +62,17 @@ def few_token_linear(shape: LinearShape, packing: LinearPacking, tokens: int, ac
             result = result + acc[g, p, t, r]
         return result
 
+    def widened(value: tirx.Expr) -> tirx.Expr:
+        return value if element is REAL else T.Cast(real, value)
+
     @T.prim_func(s_tir=True)
     def few_token_linear(x: T.handle, v: T.handle, o: T.handle, b: T.handle, y: T.handle):
-        X = T.match_buffer(x, (x_size,), dtype)
-        values = T.match_buffer(v, (blocks, row_blocks, kept, rows), dtype)
+        X = T.match_buffer(x, (x_size,), real)
+        values = T.match_buffer(v, (blocks, row_blocks, kept, rows), element.dtype)
         offsets = T.match_buffer(o, (blocks, tables, kept), offset_dtype)
         bias = T.match_buffer(b, (row_blocks, rows), real)
         Y = T.match_buffer(y, layout.shape(shape.tiles, row_blocks * rows), real)
-        compact = T.sblock_alloc_buffer((tokens, cols), dtype)
+        compact = T.sblock_alloc_buffer((tokens, cols), real)
         for t, c in T.grid(tokens, cols):
             with T.sblock("compact"):
                 vt, vc = T.axis.remap("SS", [t, c])
@@ -90,7 +97,7 @@ def few_token_linear(shape: LinearShape, packing: LinearPacking, tokens: int, ac
                             acc[vg, vp, vt, vv] = zero
                         acc[vg, vp, vt, vv] = (
                             acc[vg, vp, vt, vv]
-                            + values[vc, vr * gi + vg, vk * parts + vp, vv]
+                            + widened(values[vc, vr * gi + vg, vk * parts + vp, vv])
                             * compact[
                                 vt,
                                 T.shift_right(

@@ -8,10 +8,11 @@ cheaper takes that (``linear_cycles``).
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from math import gcd
 from typing import Self
 
 from rt3_tvm.schedules.cpu import CpuShape
-from rt3_tvm.schedules.layout import FEATURE_MAJOR, FeatureMajor
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, FLOAT16, REAL, ElementType, FeatureMajor
 
 TYPICAL_TOKENS = 128
 """Tokens that a packing is chosen for; it is the same for every length, so that weights are stored once."""
@@ -43,6 +44,13 @@ LINE_BYTES = 64
 
 PADDING = 0.03
 """Part of the kept columns that may be zeros, so that the inner loop has whole iterations."""
+
+LONGEST_SUM: dict[ElementType, int] = {FLOAT16: 256}
+"""Products that may be summed in the element type itself: a column block of more of them is none.
+
+Each addition rounds to 11 bits, which moves a sum of k products by 2^-11 sqrt(k) of its size: 1/128 at worst, before that
+is averaged in float32 over blocks, rows and layers.
+"""
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,8 @@ def linear_cycles(cpu: CpuShape, shape: LinearShape, packing: LinearPacking, dec
     loads = vectors * line + rows * (cost.broadcast + cost.l2_line * element.bytes / LINE_BYTES) + cost.offset
     multiplies = accumulators * cost.fma * max(1.0, FMA_CHAINS / (accumulators * decisions.groups))
     column = (multiplies**3 + loads**3) ** (1 / 3)
-    visits = packing.column_blocks * (cost.visit + ACCUMULATOR_CYCLES * accumulators)
+    real_accumulators = accumulators * REAL.bytes / element.bytes  # Y is real, so that is what a visit reads and writes
+    visits = packing.column_blocks * (cost.visit + ACCUMULATOR_CYCLES * real_accumulators)
     blocks = shape.tokens / (vectors * cpu.lanes(element)) * (shape.rows / rows)
     return blocks * (shape.kept * column + visits)
 
@@ -197,6 +206,9 @@ def _unroll(cpu: CpuShape, layout: FeatureMajor, kept: int, blocks: int, rows: i
     else:
         few = max(few, vector // rows)
     unroll = max(1, line // rows) if rows > 2 else few
+    whole = vector // gcd(vector, rows)  # columns whose weights are whole vectors: others cannot be used by lane
+    if layout.element is not REAL:
+        unroll = max(whole, unroll // whole * whole)
     while unroll > 1 and padded_kept(kept, LinearPacking(rows, blocks, unroll)) > max(kept + 1, kept * (1 + PADDING)):
         unroll //= 2
     return unroll
@@ -219,6 +231,8 @@ def choose_packing(cpu: CpuShape, matrix: MatrixShape, layout: FeatureMajor = FE
         if matrix.group % r == 0 and (r == 1 or r * 2 <= cpu.registers)
         for blocks in range(1, min(matrix.kept, max(1, matrix.cols // line)) + 1)
     ]
+    longest = LONGEST_SUM.get(layout.element, matrix.cols)
+    packings = [p for p in packings if padded_kept(matrix.kept, p) <= longest * p.column_blocks]
     for i, packing in enumerate(packings):
         shape = typical_shape(matrix, packing, layout)
         for d in _decisions(cpu, packing.rows, shape):
@@ -232,6 +246,15 @@ def best_cycles(cpu: CpuShape, matrix: MatrixShape, layout: FeatureMajor = FEATU
     packing = choose_packing(cpu, matrix, layout)
     shape = typical_shape(matrix, packing, layout)
     return linear_cycles(cpu, shape, packing, choose_decisions(cpu, shape, packing))
+
+
+def conversion_cycles(cpu: CpuShape, cols: int, element: ElementType) -> float:
+    """Return the modelled cycles of bringing the activations of a layer into the layout that it multiplies in."""
+    if element is REAL:
+        return 0.0
+    cost, narrowed = cpu.cost(element), REAL.bytes / element.bytes
+    vectors = cols * TYPICAL_TOKENS / cpu.lanes(element)
+    return vectors * (narrowed * (cost.load + cost.fma) + cost.load)
 
 
 def sparse_pays(cpu: CpuShape, matrix: MatrixShape, layout: FeatureMajor = FEATURE_MAJOR) -> bool:

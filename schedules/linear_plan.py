@@ -4,6 +4,7 @@ The annotation, the lowering, the benchmarks and the tests ask :func:`plan_linea
 back from the attributes of a function, so that a dumped module says which kernels it will get.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,14 +12,17 @@ from tvm import tirx
 
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.few_tokens import few_token_linear, few_tokens
-from rt3_tvm.schedules.layout import FEATURE_MAJOR, ElementType, FeatureMajor
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, FLOAT16, FLOAT32, REAL, ElementType, FeatureMajor
 from rt3_tvm.schedules.linear_decisions import (
+    TYPICAL_TOKENS,
     LinearDecisions,
     LinearPacking,
     LinearShape,
     MatrixShape,
+    best_cycles,
     choose_decisions,
     choose_packing,
+    conversion_cycles,
     padded_kept,
     sparse_pays,
     split_tiles,
@@ -26,6 +30,9 @@ from rt3_tvm.schedules.linear_decisions import (
 from rt3_tvm.schedules.packing import offset_dtype
 from rt3_tvm.schedules.pattern_linear import linear_algorithm
 from rt3_tvm.schedules.tasks import BY_LANE_ATTR, by_lane
+
+WIDE_TILE = 32
+"""Tokens of a tile of float16: a line of X is a cache line then, and one address serves four vectors."""
 
 NAME_ATTR = "rt3.name"
 """PrimFunc attribute that says what its symbol is to be called: the text of its plan."""
@@ -60,11 +67,14 @@ class LinearPlan:
     family
         Row of SCHEDULES.
     layout
-        Of the activations, and the element type.
+        Of the activations that it reads; the result is in the real layout.
     matrix
         What the kernel multiplies by: dense where that is not slower than the patterns.
     parts
         One kernel or two, each for some of the token tiles; they share the packed weights.
+    element
+        What the matrix was planned in, and what its values are stored as. Where a kernel reads real activations all the same it
+        widens the values.
     """
 
     family: str
@@ -73,15 +83,11 @@ class LinearPlan:
     tokens: TokenCount
     packing: LinearPacking
     parts: tuple[LinearPart, ...]
-
-    @property
-    def element(self) -> ElementType:
-        """What the kernel multiplies."""
-        return self.layout.element
+    element: ElementType = REAL
 
     @property
     def tiles(self) -> int:
-        """Token tiles of its input and output."""
+        """Token tiles of its input."""
         return self.tokens.tiles(self.layout)
 
     @property
@@ -101,6 +107,15 @@ class LinearPlan:
         """Type of the table of columns."""
         return self.parts[0].shape.offset_dtype
 
+    @property
+    def weights(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of what is packed of the weight, by name, in the order in which the kernel takes it behind X."""
+        return {
+            "values": (self.value_shape, self.element.dtype),
+            "offsets": (self.offset_shape, self.offset_dtype),
+            "bias": ((self.value_shape[1], self.packing.rows), REAL.dtype),
+        }
+
     def name(self, part: LinearPart) -> str:
         """Return what the kernel of a part is called, as in ``pattern_linear_f32_v4_r4x4_t64_k96``.
 
@@ -117,7 +132,7 @@ class LinearPlan:
     def kernel(self, part: LinearPart, activation: str, cpu: CpuShape) -> tirx.PrimFunc:
         """Return the kernel of a part, not yet scheduled; that of the second part fills in the result of the first."""
         if part.decisions is None:
-            func = few_token_linear(part.shape, self.packing, self.tokens.length, activation)
+            func = few_token_linear(part.shape, self.packing, self.tokens.length, activation, self.element)
         else:
             func = linear_algorithm(part.shape, self.packing, part.decisions, cpu.lanes(self.element), activation)
             if cpu.by_lane:
@@ -134,7 +149,8 @@ class LinearPlan:
         """Return the plan as attributes of a function: texts, numbers and lists of them."""
         return {
             "family": self.family,
-            "layout": [self.element.dtype, self.layout.token_tile, self.layout.interleave],
+            "element": self.element.dtype,
+            "layout": [self.layout.element.dtype, self.layout.token_tile, self.layout.interleave],
             "matrix": list(self.matrix.__dict__.values()),
             "tokens": list(self.tokens.__dict__.values()),
             "packing": list(self.packing.__dict__.values()),
@@ -155,12 +171,13 @@ class LinearPlan:
         parts = []
         for first, tiles, *decisions in (list(map(int, row)) for row in attrs["parts"]):
             parts.append(LinearPart(_part(whole, first, tiles), LinearDecisions(*decisions) if decisions else None))
-        return cls(str(attrs["family"]), layout, matrix, tokens, packing, tuple(parts))
+        element = ElementType.of(attrs["element"])
+        return cls(str(attrs["family"]), layout, matrix, tokens, packing, tuple(parts), element)
 
 
 def _whole(matrix: MatrixShape, tokens: TokenCount, packing: LinearPacking, layout: FeatureMajor) -> LinearShape:
     kept = padded_kept(matrix.kept, packing)
-    offsets = offset_dtype(matrix.cols, layout)
+    offsets = offset_dtype(matrix.cols)
     return LinearShape(tokens.tiles(layout), matrix.rows, matrix.cols, kept, matrix.group, offsets, layout=layout)
 
 
@@ -169,16 +186,63 @@ def _part(whole: LinearShape, first: int, tiles: int) -> LinearShape:
     return whole if tiles == whole.tiles else whole.part(first, tiles)
 
 
-def plan_linear(
-    cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount, layout: FeatureMajor = FEATURE_MAJOR
-) -> LinearPlan:
-    """Return the plan of a matrix for a number of tokens: the cheapest that the model of the core knows."""
-    if not matrix.dense and not sparse_pays(cpu, matrix, layout):
-        matrix = MatrixShape.dense_of(matrix.rows, matrix.cols)
-    packing = choose_packing(cpu, matrix, layout)
-    few = few_tokens(packing, _whole(matrix, tokens, packing, layout), tokens.batch, tokens.length)
-    family = "few_token_linear" if few else "dense_linear" if matrix.dense else "pattern_linear"
-    return plan_of_family(family, cpu, matrix, tokens, layout, packing)
+def layout_of(element: ElementType, tokens: TokenCount) -> FeatureMajor:
+    """Return the layout that an element type is multiplied in: wide tiles of float16, but where they would pad more tokens."""
+    if element is not FLOAT16:
+        return FEATURE_MAJOR
+    real, wide = FeatureMajor(element), FeatureMajor(element, WIDE_TILE)
+    padded = tokens.tiles(wide) * wide.token_tile
+    return wide if padded == tokens.tiles(real) * real.token_tile else real
+
+
+@dataclass(frozen=True)
+class Planner:
+    """How linear layers are planned in one element type.
+
+    ``cycles``: modelled for a matrix at the typical number of tokens, with what it takes to bring its activations into the layout;
+    infinite where it cannot be done. They never rise where fewer columns are kept. ``plan``: the cheapest for a number of tokens; its
+    packing is the same for all of them.
+    """
+
+    cycles: Callable[[CpuShape, MatrixShape], float]
+    plan: Callable[[CpuShape, MatrixShape, TokenCount], LinearPlan]
+
+
+def plan_linear(cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount, element: ElementType = REAL) -> LinearPlan:
+    """Return the plan of a matrix for a number of tokens: the cheapest that the model of the core knows.
+
+    ``element``: of the level. A matrix that is not faster in it, its conversion included, is planned in float32; that is decided
+    for all numbers of tokens at once, so that weights are stored once.
+    """
+    chosen = min((REAL, element), key=lambda e: PLANNERS[e].cycles(cpu, matrix))
+    return PLANNERS[chosen].plan(cpu, matrix, tokens)
+
+
+def _float_planner(element: ElementType) -> Planner:
+    """Return how layers are planned whose kernels are those of float32 in another type."""
+    typical = layout_of(element, TokenCount(1, TYPICAL_TOKENS))
+
+    def sparse_or_dense(cpu: CpuShape, matrix: MatrixShape) -> MatrixShape:
+        pays = matrix.dense or sparse_pays(cpu, matrix, typical)
+        return matrix if pays else MatrixShape.dense_of(matrix.rows, matrix.cols)
+
+    def cycles(cpu: CpuShape, matrix: MatrixShape) -> float:
+        if element not in cpu.elements:
+            return float("inf")
+        return best_cycles(cpu, sparse_or_dense(cpu, matrix), typical) + conversion_cycles(cpu, matrix.cols, element)
+
+    def plan(cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount) -> LinearPlan:
+        matrix = sparse_or_dense(cpu, matrix)
+        packing, real = choose_packing(cpu, matrix, typical), layout_of(REAL, tokens)
+        few = few_tokens(packing, _whole(matrix, tokens, packing, real), tokens.batch, tokens.length)
+        family = "few_token_linear" if few else "dense_linear" if matrix.dense else "pattern_linear"
+        return plan_of_family(family, cpu, matrix, tokens, element, packing)
+
+    return Planner(cycles, plan)
+
+
+PLANNERS = {element: _float_planner(element) for element in (FLOAT32, FLOAT16)}
+"""By element type; those that are not here cannot be compiled for any core."""
 
 
 def plan_of_family(
@@ -186,13 +250,16 @@ def plan_of_family(
     cpu: CpuShape,
     matrix: MatrixShape,
     tokens: TokenCount,
-    layout: FeatureMajor = FEATURE_MAJOR,
+    element: ElementType = REAL,
     packing: LinearPacking | None = None,
 ) -> LinearPlan:
     """Return the plan of a matrix with the kernel of a family, whether or not another one would be cheaper."""
-    packing = packing or choose_packing(cpu, matrix, layout)
-    whole = _whole(matrix, tokens, packing, layout)
+    layout = layout_of(element, tokens)
+    packing = packing or choose_packing(cpu, matrix, layout_of(element, TokenCount(1, TYPICAL_TOKENS)))
     if family == "few_token_linear":
-        return LinearPlan(family, layout, matrix, tokens, packing, (LinearPart(whole),))
-    parts = (LinearPart(p, choose_decisions(cpu, p, packing)) for p in split_tiles(cpu, whole, packing))
-    return LinearPlan(family, layout, matrix, tokens, packing, tuple(parts))
+        real = layout_of(REAL, tokens)
+        whole = LinearPart(_whole(matrix, tokens, packing, real))
+        return LinearPlan(family, real, matrix, tokens, packing, (whole,), element)
+    shape = _whole(matrix, tokens, packing, layout)
+    parts = (LinearPart(p, choose_decisions(cpu, p, packing)) for p in split_tiles(cpu, shape, packing))
+    return LinearPlan(family, layout, matrix, tokens, packing, tuple(parts), element)

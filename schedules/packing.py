@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, ElementType, FeatureMajor
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, ElementType
 from rt3_tvm.schedules.linear_decisions import LinearPacking, padded_kept
 
 UINT16_VALUES = 1 << 16
 OFFSET_UNIT = FEATURE_MAJOR.token_tile
+"""What the number of a column is multiplied by in a table: where its line begins in a tile of the real layout. Tables are the same
+for all layouts, so that levels of different element types share them; a wider tile is one shift further."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,16 +23,16 @@ class PackedLinear:
     bias: npt.NDArray
 
 
-def offset_dtype(cols: int, layout: FeatureMajor = FEATURE_MAJOR) -> str:
+def offset_dtype(cols: int) -> str:
     """Return the smallest type that holds where a column begins in a tile."""
-    return column_dtype(cols * layout.token_tile)
+    return column_dtype(cols * OFFSET_UNIT)
 
 
 def pack_rows(
     weight: npt.NDArray,
     columns: npt.NDArray[np.int32],
     valid: npt.NDArray[np.bool_],
-    element: ElementType = FEATURE_MAJOR.element,
+    element: ElementType = REAL,
 ) -> PackedLinear:
     """Gather the kept values of a table whose rows are looked up: values (rows, kept), columns (groups, kept)."""
     group = weight.shape[0] // len(columns)
@@ -54,7 +56,7 @@ def pack_linear(
     valid: npt.NDArray[np.bool_],
     bias: npt.NDArray | None,
     packing: LinearPacking,
-    layout: FeatureMajor = FEATURE_MAJOR,
+    element: ElementType = REAL,
 ) -> PackedLinear:
     """Gather the kept weights of a (rows, cols) matrix.
 
@@ -63,6 +65,8 @@ def pack_linear(
     columns, valid
         (groups, kept): the columns that each group of rows / groups rows keeps. What is not valid, and what pads the last
         column block, multiplies column 0 by zero.
+    element
+        What the values are stored as; the bias is what sums are.
     """
     rows = weight.shape[0]
     groups, kept = columns.shape
@@ -74,9 +78,9 @@ def pack_linear(
     values = np.take_along_axis(grouped, columns[:, None, :].astype(np.int64), axis=2) * valid[:, None, :]
     blocks, block_kept = packing.column_blocks, total // packing.column_blocks
     values = values.reshape(rows // packing.rows, packing.rows, blocks, block_kept).transpose(2, 0, 3, 1)
-    offsets = (columns * layout.token_tile).reshape(groups, blocks, block_kept).transpose(1, 0, 2)
+    offsets = (columns * OFFSET_UNIT).reshape(groups, blocks, block_kept).transpose(1, 0, 2)
     return PackedLinear(
-        np.ascontiguousarray(values, dtype=layout.element.dtype),
-        np.ascontiguousarray(offsets, dtype=offset_dtype(weight.shape[1], layout)),
+        np.ascontiguousarray(values, dtype=element.dtype),
+        np.ascontiguousarray(offsets, dtype=offset_dtype(weight.shape[1])),
         (np.zeros(rows, REAL.dtype) if bias is None else bias).reshape(-1, packing.rows),
     )

@@ -6,6 +6,9 @@ rows gets the list of its kept columns (block pruning, pattern and assignment re
 equally long, cut into ``column_blocks`` parts so that the part of X in use stays in L1. A group's V rows are worked on in
 register blocks of ``rows`` rows that share the table.
 
+Element types narrower than float32 are summed in their own type within a column block, which is short enough for that
+(``LONGEST_SUM``), and in float32 over column blocks: Y, bias and activation are float32 always, in the real layout.
+
 The dense kernel is the same nest: one group of all rows that keeps every column. Its table is small, stays in L1, and costs
 one scalar load per register block and column.
 """
@@ -17,9 +20,10 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
-from rt3_tvm.schedules.layout import REAL
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
 from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
+from rt3_tvm.schedules.packing import OFFSET_UNIT
 from rt3_tvm.schedules.tasks import share_loop
 from rt3_tvm.schedules.vector_math import ACTIVATIONS
 
@@ -36,18 +40,22 @@ def linear_algorithm(
 ) -> tirx.PrimFunc:
     """Return the loop nest, blocked by the packing, not yet vectorised.
 
-    Buffers: x (tiles * cols * 16,), values (column_blocks, row_blocks, kept / column_blocks, rows),
+    Buffers: x (tiles * cols * token tile,), values (column_blocks, row_blocks, kept / column_blocks, rows),
     [offsets (column_blocks, rows / group, kept / column_blocks): column * 16], bias (row_blocks, rows),
-    y (tiles, rows, 16).
+    y (tokens / 16, rows, 16).
     ::
 
         for column block, token block, row block:
             acc[groups, rows, vectors * lanes] = bias, or Y of the column block before
             for k: acc += values[k] * X[offsets[k]]
             Y = acc, or act(acc) after the last column block
+
+    Where the sums are narrower than Y they begin with zero, and bias or Y are added behind them.
     """
     act = ACTIVATIONS[activation]
     layout, tile, dtype, real = shape.layout, shape.layout.token_tile, shape.layout.element.dtype, REAL.dtype
+    narrow, y_tile, scale = layout.element is not REAL, FEATURE_MAJOR.token_tile, tile // OFFSET_UNIT
+    y_shape, y_first = FEATURE_MAJOR.shape(shape.buffer_tiles * tile // y_tile, shape.rows), shape.first * tile // y_tile
     tiles, cols, rows = shape.buffer_tiles, shape.cols, packing.rows
     blocks, gi = packing.column_blocks, decisions.groups
     tokens = decisions.vectors * lanes
@@ -80,13 +88,29 @@ def linear_algorithm(
     def lane_of(block: Any, t: Any) -> Any:
         return T.floormod(block * tokens + t, tile)
 
+    def y_tile_of(block: Any, t: Any) -> Any:
+        return T.floordiv(block * tokens + t, y_tile) + y_first
+
+    def y_lane_of(block: Any, t: Any) -> Any:
+        return T.floormod(block * tokens + t, y_tile)
+
+    def column(offset: Any) -> Any:
+        """Return where a line begins in a tile of X."""
+        return T.Cast("int32", offset) * scale if scale > 1 else T.Cast("int32", offset)
+
+    def begin(c: Any, row_bias: Any, before: Any) -> Any:
+        return layout.element.const(0.0) if narrow else T.Select(c == 0, row_bias, before)
+
+    def total(c: Any, total: Any, row_bias: Any, before: Any) -> Any:
+        return T.Cast(real, total) + T.Select(c == 0, row_bias, before) if narrow else total
+
     @T.prim_func(s_tir=True)
     def pattern_linear(x: T.handle, v: T.handle, o: T.handle, b: T.handle, y: T.handle):
         X = T.match_buffer(x, (x_size,), dtype)
         values = T.match_buffer(v, (blocks, row_blocks, kept, rows), dtype)
         offsets = T.match_buffer(o, (blocks, tables, kept), offset_dtype)
         bias = T.match_buffer(b, (row_blocks, rows), real)
-        Y = T.match_buffer(y, layout.shape(tiles, row_blocks * rows), real)
+        Y = T.match_buffer(y, y_shape, real)
         for cb, tb, rb in T.grid(blocks, token_blocks, outer):
             with T.sblock("tile"):
                 vc = T.axis.opaque(blocks, cb)
@@ -97,10 +121,10 @@ def linear_algorithm(
                     values[0:blocks, 0:row_blocks, 0:kept, 0:rows],
                     offsets[0:blocks, 0:tables, 0:kept],
                     bias[0:row_blocks, 0:rows],
-                    Y[0:tiles, 0 : row_blocks * rows, 0:tile],
+                    Y[0 : y_shape[0], 0 : row_blocks * rows, 0:y_tile],
                 )
-                T.writes(Y[0:tiles, 0 : row_blocks * rows, 0:tile])
-                acc = T.sblock_alloc_buffer((gi, rows, tokens), real)
+                T.writes(Y[0 : y_shape[0], 0 : row_blocks * rows, 0:y_tile])
+                acc = T.sblock_alloc_buffer((gi, rows, tokens), dtype)
                 for p in T.unroll(prefetches):
                     T.evaluate(prefetch(T.address_of(X[ahead(vc, vb, vr, p)])))
                 for k in range(kept // unroll):
@@ -117,17 +141,17 @@ def linear_algorithm(
                             vk = T.axis.reduce(kept, k * unroll + u)
                             vg, vv, vt = T.axis.remap("SSS", [g, r, t])
                             with T.init():
-                                acc[vg, vv, vt] = T.Select(
-                                    vc == 0,
+                                acc[vg, vv, vt] = begin(
+                                    vc,
                                     bias[vr * gi + vg, vv],
-                                    Y[tile_of(vb, vt), (vr * gi + vg) * rows + vv, lane_of(vb, vt)],
+                                    Y[y_tile_of(vb, vt), (vr * gi + vg) * rows + vv, y_lane_of(vb, vt)],
                                 )
                             acc[vg, vv, vt] = (
                                 acc[vg, vv, vt]
                                 + values[vc, vr * gi + vg, vk, vv]
                                 * X[
                                     tile_of(vb, vt) * tile_size
-                                    + T.Cast("int32", offsets[vc, T.floordiv(vr * gi + vg, share), vk])
+                                    + column(offsets[vc, T.floordiv(vr * gi + vg, share), vk])
                                     + lane_of(vb, vt)
                                 ]
                             )
@@ -135,12 +159,28 @@ def linear_algorithm(
                     for g, r, t in T.grid(gi, rows, tokens):
                         with T.sblock("finish"):
                             vg, vv, vt = T.axis.remap("SSS", [g, r, t])
-                            Y[tile_of(vb, vt), (vr * gi + vg) * rows + vv, lane_of(vb, vt)] = act(acc[vg, vv, vt])
+                            T.reads(acc[vg, vv, vt])  # and, of narrow sums, what is written: a vector of Y is its own alone
+                            T.writes(Y[y_tile_of(vb, vt), (vr * gi + vg) * rows + vv, y_lane_of(vb, vt)])
+                            Y[y_tile_of(vb, vt), (vr * gi + vg) * rows + vv, y_lane_of(vb, vt)] = act(
+                                total(
+                                    vc,
+                                    acc[vg, vv, vt],
+                                    bias[vr * gi + vg, vv],
+                                    Y[y_tile_of(vb, vt), (vr * gi + vg) * rows + vv, y_lane_of(vb, vt)],
+                                )
+                            )
                 else:
                     for g, r, t in T.grid(gi, rows, tokens):
                         with T.sblock("store"):
                             vg, vv, vt = T.axis.remap("SSS", [g, r, t])
-                            Y[tile_of(vb, vt), (vr * gi + vg) * rows + vv, lane_of(vb, vt)] = acc[vg, vv, vt]
+                            T.reads(acc[vg, vv, vt])  # and, of narrow sums, what is written: a vector of Y is its own alone
+                            T.writes(Y[y_tile_of(vb, vt), (vr * gi + vg) * rows + vv, y_lane_of(vb, vt)])
+                            Y[y_tile_of(vb, vt), (vr * gi + vg) * rows + vv, y_lane_of(vb, vt)] = total(
+                                vc,
+                                acc[vg, vv, vt],
+                                bias[vr * gi + vg, vv],
+                                Y[y_tile_of(vb, vt), (vr * gi + vg) * rows + vv, y_lane_of(vb, vt)],
+                            )
 
     return pattern_linear.with_attr(DECISIONS_ATTR, decisions.__dict__)
 

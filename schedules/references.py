@@ -10,10 +10,11 @@ import numpy as np
 from tvm import tirx
 
 from rt3_tvm.schedules.attention_shape import AttentionShape
+from rt3_tvm.schedules.convert import ConversionShape
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.int8_linear import Int8Kernel
 from rt3_tvm.schedules.layer_norm import NormShape
-from rt3_tvm.schedules.layout import FeatureMajor
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, FeatureMajor
 from rt3_tvm.schedules.linear_plan import LinearPart, LinearPlan
 from rt3_tvm.schedules.matmul import MatmulShape
 from rt3_tvm.schedules.quantise import LARGEST, LEAST, QuantiseShape
@@ -30,18 +31,24 @@ ACTIVATIONS = {
 def linear(
     plan: LinearPlan, _part: LinearPart, activation: str, _cpu: CpuShape, x: Any, values: Any, offsets: Any, bias: Any
 ) -> Arrays:
-    """Y = act(W X + b), for a plan of one part; with few tokens the lanes behind them are zeros."""
-    layout, rows = plan.layout, plan.packing.rows
-    lines = x.reshape(layout.shape(plan.tiles, plan.matrix.cols)).astype(np.float64)
-    y = np.empty(layout.shape(plan.tiles, plan.matrix.rows))
+    """Y = act(W X + b), for a plan of one part; with few tokens what pads the tile behind them is zeros."""
+    layout, rows, padded = plan.layout, plan.packing.rows, plan.tiles * plan.layout.token_tile
+    tokens = layout.unpack(x.reshape(layout.shape(plan.tiles, plan.matrix.cols)), 1, padded)[0].astype(np.float64)
+    y = np.empty((padded, plan.matrix.rows))
     for block in range(plan.matrix.rows // rows):
-        columns = offsets[:, block * rows // plan.matrix.group].astype(np.int64) // layout.token_tile
-        sums = np.einsum("tckl,ckr->trl", lines[:, columns], values[:, block])
-        y[:, block * rows : (block + 1) * rows] = sums + bias[block][:, None]
+        columns = offsets[:, block * rows // plan.matrix.group].astype(np.int64) // FEATURE_MAJOR.token_tile
+        sums = np.einsum("tck,ckr->tr", tokens[:, columns], values[:, block].astype(np.float64))
+        y[:, block * rows : (block + 1) * rows] = sums + bias[block]
     y = ACTIVATIONS[activation](y)
     if plan.family == "few_token_linear":
-        y[:, :, plan.tokens.length :] = 0.0
-    return [y]
+        y[plan.tokens.length :] = 0.0
+    return [FEATURE_MAJOR.pack(y[None])]
+
+
+def convert(shape: ConversionShape, x: Any) -> Arrays:
+    """Return the numbers rounded, in the other layout."""
+    tokens = shape.source.unpack(x, 1, shape.tiles * shape.source.token_tile)
+    return [shape.target.pack(tokens.astype(shape.target.element.dtype))]
 
 
 def quantise(shape: QuantiseShape, x: Any) -> Arrays:

@@ -28,7 +28,7 @@ def drive(args: argparse.Namespace) -> None:
     report = compile_checkpoint(checkpoint, args.output, options, logging.info)
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in report.seconds.items())
     levels = ", ".join(
-        f"{i}: {row['frequency_hz'] / 1e9:g} GHz density {row['density']:.3f}"
+        f"{i}: {row['frequency_hz'] / 1e9:g} GHz density {row['density']:.3f}{' ' + row['dtype'] if 'dtype' in row else ''}"
         for i, row in enumerate(report.metadata["levels"])
     )
     for name in report.metadata["unmatched"]:

@@ -22,6 +22,7 @@ from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.cpu_features import required_features
+from rt3_tvm.codegen.elements import level_elements
 from rt3_tvm.codegen.differing import Built, Variant, first_difference
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
@@ -40,6 +41,7 @@ from rt3_tvm.files import check_target, written_whole
 from rt3_tvm.frontend import ImportedModel, import_model
 from rt3_tvm.runtime.check import BUNDLE_FORMAT, check_bundle, read_metadata
 from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.layout import REAL, ElementType
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
 
@@ -83,6 +85,8 @@ def compile_checkpoint(
     target = cluster.target_dict()
     triple = str(target.get("mtriple", ""))
     compiler = choose_compiler(triple, options.cross_compiler, platform.machine(), str(target.get("mcpu", "")))
+    cpu = CpuShape.of(cluster)
+    elements = level_elements(options, checkpoint, device, cpu)
     hz, latency_source = _frequencies(checkpoint, device, options)
     key = cache.key_of(
         checkpoint=checkpoint.digest,
@@ -97,9 +101,8 @@ def compile_checkpoint(
         progress(f"{output} was built before: taken from {cache.folder()}")
         report.latency_source = latency_source
         return report
-    cpu = CpuShape.of(cluster)
 
-    build = _Build(checkpoint, options, cpu, output.name, progress)
+    build = _Build(checkpoint, options, cpu, elements, output.name, progress)
     try:
         build.plan()
     except tvm.error.InternalError as error:
@@ -119,7 +122,8 @@ def compile_checkpoint(
                 "density": row.density,
                 "sparsity": lv.sparsity,
             }
-            for row, lv in zip(levels, checkpoint.levels, strict=True)
+            | _named(element)
+            for row, lv, element in zip(levels, checkpoint.levels, elements, strict=True)
         ],
     }
     report = CompileReport(output, compiler, metadata, latency_source=latency_source)
@@ -136,6 +140,11 @@ def compile_checkpoint(
         raise JobError(f"cannot write '{output}': {error.strerror or error}") from error
     report.bytes, report.seconds = output.stat().st_size, build.seconds
     return report
+
+
+def _named(element: ElementType) -> dict[str, str]:
+    """Return what metadata say of an element type: nothing of float32."""
+    return {"dtype": element.dtype} if element is not REAL else {}
 
 
 def _frequencies(checkpoint: Checkpoint, device: Device, options: CompileOptions) -> tuple[tuple[float, ...], str]:
@@ -205,10 +214,12 @@ class _Build:
         checkpoint: Checkpoint,
         options: CompileOptions,
         cpu: CpuShape,
+        elements: tuple[ElementType, ...],
         soname: str,
         progress: Callable[[str], None],
     ) -> None:
         self.checkpoint, self.options, self.cpu, self.soname, self.progress = checkpoint, options, cpu, soname, progress
+        self.elements = elements
         self.kernels, self.store = KernelTable(), WeightStore(checkpoint)
         self.weights = WeightLayout((), ())
         self.variants: dict[tuple[int, int], Variant] = {}
@@ -234,7 +245,16 @@ class _Build:
                 mod = run_phases(imported.mod, shared_phases(), self.options.dump_ir, f"t{length}_")
             for i, level in enumerate(self.checkpoint.levels):
                 self.progress(f"level {i} at length {length}")
-                context = VariantContext(i, self.options.batch, length, self.cpu, imported.parameters, level.matrices)
+                context = VariantContext(
+                    i,
+                    self.options.batch,
+                    length,
+                    self.cpu,
+                    imported.parameters,
+                    level.matrices,
+                    self.elements[i],
+                    self.options.keep_float,
+                )
                 with self.timed("transform"):
                     lowered = run_phases(mod, level_phases(context), self.options.dump_ir, f"t{length}_level{i}_")
                 with self.timed("plan"):
@@ -305,7 +325,8 @@ class _Build:
         assert imported is not None
         lengths = tuple(sorted({p.length for p in self.plans}))
         exact = imported.interface.padding is Padding.EXACT
-        proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, exact)
+        dtypes = tuple(element.dtype for element in self.elements)
+        proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, exact, dtypes)
         if runs_here(place.bundle):
             self.progress("verify every level and length")
             return verify_bundle(place.bundle, proof, partial(self._explain, place.folder))
@@ -384,6 +405,7 @@ class _Build:
                             "density": matrix.density if matrix else 1.0,
                             "group": matrix.patterns.shape.group if matrix else 0,
                         }
+                        | _named(ElementType.of(step.dtype))
                     )
         return table
 

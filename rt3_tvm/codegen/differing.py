@@ -15,7 +15,6 @@ from rt3_tvm.codegen.walk import Walk, link_kernels
 from rt3_tvm.codegen.weights import WEIGHTS_FILE
 from rt3_tvm.export import ExportForm
 from rt3_tvm.frontend import ImportedModel
-from rt3_tvm.model import NUMBERS
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.trials import TOLERANCES, Trial, compare, cropped, padded_trial, reference, relative_error
 
@@ -47,7 +46,8 @@ def first_difference(variant: Variant, built: Built, model: torch.nn.Module, tri
     want = reference(model, trial)
 
     def is_wrong(got: dict[str, np.ndarray]) -> bool:
-        return not compare(model, imported.outputs, trial, cropped(imported.outputs, got, trial), want).tolerated
+        got = cropped(imported.outputs, got, trial)
+        return not compare(model, imported.outputs, trial, got, want, tolerance_of(variant)).tolerated
 
     if is_wrong(reference(model, padded)):
         return f"PyTorch itself gives other values when the input is padded to {imported.length} tokens"
@@ -61,6 +61,11 @@ def first_difference(variant: Variant, built: Built, model: torch.nn.Module, tri
     if is_wrong(_outputs(trace, imported, values)):
         return "what TVM imported differs already"
     return _first_kernel(variant, built, trace, values, padded)
+
+
+def tolerance_of(variant: Variant) -> float:
+    """Return what is tolerated of a variant."""
+    return TOLERANCES[variant.context.element.dtype]
 
 
 def _arguments(variant: Variant, model: torch.nn.Module, padded: Trial) -> list[np.ndarray]:
@@ -94,7 +99,7 @@ def _first_kernel(
         for i, (place, field) in enumerate(zip(step.args[-len(types) :], types, strict=True)):
             for seen in trace.seen.get((call.var, i), ()):
                 error = _error(seen, seen.to_plain(walk.read(place, field)), values[seen.var], padded)
-                if error > TOLERANCES[NUMBERS]:
+                if error > tolerance_of(variant):
                     return f"first to differ is {_named(trace, built, step, seen, number)}, by {error:.2g} of its size"
     return "no kernel differs: their errors add up, or the runtime hands in or out something else"
 

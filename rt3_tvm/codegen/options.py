@@ -7,9 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.options import FREQUENCIES, MILLISECONDS, PATH, TEXT, WHOLE, documented, option, switch, wholes
+from rt3_tvm.options import FREQUENCIES, MILLISECONDS, NAMES, PATH, TEXT, WHOLE, documented, option, switch, wholes
 
 MAX_THREADS = 64
+DTYPES = ("float32", "float16", "int8")
+"""Element types by name; which of them a core has is known when its device is."""
 
 _levels = partial(option, either="levels")
 
@@ -39,6 +41,14 @@ class CompileOptions:
         "sequence lengths in tokens; a call takes the smallest that fits",
         name="seq-len",
     )
+    dtype: tuple[str, ...] = option(
+        ("float32",),
+        NAMES.called("T,T,T"),
+        f"what linear layers multiply, of {', '.join(DTYPES)}: one, or one per level; a matrix that is not faster in it keeps float32",
+    )
+    keep_float: tuple[str, ...] = option(
+        (), TEXT.called("GLOB"), "parameters whose linear layers keep float32, by name; repeat it for more", repeated=True
+    )
     batch: int = option(1, WHOLE, "largest batch")
     deadline_s: float = option(
         0.0, MILLISECONDS, "of one inference, the same at every level, that `auto` watches; 0: none", name="deadline"
@@ -61,6 +71,9 @@ class CompileOptions:
     def __post_init__(self) -> None:
         if not self.lengths or any(n < 1 for n in self.lengths):
             raise Rt3Error(f"`lengths` {self.lengths}: give one or more, each at least 1")
+        for dtype in self.dtype:
+            if dtype not in DTYPES:
+                raise Rt3Error(f"`dtype` '{dtype}' is unknown: choose from {', '.join(DTYPES)}")
         if self.batch < 1:
             raise Rt3Error(f"`batch` {self.batch} must be at least 1")
         if not 1 <= self.threads <= MAX_THREADS:

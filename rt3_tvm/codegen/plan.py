@@ -13,6 +13,7 @@ from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.errors import JobError
 from rt3_tvm.schedules import FLOPS_ATTR, KERNEL_ATTR, SCHEDULES
+from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.transform.context import UNPRUNED, WeightRef, references_of
 from rt3_tvm.transform.legalize import ALIASES
 
@@ -33,7 +34,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of a kernel; ``matrix`` names the weight of a linear layer.
+    """One call of a kernel; ``matrix`` names the weight of a linear layer, ``dtype`` what it multiplies.
 
     ``flops`` counts what the kernel computes on tokens, padded ones included, and on kept weights only; ``bytes`` every
     argument once.
@@ -44,6 +45,7 @@ class Step:
     matrix: str = ""
     flops: int = 0
     bytes: int = 0
+    dtype: str = REAL.dtype
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class _Call:
     matrix: str
     flops: int
     bytes: int
+    dtype: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +104,8 @@ class VariantDraft:
     def placed(self, offsets: Sequence[int]) -> VariantPlan:
         """Return the plan; ``offsets``: of the store's arrays, by number."""
         steps = tuple(
-            Step(c.kernel, tuple(_place(v, offsets) for v in c.args), c.matrix, c.flops, c.bytes) for c in self.calls
+            Step(c.kernel, tuple(_place(v, offsets) for v in c.args), c.matrix, c.flops, c.bytes, c.dtype)
+            for c in self.calls
         )
         return VariantPlan(self.level, self.length, steps, self.inputs, self.outputs, self.workspace_bytes)
 
@@ -155,11 +159,11 @@ class _Planner:
         outputs = [] if in_place else [self.buffer(t, step) for t in types]
         self.values[var] = [arguments[-1]] if in_place else outputs
         refs = [self.references.get(a) for a in operands.fields if isinstance(a, relax.Var)]
-        matrix = next((r.weight for r in refs if r is not None and r.kind == "values"), "")
+        matrix, dtype = next(((r.weight, r.element) for r in refs if r and r.kind == "values"), ("", REAL.dtype))
         func = self.mod[target]
         flops = int(func.attrs.get(FLOPS_ATTR, 0))
         size = SCHEDULES[str(func.attrs[KERNEL_ATTR])].bytes(func)
-        self.calls.append(_Call(self.kernels.index(func), [*arguments, *outputs], matrix, flops, size))
+        self.calls.append(_Call(self.kernels.index(func), [*arguments, *outputs], matrix, flops, size, dtype))
 
 
 def _bytes(ty: relax.TensorType) -> int:

@@ -16,7 +16,7 @@ import torch
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen.emulate import Unavailable, find_emulator
 from rt3_tvm.errors import JobError
-from rt3_tvm.model import OutputSpec, inputs_of
+from rt3_tvm.model import NUMBERS, OutputSpec, inputs_of
 from rt3_tvm.runtime import load
 from rt3_tvm.runtime.check import WrongMachine
 from rt3_tvm.trials import TOLERANCES, Difference, Trial, compare, reference, trials_of
@@ -39,6 +39,8 @@ class Proof:
         The compiled lengths, ascending; 1 alone for a model without tokens.
     exact_lengths
         Whether other lengths are refused, because padding shows in the outputs.
+    dtypes
+        What the linear layers of each level multiply; empty: float32.
     """
 
     checkpoint: Checkpoint
@@ -47,6 +49,19 @@ class Proof:
     lengths: tuple[int, ...]
     batch: int
     exact_lengths: bool = False
+    dtypes: tuple[str, ...] = ()
+
+    @property
+    def tolerances(self) -> dict[str, float]:
+        """What is tolerated, by element type."""
+        return {dtype: TOLERANCES[dtype] for dtype in dict.fromkeys(self.dtypes or (NUMBERS,))}
+
+    def compare(
+        self, level: int, trial: Trial, got: dict[str, np.ndarray], want: dict[str, np.ndarray]
+    ) -> Difference:
+        """Return how far the outputs of a level are from PyTorch's."""
+        dtype = self.dtypes[level] if self.dtypes else NUMBERS
+        return compare(self.model, self.outputs, trial, got, want, TOLERANCES[dtype])
 
     @cached_property
     def trials(self) -> dict[int, tuple[Trial, ...]]:
@@ -115,7 +130,7 @@ class Emulated:
         rows = []
         for level, got in self.outputs.items():
             proof.checkpoint.mask(proof.model, level)
-            found = compare(proof.model, proof.outputs, self.trial, got, reference(proof.model, self.trial))
+            found = proof.compare(level, self.trial, got, reference(proof.model, self.trial))
             if not found.tolerated:
                 failure = Failure(level, self.length, self.trial, found)
                 raise JobError(f"the bundle is wrong under {self.command}: {failure}; its kernels are right here")
@@ -161,13 +176,13 @@ def verify_bundle(path: Path, proof: Proof, explain: Callable[[Failure], str]) -
                 wanted = [torch_side.submit(reference, proof.model, trial) for trial in trials]
                 worst = 0.0
                 for trial, want in zip(trials, wanted, strict=True):
-                    found = compare(proof.model, proof.outputs, trial, bundle(**trial.inputs), want.result())
+                    found = proof.compare(level, trial, bundle(**trial.inputs), want.result())
                     if not found.tolerated:
                         failure = Failure(level, length, trial, found)
                         raise JobError(f"the compiled model is wrong: {failure}; {explain(failure)}")
                     worst = max(worst, found.error)
                 rows.append({"level": level, "length": length, "error": float(f"{worst:.3g}")})
-    return {"what": "the bundle itself", "tolerance": TOLERANCES, "errors": rows}
+    return {"what": "the bundle itself", "tolerance": proof.tolerances, "errors": rows}
 
 
 @contextmanager

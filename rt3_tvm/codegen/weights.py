@@ -9,6 +9,7 @@ import numpy as np
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.pattern import SparseMatrix
 from rt3_tvm.runtime.check import SHARED
+from rt3_tvm.schedules.layout import ElementType
 from rt3_tvm.schedules.packing import PackedLinear, pack_linear, pack_rows
 from rt3_tvm.transform.context import UNPRUNED, WeightRef
 
@@ -85,7 +86,7 @@ class WeightStore:
         return self.checkpoint.levels[ref.level].matrices[ref.weight]
 
     def _linear(self, ref: WeightRef) -> PackedLinear:
-        key = (ref.weight, ref.bias, ref.level, ref.packing, ref.dense, ref.transposed)
+        key = (ref.weight, ref.bias, ref.level, ref.packing, ref.dense, ref.transposed, ref.element)
         if key not in self._packed:
             self._packed[key] = self._pack(ref)
         return self._packed[key]
@@ -93,17 +94,17 @@ class WeightStore:
     def _pack(self, ref: WeightRef) -> PackedLinear:
         weight = self.checkpoint.weights[ref.weight]
         weight = weight.T if ref.transposed else weight.reshape(weight.shape[0], -1)
-        bias = self.checkpoint.weights[ref.bias] if ref.bias else None
+        bias, element = self.checkpoint.weights[ref.bias] if ref.bias else None, ElementType.of(ref.element)
         matrix = None if ref.level == UNPRUNED else self._matrix(ref)
         if ref.packing is None:
             assert matrix is not None
             return pack_rows(weight, *matrix.group_columns())
         if matrix is not None and not ref.dense:
-            return pack_linear(weight, *matrix.group_columns(), bias, ref.packing)
+            return pack_linear(weight, *matrix.group_columns(), bias, ref.packing, element)
         if matrix is not None:
             weight = weight * matrix.mask()  # both are (rows, cols) here
         columns = np.arange(weight.shape[1], dtype=np.int32)[None]
-        return pack_linear(weight, columns, np.ones_like(columns, dtype=np.bool_), bias, ref.packing)
+        return pack_linear(weight, columns, np.ones_like(columns, dtype=np.bool_), bias, ref.packing, element)
 
     def write(self, path: Path, layout: WeightLayout) -> None:
         """Write the blob; zeros lie between arrays and between sections."""

@@ -118,13 +118,15 @@ def ops_table(rows: list[OpRow]) -> Table:
 
 def _levels_table(facts: dict[str, Any], is_bundle: bool) -> Table:
     table = Table(title="levels")
-    for head in ("level", *(("from GHz", "deadline ms") if is_bundle else ()), "sparsity asked", "density"):
+    dtypes = ("dtype",) if any("dtype" in row for row in facts["levels"]) else ()
+    for head in ("level", *(("from GHz", "deadline ms") if is_bundle else ()), "sparsity asked", "density", *dtypes):
         table.add_column(head, justify="right")
     for i, row in enumerate(facts["levels"]):
         clock: tuple[str, ...] = ()
         if is_bundle:
             clock = (f"{row['frequency_hz'] / 1e9:g}", f"{row['deadline_s'] * 1e3:g}" if row["deadline_s"] else "none")
-        table.add_row(str(i), *clock, f"{row['sparsity']:g}", f"{row['density']:.4f}")
+        numbers = (row.get(name, "float32") for name in dtypes)
+        table.add_row(str(i), *clock, f"{row['sparsity']:g}", f"{row['density']:.4f}", *numbers)
     return table
 
 
@@ -137,7 +139,15 @@ def _matrices_table(facts: dict[str, Any]) -> Table:
     for name, row in facts["matrices"].items():
         cells = (
             " ".join(
-                filter(None, (lv.get("kernel", ""), f"{lv['density']:.3f}", f"V={lv['group']}" if lv["group"] else ""))
+                filter(
+                    None,
+                    (
+                        lv.get("kernel", ""),
+                        lv.get("dtype", ""),
+                        f"{lv['density']:.3f}",
+                        f"V={lv['group']}" if lv["group"] else "",
+                    ),
+                )
             )
             for lv in row["levels"]
         )

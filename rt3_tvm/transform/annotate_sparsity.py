@@ -62,9 +62,9 @@ def _origin(expr: relax.Expr, values: dict) -> relax.Expr:
 
 def _annotation(context: VariantContext, name: str, shape: tuple[int, int], tokens: TokenCount) -> LinearAnnotation:
     """Return what is to be said of one matrix: nothing of patterns where it is not pruned."""
-    matrix = context.matrices.get(name)
+    matrix, element = context.matrices.get(name), context.element_of(name)
     if matrix is None:
-        return LinearAnnotation(name, plan_linear(context.cpu, MatrixShape.dense_of(*shape), tokens))
-    kept = matrix.group_columns()[0].shape[1]
-    plan = plan_linear(context.cpu, MatrixShape(*matrix.backbone.shape, kept, matrix.patterns.shape.group), tokens)
+        return LinearAnnotation(name, plan_linear(context.cpu, MatrixShape.dense_of(*shape), tokens, element))
+    sizes = MatrixShape(*matrix.backbone.shape, matrix.group_columns()[0].shape[1], matrix.patterns.shape.group)
+    plan = plan_linear(context.cpu, sizes, tokens, element)
     return LinearAnnotation(name, plan, context.level, matrix.density, Cut.of(matrix))

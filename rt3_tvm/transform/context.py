@@ -1,16 +1,18 @@
 """What the passes of one variant know besides the module."""
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal, Self
 
 from rt3_tvm.pattern import SparseMatrix
 from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.layout import REAL, ElementType
 from rt3_tvm.schedules.linear_decisions import LinearPacking
 
 WEIGHTS_ATTR = "rt3.weights"
 """Attribute of the lowered ``main``: what its parameters behind the inputs hold, in their order: printing changes names."""
 
-Kind = Literal["raw", "values", "offsets", "bias"]
+Kind = Literal["raw", "values", "offsets", "bias", "scales"]
 UNPRUNED = -1
 """Level of a weight that no level masks."""
 
@@ -20,7 +22,8 @@ class WeightRef:
     """What a parameter of ``main`` holds: a weight as it is, or a part of a packed linear layer.
 
     Equal references are stored once, whatever level or length uses them. ``transposed``: the model stores (cols, rows).
-    Without ``packing`` the values and offsets are those of a table whose rows are looked up.
+    Without ``packing`` the values and offsets are those of a table whose rows are looked up. ``element``: the name of what the
+    layer multiplies.
     """
 
     kind: Kind
@@ -30,6 +33,7 @@ class WeightRef:
     packing: LinearPacking | None = None
     dense: bool = False
     transposed: bool = False
+    element: str = REAL.dtype
 
     @property
     def name(self) -> str:
@@ -37,9 +41,10 @@ class WeightRef:
         kind = "" if self.kind == "raw" else f".{self.kind}"
         bias = f".{self.bias}" if self.kind == "bias" and self.bias else ""
         packing = f".{self.packing}" if self.packing is not None else ""
+        element = f".{ElementType.of(self.element).short}" if self.element != REAL.dtype else ""
         dense = ".dense" if self.dense and self.level != UNPRUNED else ""
         suffix = f".level{self.level}" if self.level != UNPRUNED else ""
-        return f"{self.weight}{kind}{bias}{packing}{dense}{suffix}"
+        return f"{self.weight}{kind}{bias}{packing}{element}{dense}{suffix}"
 
     def to_attrs(self) -> dict[str, Any]:
         """Return the reference as an attribute of a function: texts, numbers and a list, empty without a packing."""
@@ -58,6 +63,7 @@ class WeightRef:
             LinearPacking(*packing) if packing else None,
             bool(attrs["dense"]),
             bool(attrs["transposed"]),
+            str(attrs["element"]),
         )
 
 
@@ -76,6 +82,10 @@ class VariantContext:
         Weight names by the parameter names of the imported ``main``.
     matrices
         The level's sparse matrices by weight name.
+    element
+        What its linear layers multiply, where that is faster.
+    keep_float
+        Globs of the names of weights that are multiplied in float32 all the same.
     """
 
     level: int
@@ -84,6 +94,13 @@ class VariantContext:
     cpu: CpuShape
     parameters: dict[str, str]
     matrices: dict[str, SparseMatrix]
+    element: ElementType = REAL
+    keep_float: tuple[str, ...] = ()
+
+    def element_of(self, name: str) -> ElementType:
+        """Return what is asked for of the layer of a weight."""
+        kept = any(fnmatchcase(name, glob) for glob in self.keep_float)
+        return REAL if kept else self.element
 
     def raw(self, name: str) -> WeightRef:
         """Return the reference to a weight as it is, masked where this level prunes it."""

@@ -1,8 +1,8 @@
 """In which layouts a tensor of the lowered module exists, and how it gets into another.
 
-Three layouts of a token tensor: plain (batch, length, features), as the model wrote it; feature-major (tiles, features, 16),
+Three layouts of a token tensor of real numbers: plain (batch, length, features), as the model wrote it; feature-major (tiles, features, 16),
 which our kernels work in; and heads-first (batch, heads, length, dim), which costs nothing: it is a name for a feature-major
-tensor that the model has transposed.
+tensor that the model has transposed. Linear layers of another element type read a fourth, which is made of the second.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from tvm import IRModule, relax, tirx
 from tvm.ir.expr import GenericConst
 
 from rt3_tvm.schedules import kernel
+from rt3_tvm.schedules.convert import CONVERSIONS, ConversionShape
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
 from rt3_tvm.transform.composites import is_real, static_shape
 from rt3_tvm.transform.context import VariantContext, WeightRef
@@ -82,6 +83,7 @@ class Layouts:
         self.feature_major: dict[relax.Var, relax.Expr] = {}
         self.heads_first: dict[relax.Var, relax.Expr] = {}
         self.score_tiles: dict[relax.Var, relax.Expr] = {}
+        self.converted: dict[tuple[relax.Expr, FeatureMajor], list[relax.Expr]] = {}  # by what was converted
         self.tuples: dict[relax.Var, list[relax.Expr]] = {}  # feature-major fields
         self.bound_tuples: dict[relax.Var, list[relax.Expr]] = {}  # fields of the old module
         self.parameters: dict[str, relax.Var] = {}
@@ -123,6 +125,20 @@ class Layouts:
                 source = self.builder.emit(relax.op.reshape(source, wanted))
             self.feature_major[expr] = self.kernel("to_feature_major", t.sizes, [source], t.ty())
         return self.feature_major[expr]
+
+    def as_layout(self, expr: relax.Expr, layout: FeatureMajor) -> list[relax.Expr]:
+        """Return a token tensor in a layout that linear layers multiply in, and what belongs to it; converted once for all of them."""
+        source, t = self.as_feature_major(expr), token_shape(expr)
+        if layout == t.layout:
+            return [source]
+        if (source, layout) not in self.converted:
+            conversion = CONVERSIONS[layout.element]
+            shape = ConversionShape(t.layout, layout, t.tiles, t.features)
+            types = [tensor(*result) for result in conversion.results(shape)]
+            made = self.kernel(conversion.family, (shape,), [source], types if len(types) > 1 else types[0])
+            several = [relax.TupleGetItem(made, i) for i in range(len(types))]
+            self.converted[source, layout] = [self.builder.emit(s) for s in several] if len(types) > 1 else [made]
+        return self.converted[source, layout]
 
     def as_heads_first(self, expr: relax.Expr) -> relax.Expr:
         """Return the feature-major tensor behind a (batch, heads, length, dim) tensor."""

@@ -39,6 +39,7 @@ def weight(kind, name, bias="", level=-1, packing=(), transposed=False):
         "packing": list(packing),
         "dense": kind != "raw" and bool(packing) and level == -1,
         "transposed": transposed,
+        "element": "float32",
     }
 
 

@@ -1,11 +1,12 @@
 """Linear layers to the kernels of their plans."""
 
 import math
+from typing import Any
 
 from tvm import relax
 
 from rt3_tvm.transform.composites import Composite, static_shape
-from rt3_tvm.transform.context import Kind, WeightRef
+from rt3_tvm.transform.context import WeightRef
 from rt3_tvm.transform.layouts import Arguments, Layouts, Tokens, tensor, token_shape
 from rt3_tvm.transform.linear_annotation import LinearAnnotation
 
@@ -16,9 +17,9 @@ def lower_linear(lowering: Layouts, var: relax.Var, row: Composite, func: relax.
     if annotation is None:
         return False
     plan, t = annotation.plan, token_shape(args["x"])
-    x = lowering.as_feature_major(args["x"])
+    x, *beside = lowering.as_layout(args["x"], plan.layout)
     flat = relax.op.reshape(x, (math.prod(static_shape(x)),))
-    operands = [lowering.builder.emit(flat), *_weights(lowering, annotation, row, args)]
+    operands = [lowering.builder.emit(flat), *beside, *_weights(lowering, annotation, row, args)]
     out = Tokens(t.batch, t.length, plan.matrix.rows).ty()
     result: list[relax.Expr] = []
     for part in plan.parts:
@@ -29,17 +30,13 @@ def lower_linear(lowering: Layouts, var: relax.Var, row: Composite, func: relax.
 
 
 def _weights(lowering: Layouts, annotation: LinearAnnotation, row: Composite, args: Arguments) -> list[relax.Expr]:
-    """Return values, offsets and bias, packed as the plan says."""
+    """Return what is packed of a weight, as the plan says: values, offsets and bias, and scales where the values have some."""
     plan = annotation.plan
     bias = lowering.context.parameters[args["bias"].name] if "bias" in args else ""
 
-    def weight(kind: Kind, shape: tuple[int, ...], dtype: str = plan.element.dtype) -> relax.Var:
-        dense = plan.matrix.dense
-        ref = WeightRef(kind, annotation.matrix, bias, annotation.level, plan.packing, dense, row.transposed)
+    def weight(kind: Any, shape: tuple[int, ...], dtype: str) -> relax.Var:
+        dense, element = plan.matrix.dense, plan.element.dtype
+        ref = WeightRef(kind, annotation.matrix, bias, annotation.level, plan.packing, dense, row.transposed, element)
         return lowering.parameter(ref, tensor(shape, dtype))
 
-    return [
-        weight("values", plan.value_shape),
-        weight("offsets", plan.offset_shape, plan.offset_dtype),
-        weight("bias", (plan.value_shape[1], plan.packing.rows)),
-    ]
+    return [weight(kind, *type_of) for kind, type_of in plan.weights.items()]
