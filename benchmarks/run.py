@@ -293,7 +293,7 @@ def arm(args: argparse.Namespace) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         for core in args.cores:
             device, cluster = arm_ladder.CORES[core]
-            options = ("--seq-len", "32,128", "--device", device, "--cluster", cluster)
+            options = ("--seq-len", "32,128", "--device", device, "--cluster", cluster, "--dtype", args.dtype)
             bundle = _bundle(folder, "random-minilm", "0,0.5,0.75,0.9", 4, *options)
             yield from arm_ladder.rows(core, bundle)
             bundle.unlink()
@@ -348,6 +348,7 @@ def main() -> None:
         default=list(arm_ladder.CORES),
         help="of arm and arm_loops; default A7,A53,A55,A76,X1",
     )
+    parser.add_argument("--dtype", default="float32", help="of arm: what linear layers multiply; default float32")
     parser.add_argument("--json", action="store_true", help="one JSON object a row instead of a table")
     args = parser.parse_args()
     for name in args.cases or (case for case in CASES if case not in NOT_TIMED):

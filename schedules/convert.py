@@ -1,7 +1,7 @@
 """``convert``: activations of the real layout in that of another element type, for the linear layers that multiply in it.
 
-A linear layer reads X many times and is faster in narrow numbers; what is between linear layers is float32. So a tensor is brought
-into the layout of an element type once, for all layers that read it. What that takes is a row of ``CONVERSIONS``.
+A linear layer reads X many times and is faster in narrow numbers; what is between linear layers is float32. So a tensor is
+brought into the layout of an element type once, for all layers that read it. What that takes is a row of ``CONVERSIONS``.
 """
 
 from collections.abc import Callable
@@ -48,8 +48,8 @@ class ConversionShape:
 class Conversion:
     """How activations are brought into the layouts of an element type.
 
-    ``family``: the row of SCHEDULES whose kernel does it, made of a ConversionShape. ``results``: what it writes: first the activations,
-    then what else the linear kernels take beside them, as a scale for each token.
+    ``family``: the row of SCHEDULES whose kernel does it, made of a ConversionShape. ``results``: what it writes, first the
+    activations, then what else the linear kernels take beside them, as a scale for each token.
     """
 
     family: str

@@ -68,6 +68,8 @@ CORE_COSTS: dict[str, dict[ElementType, CoreCost]] = {
         FLOAT16: CoreCost(1.0, load=2.0, broadcast=0.5, offset=1.0, l2_line=4.0, visit=20.0, held=20),
         INT8: CoreCost(1.0, load=2.0, broadcast=0.5, offset=1.0, l2_line=4.0, visit=20.0, held=20, zip=1.0),
     },
+    # LLVM moves loads of float16 further ahead on X1 than there are registers for.
+    "cortex-x1": {FLOAT32: CoreCost(), FLOAT16: CoreCost(broadcast=0.1, held=20), INT8: CoreCost(0.5, broadcast=0.12)},
 }
 """Cores that differ from the default, two multiply-adds and two loads a cycle, by LLVM's name or by instruction set.
 

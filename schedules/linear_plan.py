@@ -199,9 +199,9 @@ def layout_of(element: ElementType, tokens: TokenCount) -> FeatureMajor:
 class Planner:
     """How linear layers are planned in one element type.
 
-    ``cycles``: modelled for a matrix at the typical number of tokens, with what it takes to bring its activations into the layout;
-    infinite where it cannot be done. They never rise where fewer columns are kept. ``plan``: the cheapest for a number of tokens; its
-    packing is the same for all of them.
+    ``cycles``: modelled for a matrix at the typical number of tokens, with what it takes to bring its activations into the
+    layout; infinite where it cannot be done. They never rise where fewer columns are kept. ``plan``: the cheapest for a number
+    of tokens; its packing is the same for all of them.
     """
 
     cycles: Callable[[CpuShape, MatrixShape], float]

@@ -10,8 +10,8 @@ from rt3_tvm.schedules.linear_decisions import LinearPacking, padded_kept
 
 UINT16_VALUES = 1 << 16
 OFFSET_UNIT = FEATURE_MAJOR.token_tile
-"""What the number of a column is multiplied by in a table: where its line begins in a tile of the real layout. Tables are the same
-for all layouts, so that levels of different element types share them; a wider tile is one shift further."""
+"""What the number of a column is multiplied by in a table: where its line begins in a tile of the real layout. Tables are the
+same for all layouts, so that levels of different element types share them; a wider tile is one shift further."""
 
 
 @dataclass(frozen=True, eq=False)

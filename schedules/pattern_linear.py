@@ -55,7 +55,10 @@ def linear_algorithm(
     act = ACTIVATIONS[activation]
     layout, tile, dtype, real = shape.layout, shape.layout.token_tile, shape.layout.element.dtype, REAL.dtype
     narrow, y_tile, scale = layout.element is not REAL, FEATURE_MAJOR.token_tile, tile // OFFSET_UNIT
-    y_shape, y_first = FEATURE_MAJOR.shape(shape.buffer_tiles * tile // y_tile, shape.rows), shape.first * tile // y_tile
+    y_shape, y_first = (
+        FEATURE_MAJOR.shape(shape.buffer_tiles * tile // y_tile, shape.rows),
+        shape.first * tile // y_tile,
+    )
     tiles, cols, rows = shape.buffer_tiles, shape.cols, packing.rows
     blocks, gi = packing.column_blocks, decisions.groups
     tokens = decisions.vectors * lanes
@@ -159,7 +162,9 @@ def linear_algorithm(
                     for g, r, t in T.grid(gi, rows, tokens):
                         with T.sblock("finish"):
                             vg, vv, vt = T.axis.remap("SSS", [g, r, t])
-                            T.reads(acc[vg, vv, vt])  # and, of narrow sums, what is written: a vector of Y is its own alone
+                            T.reads(
+                                acc[vg, vv, vt]
+                            )  # and, of narrow sums, what is written: a vector of Y is its own alone
                             T.writes(Y[y_tile_of(vb, vt), (vr * gi + vg) * rows + vv, y_lane_of(vb, vt)])
                             Y[y_tile_of(vb, vt), (vr * gi + vg) * rows + vv, y_lane_of(vb, vt)] = act(
                                 total(
@@ -173,7 +178,9 @@ def linear_algorithm(
                     for g, r, t in T.grid(gi, rows, tokens):
                         with T.sblock("store"):
                             vg, vv, vt = T.axis.remap("SSS", [g, r, t])
-                            T.reads(acc[vg, vv, vt])  # and, of narrow sums, what is written: a vector of Y is its own alone
+                            T.reads(
+                                acc[vg, vv, vt]
+                            )  # and, of narrow sums, what is written: a vector of Y is its own alone
                             T.writes(Y[y_tile_of(vb, vt), (vr * gi + vg) * rows + vv, y_lane_of(vb, vt)])
                             Y[y_tile_of(vb, vt), (vr * gi + vg) * rows + vv, y_lane_of(vb, vt)] = total(
                                 vc,

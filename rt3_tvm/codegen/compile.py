@@ -22,8 +22,8 @@ from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.cpu_features import required_features
-from rt3_tvm.codegen.elements import level_elements
 from rt3_tvm.codegen.differing import Built, Variant, first_difference
+from rt3_tvm.codegen.elements import level_elements
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata

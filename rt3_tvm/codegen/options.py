@@ -44,10 +44,13 @@ class CompileOptions:
     dtype: tuple[str, ...] = option(
         ("float32",),
         NAMES.called("T,T,T"),
-        f"what linear layers multiply, of {', '.join(DTYPES)}: one, or one per level; a matrix that is not faster in it keeps float32",
+        f"what linear layers multiply, of {', '.join(DTYPES)}: one, or one per level; a matrix that gains nothing keeps float32",
     )
     keep_float: tuple[str, ...] = option(
-        (), TEXT.called("GLOB"), "parameters whose linear layers keep float32, by name; repeat it for more", repeated=True
+        (),
+        TEXT.called("GLOB"),
+        "parameters whose linear layers keep float32, by name; repeat it for more",
+        repeated=True,
     )
     batch: int = option(1, WHOLE, "largest batch")
     deadline_s: float = option(

@@ -56,9 +56,7 @@ class Proof:
         """What is tolerated, by element type."""
         return {dtype: TOLERANCES[dtype] for dtype in dict.fromkeys(self.dtypes or (NUMBERS,))}
 
-    def compare(
-        self, level: int, trial: Trial, got: dict[str, np.ndarray], want: dict[str, np.ndarray]
-    ) -> Difference:
+    def compare(self, level: int, trial: Trial, got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> Difference:
         """Return how far the outputs of a level are from PyTorch's."""
         dtype = self.dtypes[level] if self.dtypes else NUMBERS
         return compare(self.model, self.outputs, trial, got, want, TOLERANCES[dtype])

@@ -1,8 +1,8 @@
 """In which layouts a tensor of the lowered module exists, and how it gets into another.
 
-Three layouts of a token tensor of real numbers: plain (batch, length, features), as the model wrote it; feature-major (tiles, features, 16),
-which our kernels work in; and heads-first (batch, heads, length, dim), which costs nothing: it is a name for a feature-major
-tensor that the model has transposed. Linear layers of another element type read a fourth, which is made of the second.
+Three layouts of a token tensor of real numbers: plain (batch, length, features), as the model wrote it; feature-major (tiles,
+features, 16), which our kernels work in; and heads-first (batch, heads, length, dim), which costs nothing: it is a name for a
+feature-major tensor that the model has transposed. Linear layers of another element type read a fourth, made of the second.
 """
 
 from dataclasses import dataclass
@@ -127,7 +127,7 @@ class Layouts:
         return self.feature_major[expr]
 
     def as_layout(self, expr: relax.Expr, layout: FeatureMajor) -> list[relax.Expr]:
-        """Return a token tensor in a layout that linear layers multiply in, and what belongs to it; converted once for all of them."""
+        """Return a token tensor in a layout that linear layers multiply in, with what belongs to it: converted once for all."""
         source, t = self.as_feature_major(expr), token_shape(expr)
         if layout == t.layout:
             return [source]
