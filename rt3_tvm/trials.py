@@ -23,8 +23,8 @@ Models that are right stay below 1e-5: random weights below 2e-6 up to 16 layers
 An error can be as small as 1e-4: a row of attention that sees one key too many in a small random model. The bound lies between.
 
 float16 keeps 11 bits, and a sum of k products in it is off by some 2^-11 sqrt(k) of its size: 2^-7 for the 256 of a column block,
-which is the longest that is summed so. Blocks, residuals and norms are float32, and the errors of layers are independent, so that
-models stay below a third of it.
+which is the longest that is summed so. Blocks, residuals and norms are float32, and the errors of layers are independent: six
+layers of MiniLM's dimensions with random weights, dense, reach 0.0043.
 """
 
 SMALLEST = 0.1
