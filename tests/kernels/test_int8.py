@@ -5,7 +5,7 @@ import pytest
 import tvm
 
 from rt3_tvm.bench.kernel import aligned
-from rt3_tvm.codegen.kernels import PIPELINE, with_c_signature
+from rt3_tvm.codegen.kernels import lower, machine_code, with_c_signature
 from rt3_tvm.schedules import kernel
 from rt3_tvm.schedules.cpu import DOT_COSTS, CpuShape, features_of
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
@@ -230,6 +230,6 @@ def test_accumulators_stay_in_registers(form):
         packing = choose_int8_packing(cpu, matrix)
         found = list(kernels(cpu, int8_shape(cpu, matrix, packing, 8), packing))
         module = tvm.IRModule({str(i): with_c_signature(int8_kernel(k, cpu), f"k{i}") for i, k in enumerate(found)})
-        built = tvm.compile(module, target=tvm.target.Target(CLUSTER.target_dict()), tir_pipeline=PIPELINE)
-        dots = [line for line in built.mod.inspect_source("s").splitlines() if f"\t{form[0]}" in line]
+        code = machine_code(lower(module), CLUSTER.target_dict()).inspect_source("s")
+        dots = [line for line in code.splitlines() if f"\t{form[0]}" in line]
         assert dots and not [line for line in dots if "%rsp" in line or "[sp" in line]
