@@ -172,9 +172,12 @@ def verify_bundle(path: Path, proof: Proof, explain: Callable[[Failure], str]) -
             bundle.set_level(level)
             for length, trials in proof.trials.items():
                 wanted = [torch_side.submit(reference, proof.model, trial) for trial in trials]
+                given = [bundle(**trial.inputs) for trial in trials]
+                # Comparing may disturb the model: not before PyTorch is done with it.
+                references = [want.result() for want in wanted]
                 worst = 0.0
-                for trial, want in zip(trials, wanted, strict=True):
-                    found = proof.compare(level, trial, bundle(**trial.inputs), want.result())
+                for trial, got, want in zip(trials, given, references, strict=True):
+                    found = proof.compare(level, trial, got, want)
                     if not found.tolerated:
                         failure = Failure(level, length, trial, found)
                         raise JobError(f"the compiled model is wrong: {failure}; {explain(failure)}")
