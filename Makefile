@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml
 	@echo "setup: installing PyTorch (1 of 2) ..."
 	@$(PIP) torch==2.13.0
 	@echo "setup: installing TVM, transformers, ONNX Runtime, OpenVINO, Ray, zig and the tools (2 of 2) ..."
-	@$(PIP) --editable '.[demo,bench,cross,report,search,ray,dev]'
+	@$(PIP) --editable '.[demo,bench,cross,report,search,ray,tune,dev]'
 	@touch $@
 
 clean:

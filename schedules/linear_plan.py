@@ -4,9 +4,10 @@ The annotation, the lowering, the benchmarks and the tests ask :func:`plan_linea
 back from the attributes of a function, so that a dumped module says which kernels it will get.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 from tvm import tirx
 
@@ -36,6 +37,12 @@ WIDE_TILE = 32
 
 NAME_ATTR = "rt3.name"
 """PrimFunc attribute that says what its symbol is to be called: the text of its plan."""
+
+SOURCE_ATTR = "rt3.plan_source"
+"""PrimFunc attribute that says where its plan is from, if not from the model of the core."""
+
+MODELLED, MEASURED, TUNED = "modelled", "measured", "tuned"
+"""Where a plan is from: the model of the core alone; the same, and no plan that was tried is faster; a faster one."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,8 @@ class LinearPlan:
     element
         What the matrix was planned in, and what its values are stored as. Where a kernel reads real activations all the same it
         widens the values.
+    source
+        MODELLED, MEASURED or TUNED.
     """
 
     family: str
@@ -84,6 +93,7 @@ class LinearPlan:
     packing: LinearPacking
     parts: tuple[LinearPart, ...]
     element: ElementType = REAL
+    source: str = field(default=MODELLED, compare=False)
 
     @property
     def tiles(self) -> int:
@@ -138,6 +148,8 @@ class LinearPlan:
             if cpu.by_lane:
                 marks = by_lane(cpu, self.layout, ["values"], ["X", "values", "offsets"])
                 func = func.with_attr(BY_LANE_ATTR, marks)
+        if self.source != MODELLED:
+            func = func.with_attr(SOURCE_ATTR, self.source)
         return func.with_attr(NAME_ATTR, self.name(part))
 
     def flops(self, part: LinearPart) -> float:
@@ -158,24 +170,44 @@ class LinearPlan:
                 [p.shape.first, p.shape.tiles, *(p.decisions.__dict__.values() if p.decisions else ())]
                 for p in self.parts
             ],
-        }
+        } | ({"source": self.source} if self.source != MODELLED else {})
 
     @classmethod
-    def of(cls, attrs: Any) -> Self:
+    def of(cls, attrs: Any) -> "LinearPlan":
         """Return the plan that :meth:`to_attrs` wrote."""
         matrix, tokens = MatrixShape(*map(int, attrs["matrix"])), TokenCount(*map(int, attrs["tokens"]))
         packing = LinearPacking(*map(int, attrs["packing"]))
         dtype, *sizes = attrs["layout"]
         layout = FeatureMajor(ElementType.of(dtype), *map(int, sizes))
-        whole = _whole(matrix, tokens, packing, layout)
         parts = []
         for first, tiles, *decisions in (list(map(int, row)) for row in attrs["parts"]):
-            parts.append(LinearPart(_part(whole, first, tiles), LinearDecisions(*decisions) if decisions else None))
-        element = ElementType.of(attrs["element"])
-        return cls(str(attrs["family"]), layout, matrix, tokens, packing, tuple(parts), element)
+            parts.append((first, tiles, LinearDecisions(*decisions) if decisions else None))
+        element, source = ElementType.of(attrs["element"]), str(attrs["source"]) if "source" in attrs else MODELLED
+        return plan_from(str(attrs["family"]), matrix, tokens, layout, packing, parts, element, source)
 
 
-def _whole(matrix: MatrixShape, tokens: TokenCount, packing: LinearPacking, layout: FeatureMajor) -> LinearShape:
+PlanKey = tuple[MatrixShape, TokenCount, ElementType]
+"""What a plan is chosen for: the element type is the one that the matrix is planned in."""
+
+
+def plan_from(
+    family: str,
+    matrix: MatrixShape,
+    tokens: TokenCount,
+    layout: FeatureMajor,
+    packing: LinearPacking,
+    parts: Iterable[tuple[int, int, LinearDecisions | None]],
+    element: ElementType = REAL,
+    source: str = MODELLED,
+) -> LinearPlan:
+    """Return a plan of which all is decided; ``parts`` as (first tile, tiles, decisions)."""
+    whole = whole_shape(matrix, tokens, packing, layout)
+    made = tuple(LinearPart(_part(whole, first, tiles), decisions) for first, tiles, decisions in parts)
+    return LinearPlan(family, layout, matrix, tokens, packing, made, element, source)
+
+
+def whole_shape(matrix: MatrixShape, tokens: TokenCount, packing: LinearPacking, layout: FeatureMajor) -> LinearShape:
+    """Return the sizes of a packed matrix for all of its tokens."""
     kept = padded_kept(matrix.kept, packing)
     offsets = offset_dtype(matrix.cols)
     return LinearShape(tokens.tiles(layout), matrix.rows, matrix.cols, kept, matrix.group, offsets, layout=layout)
@@ -208,14 +240,28 @@ class Planner:
     plan: Callable[[CpuShape, MatrixShape, TokenCount], LinearPlan]
 
 
-def plan_linear(cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount, element: ElementType = REAL) -> LinearPlan:
-    """Return the plan of a matrix for a number of tokens: the cheapest that the model of the core knows.
+def plan_linear(
+    cpu: CpuShape,
+    matrix: MatrixShape,
+    tokens: TokenCount,
+    element: ElementType = REAL,
+    tuned: Mapping[PlanKey, LinearPlan] = MappingProxyType({}),
+) -> LinearPlan:
+    """Return the plan of a matrix for a number of tokens: one that was measured, else the cheapest that the model knows.
 
-    ``element``: of the level. A matrix that is not faster in it, its conversion included, is planned in float32; that is decided
-    for all numbers of tokens at once, so that weights are stored once.
+    ``element``: of the level.
     """
-    chosen = min((REAL, element), key=lambda e: PLANNERS[e].cycles(cpu, matrix))
-    return PLANNERS[chosen].plan(cpu, matrix, tokens)
+    chosen = planned_element(cpu, matrix, element)
+    return tuned.get((matrix, tokens, chosen)) or PLANNERS[chosen].plan(cpu, matrix, tokens)
+
+
+def planned_element(cpu: CpuShape, matrix: MatrixShape, element: ElementType) -> ElementType:
+    """Return what a matrix of a level of an element type is planned in: float32 where that is not slower.
+
+    The conversion of what the layer reads counts; that is decided for all numbers of tokens at once, so that weights are stored
+    once.
+    """
+    return min((REAL, element), key=lambda e: PLANNERS[e].cycles(cpu, matrix))
 
 
 def _float_planner(element: ElementType) -> Planner:
@@ -234,7 +280,7 @@ def _float_planner(element: ElementType) -> Planner:
     def plan(cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount) -> LinearPlan:
         matrix = sparse_or_dense(cpu, matrix)
         packing, real = choose_packing(cpu, matrix, typical), layout_of(REAL, tokens)
-        few = few_tokens(packing, _whole(matrix, tokens, packing, real), tokens.batch, tokens.length)
+        few = few_tokens(packing, whole_shape(matrix, tokens, packing, real), tokens.batch, tokens.length)
         family = "few_token_linear" if few else "dense_linear" if matrix.dense else "pattern_linear"
         return plan_of_family(family, cpu, matrix, tokens, element, packing)
 
@@ -258,8 +304,8 @@ def plan_of_family(
     packing = packing or choose_packing(cpu, matrix, layout_of(element, TokenCount(1, TYPICAL_TOKENS)))
     if family == "few_token_linear":
         real = layout_of(REAL, tokens)
-        whole = LinearPart(_whole(matrix, tokens, packing, real))
+        whole = LinearPart(whole_shape(matrix, tokens, packing, real))
         return LinearPlan(family, real, matrix, tokens, packing, (whole,), element)
-    shape = _whole(matrix, tokens, packing, layout)
+    shape = whole_shape(matrix, tokens, packing, layout)
     parts = (LinearPart(p, choose_decisions(cpu, p, packing)) for p in split_tiles(cpu, shape, packing))
     return LinearPlan(family, layout, matrix, tokens, packing, tuple(parts), element)

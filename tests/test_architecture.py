@@ -35,10 +35,11 @@ ORDER = [
     "transform",
     "codegen",
     "bench",
+    "tune",
     "report",
     "cli",
 ]
-DATA = {"targets"}
+DATA = {"targets", "tuning_logs"}
 """Rooms without code."""
 PUBLIC = {"__init__", "_plugin"}
 """Leaves of the package itself: they import what they offer when it is asked for."""

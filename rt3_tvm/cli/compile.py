@@ -35,6 +35,8 @@ def drive(args: argparse.Namespace) -> None:
         print(f"{name}: no linear layer was matched, runs dense with its mask")
     if report.latency_source:
         print(f"frequencies by latency: {report.latency_source}")
+    for line in report.tuning:
+        print(line)
     logging.info("linked with %s", " ".join(report.compiler))
     print(
         f"{args.output}: {report.bytes / 2**20:.1f} MiB, levels {levels}; seconds: {seconds}"

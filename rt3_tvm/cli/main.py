@@ -12,7 +12,20 @@ from typing import Any, NoReturn
 from rt3_tvm import __version__
 from rt3_tvm.errors import JobError, Rt3Error, choices
 
-COMMANDS = ("prune", "search", "compile", "run", "bench", "inspect", "devices", "sdk", "simulate", "report")
+COMMANDS = (
+    "prune",
+    "search",
+    "compile",
+    "run",
+    "bench",
+    "inspect",
+    "devices",
+    "sdk",
+    "simulate",
+    "report",
+    "tune",
+    "rpc-server",
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +44,7 @@ def build_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with a table of options for each command")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name in COMMANDS:
-        importlib.import_module(f"rt3_tvm.cli.{name}").add_parser(commands)
+        importlib.import_module(f"rt3_tvm.cli.{name.replace('-', '_')}").add_parser(commands)
     return parser, dict(commands.choices)
 
 

@@ -5,7 +5,8 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,12 +20,12 @@ import tvm
 from rt3_tvm import __version__
 from rt3_tvm import device as devices
 from rt3_tvm import model as models
-from rt3_tvm.checkpoint import Checkpoint
+from rt3_tvm.checkpoint import Checkpoint, Level
 from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.cpu_features import required_features
 from rt3_tvm.codegen.differing import Built, Variant, first_difference
 from rt3_tvm.codegen.elements import level_elements
-from rt3_tvm.codegen.kernels import KernelTable
+from rt3_tvm.codegen.kernels import Kernel, KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
 from rt3_tvm.codegen.options import CompileOptions
@@ -40,8 +41,13 @@ from rt3_tvm.export.padding import Interface, Padding
 from rt3_tvm.files import check_target, written_whole
 from rt3_tvm.frontend import ImportedModel, import_model
 from rt3_tvm.runtime.check import BUNDLE_FORMAT, check_bundle, read_metadata
+from rt3_tvm.schedules import LINEAR_FAMILIES
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layout import REAL, ElementType
+from rt3_tvm.schedules.linear_plan import MEASURED, MODELLED, TUNED, MatrixShape, TokenCount
+from rt3_tvm.schedules.tuned import CoreId, Needs
+from rt3_tvm.schedules.tuning_log import TuningLogs
+from rt3_tvm.transform.annotate_sparsity import linear_uses
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
 
@@ -58,6 +64,18 @@ class CompileReport:
     from_cache: bool = False
     latency_source: str = ""
     """Where the latency comes from that the frequencies follow from; empty where they do not."""
+    logs: TuningLogs | None = None
+
+    @property
+    def tuning(self) -> list[str]:
+        """What there is to say of plans that were measured; nothing where no log has records of the core."""
+        if self.logs is None:
+            return []
+        linears = [k for k in self.metadata["kernels"] if k["family"] in LINEAR_FAMILIES]
+        plans = Counter(k.get("plan", MODELLED) for k in linears)
+        said = f"plans of {len(linears)} linear kernels: {plans[TUNED]} tuned, {plans[MEASURED]} measured, {plans[MODELLED]} modelled"
+        found = [f"{said}; {len(self.logs.records)} records of {self.logs.core.core}"] if self.logs.records else []
+        return [*self.logs.ignored, *found]
 
 
 def compile_checkpoint(
@@ -88,9 +106,12 @@ def compile_checkpoint(
     cpu = CpuShape.of(cluster)
     elements = level_elements(options, checkpoint, device, cpu)
     hz, latency_source = _frequencies(checkpoint, device, options)
+    logs = TuningLogs.of(CoreId.of(cluster.core, cpu), options.tuning_log)
     key = cache.key_of(
         checkpoint=checkpoint.digest,
-        options=replace(options, device="", cluster=None, dump_ir=None, latency=None).__dict__ | {"frequencies": hz},
+        options=replace(options, device="", cluster=None, dump_ir=None, latency=None, tuning_log=None).__dict__
+        | {"frequencies": hz},
+        tuned=logs.decisive,
         name=output.name,
         device=repr(device),
         compiler=[compiler, compiler_version(compiler)],
@@ -99,10 +120,10 @@ def compile_checkpoint(
     use_cache = options.cache and options.dump_ir is None
     if use_cache and (report := _from_cache(key, output, compiler)) is not None:
         progress(f"{output} was built before: taken from {cache.folder()}")
-        report.latency_source = latency_source
+        report.latency_source, report.logs = latency_source, logs
         return report
 
-    build = _Build(checkpoint, options, cpu, elements, output.name, progress)
+    build = _Build(checkpoint, options, cpu, elements, logs, output.name, progress)
     try:
         build.plan()
     except tvm.error.InternalError as error:
@@ -126,7 +147,7 @@ def compile_checkpoint(
             for row, lv, element in zip(levels, checkpoint.levels, elements, strict=True)
         ],
     }
-    report = CompileReport(output, compiler, metadata, latency_source=latency_source)
+    report = CompileReport(output, compiler, metadata, latency_source=latency_source, logs=logs)
     try:
         with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
             progress(f"compile {len(build.kernels.kernels)} kernels, link with {' '.join(compiler)}")
@@ -206,6 +227,16 @@ class _Place:
         return _Timer(self.seconds, name)
 
 
+Import = tuple[int, ImportedModel, tvm.IRModule]
+"""A length, the imported model, and its module after the phases that levels share."""
+
+
+def _facts_of(kernel: Kernel) -> dict[str, str]:
+    """Return what the metadata say of a kernel; of its plan only what is not modelled."""
+    facts = {"symbol": kernel.symbol, "family": kernel.family}
+    return facts if kernel.source == MODELLED else facts | {"plan": kernel.source}
+
+
 class _Build:
     """One compilation: plans of all variants over shared kernels and weights."""
 
@@ -215,11 +246,13 @@ class _Build:
         options: CompileOptions,
         cpu: CpuShape,
         elements: tuple[ElementType, ...],
+        logs: TuningLogs,
         soname: str,
         progress: Callable[[str], None],
     ) -> None:
         self.checkpoint, self.options, self.cpu, self.soname, self.progress = checkpoint, options, cpu, soname, progress
         self.elements = elements
+        self.logs = logs
         self.kernels, self.store = KernelTable(), WeightStore(checkpoint)
         self.weights = WeightLayout((), ())
         self.variants: dict[tuple[int, int], Variant] = {}
@@ -236,25 +269,13 @@ class _Build:
         with self.timed("import"):
             interface = Interface.of(model)
         check_names(interface.inputs, interface.outputs)
+        imports = [self._import(model, length, interface) for length in self._lengths(model)]
+        tuned = self.logs.plans(self._needs(imports), self.cpu, self.options.threads)
         drafts: list[tuple[ImportedModel, tvm.IRModule, VariantContext, VariantDraft]] = []
-        for length in self._lengths(model):
-            self.progress(f"import at length {length}")
-            with self.timed("import"):
-                imported = self.imported = import_model(model, self.options.batch, length, interface)
-            with self.timed("transform"):
-                mod = run_phases(imported.mod, shared_phases(), self.options.dump_ir, f"t{length}_")
+        for length, imported, mod in imports:
             for i, level in enumerate(self.checkpoint.levels):
                 self.progress(f"level {i} at length {length}")
-                context = VariantContext(
-                    i,
-                    self.options.batch,
-                    length,
-                    self.cpu,
-                    imported.parameters,
-                    level.matrices,
-                    self.elements[i],
-                    self.options.keep_float,
-                )
+                context = replace(self._context(i, level, length, imported), tuned=tuned)
                 with self.timed("transform"):
                     lowered = run_phases(mod, level_phases(context), self.options.dump_ir, f"t{length}_level{i}_")
                 with self.timed("plan"):
@@ -264,6 +285,29 @@ class _Build:
         for imported, mod, context, draft in drafts:
             plan = draft.placed(self.weights.offsets)
             self.variants[plan.level, plan.length] = Variant(imported, mod, context, plan)
+
+    def _context(self, i: int, level: Level, length: int, imported: ImportedModel) -> VariantContext:
+        options = self.options
+        sizes = i, options.batch, length, self.cpu
+        return VariantContext(*sizes, imported.parameters, level.matrices, self.elements[i], options.keep_float)
+
+    def _needs(self, imports: Iterable[Import]) -> Needs:
+        """Return what the levels ask of plans."""
+        needs: dict[tuple[MatrixShape, ElementType], set[TokenCount]] = {}
+        for length, imported, mod in imports:
+            for i, level in enumerate(self.checkpoint.levels):
+                context = self._context(i, level, length, imported)
+                for use in linear_uses(mod, imported.parameters):
+                    needs.setdefault(use.need(context), set()).add(use.tokens)
+        return needs
+
+    def _import(self, model: torch.nn.Module, length: int, interface: Interface) -> Import:
+        self.progress(f"import at length {length}")
+        with self.timed("import"):
+            imported = self.imported = import_model(model, self.options.batch, length, interface)
+        with self.timed("transform"):
+            mod = run_phases(imported.mod, shared_phases(), self.options.dump_ir, f"t{length}_")
+        return length, imported, mod
 
     @property
     def plans(self) -> list[VariantPlan]:
@@ -376,7 +420,7 @@ class _Build:
             "weights_bytes": self.weights.size,
             "weight_sections": [section.__dict__ for section in self.weights.sections],
             "workspace_bytes": max(p.workspace_bytes for p in self.plans),
-            "kernels": [{"symbol": k.symbol, "family": k.family} for k in self.kernels.kernels],
+            "kernels": [_facts_of(kernel) for kernel in self.kernels.kernels],
             "variants": [
                 {
                     "level": p.level,

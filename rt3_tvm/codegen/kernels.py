@@ -17,8 +17,9 @@ from tvm.tirx.compilation_pipeline import get_tir_pipeline
 
 from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.by_lane import LoadByLane
-from rt3_tvm.schedules import BY_LANE_ATTR, KERNEL_ATTR, NAME_ATTR, TASKS_ATTR
+from rt3_tvm.schedules import BY_LANE_ATTR, KERNEL_ATTR, NAME_ATTR, SOURCE_ATTR, TASKS_ATTR
 from rt3_tvm.schedules.cpu import KERNEL_STACK_BYTES
+from rt3_tvm.schedules.linear_plan import MODELLED
 
 C_CALLING_CONVENTION = 1
 """Any explicit calling convention keeps TVM from wrapping the function into its packed interface."""
@@ -49,13 +50,14 @@ class KeepOnStack:
 class Kernel:
     """One compiled function: its C symbol, its family, how many pointers it takes, and the tasks that threads can share.
 
-    It takes the pointers and then the first task and the one behind the last, as int32.
+    It takes the pointers and then the first task and the one behind the last, as int32. ``source``: where its plan is from.
     """
 
     symbol: str
     family: str
     arguments: int
     tasks: int
+    source: str = MODELLED
 
 
 @dataclass
@@ -72,14 +74,17 @@ class KernelTable:
     def index(self, func: tirx.PrimFunc) -> int:
         """Return the index of a kernel, adding it when no equal one is there."""
         family = str(func.attrs[KERNEL_ATTR])
-        bare = func.without_attr("global_symbol") if "global_symbol" in func.attrs else func
+        bare = func
+        for attr in ("global_symbol", SOURCE_ATTR):  # of no account for what it computes
+            bare = bare.without_attr(attr) if attr in bare.attrs else bare
         candidates = self._by_hash.setdefault(tvm_ffi.structural_hash(bare), [])
         for i in candidates:
             if tvm_ffi.structural_equal(self.functions[i], bare):
                 return i
         self._lowered = None
         candidates.append(len(self.kernels))
-        self.kernels.append(Kernel(self._symbol(func), family, len(func.params), task_count(func)))
+        source = str(func.attrs.get(SOURCE_ATTR, MODELLED))
+        self.kernels.append(Kernel(self._symbol(func), family, len(func.params), task_count(func), source))
         self.functions.append(bare)
         return len(self.kernels) - 1
 

@@ -65,6 +65,11 @@ class CompileOptions:
     )
     cache: bool = switch(True, "build everything anew, and keep nothing for the next time", name="no-cache")
     cluster: str | None = option(None, TEXT, "cluster whose cores will run it; default the device's first")
+    tuning_log: Path | None = option(
+        None,
+        PATH.called("PATH"),
+        "plans of kernels as rt3 tune measured them: a log or a folder of logs; default those of this core that come along",
+    )
     verify: bool = switch(
         True,
         "leave out the comparison of every level and length with masked PyTorch; the bundle says so",

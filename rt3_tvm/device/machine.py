@@ -118,6 +118,12 @@ def probe(root: Path, name: str) -> Probe:
     return Probe(Device(name, title, tuple(clusters), f"probed on Linux {kernel}"), tuple(missing))
 
 
+def cluster_cpus(root: Path) -> dict[str, list[int]]:
+    """Return the numbers of the CPUs of each cluster, by the names that :func:`probe` gives clusters."""
+    members = _cluster_members(root, _read_cpuinfo(root / "proc/cpuinfo"))
+    return {"cpu" if len(members) == 1 else f"cpu{i}": cpus for i, cpus in enumerate(members)}
+
+
 def _read_cpuinfo(path: Path) -> dict[int, dict[str, str]]:
     """Return the fields of each CPU of /proc/cpuinfo."""
     try:

@@ -9,6 +9,13 @@ from rich.table import Table
 from rt3_tvm.report.ops import OpRow
 from rt3_tvm.runtime.check import SHARED, read_metadata
 
+PLANS = {
+    "tuned": "tuned: faster than the modelled one where it was measured",
+    "measured": "measured: the modelled one, and none that was tried is faster",
+    "modelled": "modelled: the cheapest by the model of the core",
+}
+"""What is said of the source of a plan."""
+
 
 def describe(path: Path) -> dict[str, Any]:
     """Return the facts of a checkpoint (a directory) or a bundle (a file)."""
@@ -70,10 +77,22 @@ def tables(facts: dict[str, Any]) -> list[Any]:
     if is_bundle:
         families = Counter(k["family"] for k in facts["kernels"])
         parts.append("kernels: " + ", ".join(f"{n} {family}" for family, n in sorted(families.items())))
+        parts.append(_plans_table(facts))
         parts.extend(f"not matched, dense with its mask: {name}" for name in facts["unmatched"])
     else:
         parts.extend(f"dense: {name} ({reason})" for name, reason in facts["skipped"].items())
     return parts
+
+
+def _plans_table(facts: dict[str, Any]) -> Table:
+    """Return where the plan of each linear kernel is from."""
+    table = Table(title="plans of linear kernels")
+    table.add_column("kernel", no_wrap=True)
+    table.add_column("plan")
+    for kernel in facts["kernels"]:
+        if kernel["family"].endswith("linear"):
+            table.add_row(kernel["symbol"], PLANS[kernel.get("plan", "modelled")])
+    return table
 
 
 def _sections(facts: dict[str, Any]) -> str:

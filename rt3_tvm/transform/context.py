@@ -1,6 +1,7 @@
 """What the passes of one variant know besides the module."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Self
 
@@ -8,6 +9,7 @@ from rt3_tvm.pattern import SparseMatrix
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layout import REAL, ElementType
 from rt3_tvm.schedules.linear_decisions import LinearPacking
+from rt3_tvm.schedules.linear_plan import LinearPlan, PlanKey
 
 WEIGHTS_ATTR = "rt3.weights"
 """Attribute of the lowered ``main``: what its parameters behind the inputs hold, in their order: printing changes names."""
@@ -86,6 +88,8 @@ class VariantContext:
         What its linear layers multiply, where that is faster.
     keep_float
         Globs of the names of weights that are multiplied in float32 all the same.
+    tuned
+        Plans that were measured; what has none gets the model's.
     """
 
     level: int
@@ -96,6 +100,7 @@ class VariantContext:
     matrices: dict[str, SparseMatrix]
     element: ElementType = REAL
     keep_float: tuple[str, ...] = ()
+    tuned: Mapping[PlanKey, LinearPlan] = field(default_factory=dict)
 
     def element_of(self, name: str) -> ElementType:
         """Return what is asked for of the layer of a weight."""

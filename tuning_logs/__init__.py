@@ -1,0 +1,1 @@
+"""What was measured of plans on devices: a folder a device, see docs/tuning.md."""
