@@ -11,6 +11,7 @@ from rt3_tvm.energy.comparison import SimulateOptions
 from rt3_tvm.options import default_of, explained, flag_of, options_in
 from rt3_tvm.prune.options import PruneOptions
 from rt3_tvm.search.options import SearchOptions, first_phases
+from rt3_tvm.tune.options import ServerOptions, TuneOptions
 
 PAGES: dict[str, type] = {
     "rt3 prune": PruneOptions,
@@ -18,6 +19,8 @@ PAGES: dict[str, type] = {
     "rt3 compile": CompileOptions,
     "rt3 simulate, rt3 report": SimulateOptions,
     "rt3 bench latency": LatencyOptions,
+    "rt3 tune": TuneOptions,
+    "rt3 rpc-server": ServerOptions,
 }
 HEAD = """# Options
 

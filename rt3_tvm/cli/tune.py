@@ -22,9 +22,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument(
         "--merge", type=Path, nargs="+", metavar="LOG", help="instead: write the records of logs into -o FILE"
     )
-    p.add_argument(
-        "--fit", type=Path, metavar="LOG", help="instead: fit the model of the core to a log or a folder of logs"
-    )
     add_options(p, TuneOptions)
     add_device_file(p)
     p.set_defaults(drive=drive)
@@ -34,10 +31,8 @@ def drive(args: argparse.Namespace) -> None:
     """Run the command."""
     if args.merge:
         _merge(args)
-    elif args.fit:
-        _fit(args)
     elif args.checkpoint is None:
-        raise Rt3Error("rt3 tune: give a checkpoint, or --merge or --fit")
+        raise Rt3Error("rt3 tune: give a checkpoint, or --merge")
     else:
         _tune(args)
 
@@ -47,13 +42,13 @@ def _tune(args: argparse.Namespace) -> None:
     from rt3_tvm.tune.run import Setting, tune
     from rt3_tvm.tune.tasks import tasks_of
 
-    options = given(TuneOptions, args, device=chosen_device(args), output=args.output)
+    options = given(TuneOptions, args, device=chosen_device(args))
     checkpoint = Checkpoint.load(args.checkpoint)
     if options.tasks == LIST:
         for i, task in enumerate(tasks_of(checkpoint, options, Setting.of(options).device)):
             print(f"{i:3d} {task.share:6.1%} {task.uses:5.1f} calls  {task}")
         return
-    report = tune(checkpoint, options, lambda line: print(line, flush=True))
+    report = tune(checkpoint, options, args.output, lambda line: print(line, flush=True))
     for result in report.results:
         ratios = ", ".join(f"{r:.3f}" for r in result.ratios)
         print(f"{result.task}: {ratios} of the untuned time, {result.tried} tried")
@@ -69,10 +64,3 @@ def _merge(args: argparse.Namespace) -> None:
     if args.output is None:
         raise Rt3Error("--merge: give -o FILE")
     print(f"{args.output}: {merge(args.merge, args.output)} records")
-
-
-def _fit(args: argparse.Namespace) -> None:
-    from rt3_tvm.tune.fit import fit_log
-
-    for line in fit_log(args.fit, given(TuneOptions, args, device=chosen_device(args), output=args.output)):
-        print(line)

@@ -73,7 +73,8 @@ class CompileReport:
             return []
         linears = [k for k in self.metadata["kernels"] if k["family"] in LINEAR_FAMILIES]
         plans = Counter(k.get("plan", MODELLED) for k in linears)
-        said = f"plans of {len(linears)} linear kernels: {plans[TUNED]} tuned, {plans[MEASURED]} measured, {plans[MODELLED]} modelled"
+        counts = ", ".join(f"{plans[source]} {source}" for source in (TUNED, MEASURED, MODELLED))
+        said = f"plans of {len(linears)} linear kernels: {counts}"
         found = [f"{said}; {len(self.logs.records)} records of {self.logs.core.core}"] if self.logs.records else []
         return [*self.logs.ignored, *found]
 

@@ -4,6 +4,7 @@ Each is worked on by a thread. A device that does not come back is dropped, its 
 """
 
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -206,13 +207,14 @@ def _request(host: str, port: int, key: str) -> Any:
 def served_keys(host: str, port: int) -> list[str]:
     """Return the key of each device at a tracker."""
     try:
+        socket.create_connection((host, port), CONNECT_SECONDS).close()  # TVM would try for a minute
         tracker = rpc.connect_tracker(host, port)
         servers = tracker.summary()["server_info"]
         tracker.close()
     except (OSError, RuntimeError, KeyError) as error:
         raise Rt3Error(
-            f"`rpc_tracker` {host}:{port}: no tracker answers there: {reason(error)}: start one with "
-            "python -m tvm.exec.rpc_tracker --host 127.0.0.1"
+            f"`rpc_tracker` {host}:{port}: no tracker answers there: {reason(error)}: start TVM's, "
+            "python -m tvm.exec.rpc_tracker, on its loopback"
         ) from error
     return [
         str(server["key"]).removeprefix("server:") for server in servers if str(server["key"]).startswith("server:")

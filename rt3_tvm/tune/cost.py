@@ -8,6 +8,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,8 @@ class Ranker:
     """Predicts the log of a plan's time over the untuned plan's, up to what is the same for all plans of a task."""
 
     def __init__(self, cpu: CpuShape) -> None:
-        self._cpu, self._trees = cpu, None
+        self._cpu = cpu
+        self._trees: Any = None
 
     def learn(self, records: Sequence[Record]) -> None:
         """Learn anew from the records of a core that were measured."""

@@ -16,7 +16,8 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         """Begin a log, or go on with the one that is there; a line that a killed run has cut off is taken away."""
-        self.path, self.records = path, []
+        self.path = path
+        self.records: list[Record] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():

@@ -14,6 +14,9 @@ from rt3_tvm.tune.build import Array, Library
 STATE = "rt3.device_state"
 """Function of our own server: JSON of the cluster, the frequency that is held, the temperature."""
 
+PID = "rt3.device_pid"
+"""Function of our own server: number of the process that serves the session."""
+
 
 @dataclass(frozen=True)
 class Pace:

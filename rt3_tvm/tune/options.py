@@ -3,7 +3,6 @@
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from rt3_tvm.codegen.options import DTYPES, MAX_THREADS, CompileOptions
 from rt3_tvm.device import frequency_name, parse_frequency
@@ -53,7 +52,6 @@ class TuneOptions:
 
     device: str = option("host", TEXT, "name of a device, see rt3 devices, or a path that ends in .toml")
     cluster: str | None = option(None, TEXT, "cluster whose cores it is tuned for; default the device's first")
-    output: Path | None = None
     lengths: tuple[int, ...] = option(
         (128,),
         wholes("sequence lengths", "T,T"),

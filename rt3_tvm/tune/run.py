@@ -90,8 +90,18 @@ class TuneReport:
     out_of_time: bool
 
 
-def tune(checkpoint: Checkpoint, options: TuneOptions, progress: Callable[[str], None] = lambda _: None) -> TuneReport:
+def tune(
+    checkpoint: Checkpoint,
+    options: TuneOptions,
+    output: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> TuneReport:
     """Tune the matrices of a checkpoint on a device; the log is written as it goes.
+
+    Parameters
+    ----------
+    output
+        Folder of the log, CORE.jsonl in it; what is there is gone on with. None: ``tuning_logs/DEVICE``.
 
     Raises
     ------
@@ -105,7 +115,7 @@ def tune(checkpoint: Checkpoint, options: TuneOptions, progress: Callable[[str],
     boards = _boards(options)
     numbers = options.tasks if isinstance(options.tasks, tuple) else None
     tasks = chosen_tasks(tasks_of(checkpoint, options, setting.device, progress), numbers)
-    return tune_tasks(tasks, options, setting, boards, progress)
+    return tune_tasks(tasks, options, setting, boards, output, progress)
 
 
 def tune_tasks(
@@ -113,10 +123,11 @@ def tune_tasks(
     options: TuneOptions,
     setting: Setting,
     boards: AbstractContextManager[list[Board]],
+    output: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> TuneReport:
     """Tune some tasks, in their order, on some devices; see :func:`tune`."""
-    path = setting.log(options.output)
+    path = setting.log(output)
     with held(path.parent), boards as found, _builders(len(found), options) as pool:
         tuner = _Tuner(tasks, options, setting, Log(path), progress)
         return tuner.run(Boards(found, progress), pool)

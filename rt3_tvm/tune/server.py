@@ -17,7 +17,7 @@ from rt3_tvm.bench.clock import pinned
 from rt3_tvm.device import frequency_name
 from rt3_tvm.device.machine import cluster_cpus, probe
 from rt3_tvm.errors import JobError, Rt3Error, choices
-from rt3_tvm.tune.measure import STATE
+from rt3_tvm.tune.measure import PID, STATE
 from rt3_tvm.tune.options import ServerOptions
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -108,6 +108,7 @@ def _register(state: dict[str, Any]) -> None:
         return json.dumps(state | {"celsius": celsius(Path("/"))})
 
     tvm_ffi.register_global_func(STATE, told, override=True)
+    tvm_ffi.register_global_func(PID, os.getpid, override=True)
 
 
 def celsius(root: Path) -> float | None:
