@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-C_SOURCES := $(wildcard rt3_tvm/runtime/c/*.c rt3_tvm/runtime/c/*.h rt3_tvm/runtime/c/*.hpp rt3_tvm/bench/*.c rt3_tvm/energy/*.c examples/*.cpp tests/runtime/*.c tests/runtime/*.cpp)
+C_SOURCES := $(wildcard rt3_tvm/runtime/c/*.c rt3_tvm/runtime/c/*.h rt3_tvm/runtime/c/*.hpp rt3_tvm/bench/*.c rt3_tvm/energy/*.c rt3_tvm/tune/*.c examples/*.cpp tests/runtime/*.c tests/runtime/*.cpp)
 
 .PHONY: demo test check format clean
 

@@ -11,7 +11,7 @@
 
 #include "rt3_internal.h"
 
-#define ENTRY(name)                                                                                            \
+#define ENTRY(name)                                                                                             \
   __attribute__((visibility("default"))) int __tvm_ffi_##name(void *self, const TVMFFIAny *args, int32_t count, \
                                                               TVMFFIAny *result)
 
@@ -144,9 +144,9 @@ static int run(const rt3_kernel *kernels, int32_t number, const TVMFFIAny *args,
 }
 
 /* A plan: its kernels one after the other on the same arrays. */
-#define PLAN(name, ...)                                                  \
-  ENTRY(name) {                                                          \
-    (void)self;                                                          \
-    static const rt3_kernel kernels[] = {__VA_ARGS__};                   \
+#define PLAN(name, ...)                                                         \
+  ENTRY(name) {                                                                 \
+    (void)self;                                                                 \
+    static const rt3_kernel kernels[] = {__VA_ARGS__};                          \
     return run(kernels, sizeof kernels / sizeof *kernels, args, count, result); \
   }

@@ -61,7 +61,9 @@ class TuneOptions:
     batch: int = option(1, WHOLE, "largest batch, as rt3 compile takes it")
     threads: int = option(1, WHOLE, f"threads of a run, 1 to {MAX_THREADS}; a log holds for one number of them")
     dtype: tuple[str, ...] = option(
-        ("float32",), NAMES.called("T,T,T"), f"what linear layers multiply, as rt3 compile takes it, of {', '.join(DTYPES)}"
+        ("float32",),
+        NAMES.called("T,T,T"),
+        f"what linear layers multiply, as rt3 compile takes it, of {', '.join(DTYPES)}",
     )
     keep_float: tuple[str, ...] = option(
         (), TEXT.called("GLOB"), "parameters whose linear layers keep float32, as rt3 compile takes it", repeated=True

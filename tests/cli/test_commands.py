@@ -142,7 +142,7 @@ def test_config_sets_defaults(tmp_path, capsys):
     assert "prune.sparsty is no option" in fails(
         capsys, 2, "--config", tmp_path / "bad.toml", "prune", "random-tiny", "-o", "x"
     )
-    (tmp_path / "bad.toml").write_text("[tune]\n")
+    (tmp_path / "bad.toml").write_text("[tuner]\n")
     assert "choose from bench, compile" in fails(capsys, 2, "--config", tmp_path / "bad.toml", "devices")
 
 
