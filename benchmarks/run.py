@@ -4,8 +4,8 @@ Cases: linear (pattern_linear against the best dense layer), few (the same for 1
 by itself), model (every level against dense rivals), architectures (a dense and a sparse level of each), density (latency over
 density), threads (one against two), ops (where the time goes), compile (time and peak memory of rt3 compile), verify (what its
 verification adds), switch and memory (C programs on a bundle), peak (multiply-adds of one core). Run them on an otherwise idle
-machine. Only where they are named: arm (instructions of bundles for ARM cores, counted under qemu-user, on any machine) and
-arm_loops (inner loops for them).
+machine. Only where they are named: tune (plans that tuning finds against untuned ones: an hour or more, or --budget), arm
+(instructions of bundles for ARM cores, counted under qemu-user, on any machine) and arm_loops (inner loops for them).
 """
 
 import argparse
@@ -25,6 +25,7 @@ from statistics import median
 from typing import Any
 
 import arm as arm_ladder
+import tuning
 from machine import machine
 
 from rt3_tvm.bench.families import time_families
@@ -37,6 +38,7 @@ from rt3_tvm.codegen.link import runtime_directory
 from rt3_tvm.report.ops import measure_ops
 from rt3_tvm.runtime import Bundle, load
 from rt3_tvm.timing import time_interleaved
+from rt3_tvm.tune.options import DURATION
 
 HERE = Path(__file__).parent
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (384, 384), (1536, 384))
@@ -305,6 +307,15 @@ def arm_loops(args: argparse.Namespace) -> Iterator[Row]:
         yield from arm_ladder.loops(core)
 
 
+def tune(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield what tuning gains for each matrix of MiniLM's and DistilBERT's dimensions, then over all of them."""
+    found = []
+    for row in tuning.rows(args.dims, args.log, args.trials, args.budget, lambda line: print(line, file=sys.stderr)):
+        found.append(row)
+        yield row
+    yield tuning.summary(found)
+
+
 def peak(_args: argparse.Namespace) -> Iterator[Row]:
     """Yield what one core can do: multiply-adds on registers, and with a load each (the ceiling of V=1)."""
     yield core_limits()
@@ -324,11 +335,12 @@ CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "switch": switch,
     "memory": memory,
     "peak": peak,
+    "tune": tune,
     "arm": arm,
     "arm_loops": arm_loops,
 }
-NOT_TIMED = ("arm", "arm_loops")
-"""Cases that need an emulator rather than an idle machine."""
+WHEN_NAMED = ("tune", "arm", "arm_loops")
+"""Cases that take hours, or an emulator rather than an idle machine."""
 
 
 def _cell(value: Any) -> str:
@@ -349,9 +361,13 @@ def main() -> None:
         help="of arm and arm_loops; default A7,A53,A55,A76,X1",
     )
     parser.add_argument("--dtype", default="float32", help="of arm: what linear layers multiply; default float32")
+    parser.add_argument("--dims", type=lambda t: t.split(","), default=list(tuning.WIDTHS), help="of tune")
+    parser.add_argument("--log", type=Path, default=Path("build/tune"), help="of tune: folder of its log, gone on with")
+    parser.add_argument("--trials", type=int, default=64, help="of tune: for each matrix")
+    parser.add_argument("--budget", type=DURATION.read, help="of tune: of tuning, as 90s, 30m or 2h; default none")
     parser.add_argument("--json", action="store_true", help="one JSON object a row instead of a table")
     args = parser.parse_args()
-    for name in args.cases or (case for case in CASES if case not in NOT_TIMED):
+    for name in args.cases or (case for case in CASES if case not in WHEN_NAMED):
         head: list[str] = []
         if not args.json:
             print(f"\n## {name} ({machine()}, one thread but for `threads`)\n", flush=True)

@@ -1,7 +1,7 @@
 """What the decisions of a kernel depend on: the sizes of a core, and what its inner loops cost."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm
@@ -30,6 +30,8 @@ class CoreCost:
         A line of 64 bytes from L2 instead of L1, on top.
     visit
         Entering and leaving a register block, without its accumulators.
+    iteration
+        Counting, jumping and fetching ahead, once for all kept columns of an iteration.
     held
         Most accumulators and vectors of X that a register block has; 0 for as many as fit. In-order cores need registers for the
         loads in flight, and LLVM lays several iterations over each other there.
@@ -45,6 +47,7 @@ class CoreCost:
     visit: float = 10.0
     held: int = 0
     zip: float = 0.5
+    iteration: float = 0.0
 
 
 CORE_COSTS: dict[str, dict[ElementType, CoreCost]] = {
@@ -163,3 +166,7 @@ class CpuShape:
     def cost(self, element: ElementType) -> CoreCost:
         """Return what an inner loop costs; KeyError where the core cannot multiply such numbers."""
         return dict(self.costs)[element]
+
+    def with_cost(self, element: ElementType, cost: CoreCost) -> "CpuShape":
+        """Return the core with other costs of an element type that it can multiply."""
+        return replace(self, costs=tuple((e, cost if e is element else known) for e, known in self.costs))

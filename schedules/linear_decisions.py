@@ -161,7 +161,7 @@ def linear_cycles(cpu: CpuShape, shape: LinearShape, packing: LinearPacking, dec
     line = cost.load + cost.l2_line * cpu.vector_bytes / LINE_BYTES * beyond_l1
     loads = vectors * line + rows * (cost.broadcast + cost.l2_line * element.bytes / LINE_BYTES) + cost.offset
     multiplies = accumulators * cost.fma * max(1.0, FMA_CHAINS / (accumulators * decisions.groups))
-    column = (multiplies**3 + loads**3) ** (1 / 3)
+    column = (multiplies**3 + loads**3) ** (1 / 3) + cost.iteration / (packing.unroll * decisions.groups)
     real_accumulators = accumulators * REAL.bytes / element.bytes  # Y is real, so that is what a visit reads and writes
     visits = packing.column_blocks * (cost.visit + ACCUMULATOR_CYCLES * real_accumulators)
     blocks = shape.tokens / (vectors * cpu.lanes(element)) * (shape.rows / rows)

@@ -23,11 +23,17 @@ LINEAR_REVISION = 1
 """Revision of the kernels that multiply by a weight: raised whenever a plan gives other code than before, for then what was
 measured of it no longer holds."""
 
-GAIN = 0.99
-"""Part of the default's time that a plan stays below in three of four rounds when it is a gain and no noise."""
+GAIN, LOSS = 0.997, 1.005
+"""Parts of the default's time: less than that is worth a change, more at any length is not taken for whatever else it gains."""
 
-LOSS = 1.005
-"""Part of the default's time that a plan does not exceed at any length when its packing is taken."""
+ERRORS = 2.0
+"""Standard errors of its median within which a ratio is noise."""
+
+DOUBT = 1.015
+"""Part of the default's time that a plan is known to stay below when its packing is taken."""
+
+QUARTILES = 0.93
+"""Standard error of the median of one normal number, in distances of its quartiles."""
 
 FINAL, TRIAL = "final", "trial"
 """Stages of a record: measured once more, long and beside the default, so that it decides; or only tried."""
@@ -181,8 +187,9 @@ def choose_plans(
 ) -> dict[PlanKey, LinearPlan]:
     """Return the plans that current records of a core speak for, for the matrices that are needed.
 
-    A packing that differs from the default is taken only if it was measured at every number of tokens, lost at none of them
-    and gained at one. At each of them the fastest plan with the packing is taken.
+    Records speak where they were measured against the plans that would be taken untuned today. A packing that differs from the
+    default is taken only if it was measured at every number of tokens, lost at none of them and gained at one. At each of them
+    the fastest plan with the packing is taken.
     """
     measured: dict[PlanKey, list[Record]] = {}
     for r in records:
@@ -191,10 +198,12 @@ def choose_plans(
     plans: dict[PlanKey, LinearPlan] = {}
     for (matrix, element), tokens in needs.items():
         keys: list[PlanKey] = [(matrix, t, element) for t in tokens]
-        known = {key: _by_packing(measured[key]) for key in keys if key in measured}
+        defaults = {key: plan_linear(cpu, *key) for key in keys}
+        today = {key: plan_text(plan_to_json(plan)) for key, plan in defaults.items()}
+        own = {key: [r for r in measured.get(key, ()) if plan_text(r.against) == today[key]] for key in keys}
+        known = {key: _by_packing(found) for key, found in own.items() if found}
         if known:
-            default = plan_linear(cpu, *keys[0]).packing
-            plans |= _choose(known, default, whole=len(known) == len(keys))
+            plans |= _choose(known, defaults[keys[0]].packing, whole=len(known) == len(keys))
     return plans
 
 
@@ -218,10 +227,16 @@ def form_of(plan: Mapping[str, Any]) -> str:
 
 
 def _judged(record: Record) -> float:
-    """Return the part of the default's time that a plan takes; 1 where the difference is within the noise."""
+    """Return the part of the default's time that a plan takes; 1 where the difference is within the noise.
+
+    What might be as much slower as ``DOUBT`` is taken to be.
+    """
     assert record.ratio is not None
-    _, middle, high = record.ratio
-    return middle if high < GAIN or middle > LOSS else 1.0
+    low, middle, high = record.ratio
+    noise = ERRORS * QUARTILES * (high - low) / max(1, record.rounds) ** 0.5
+    if middle + noise > DOUBT:
+        return middle + noise
+    return middle if middle + noise < GAIN or middle - noise > 1.0 else 1.0
 
 
 def _rank(record: Record) -> tuple[float, bool]:

@@ -22,6 +22,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument(
         "--merge", type=Path, nargs="+", metavar="LOG", help="instead: write the records of logs into -o FILE"
     )
+    p.add_argument(
+        "--fit", type=Path, metavar="LOG", help="instead: fit the model of the core to a log or a folder of logs"
+    )
     add_options(p, TuneOptions)
     add_device_file(p)
     p.set_defaults(drive=drive)
@@ -31,8 +34,10 @@ def drive(args: argparse.Namespace) -> None:
     """Run the command."""
     if args.merge:
         _merge(args)
+    elif args.fit:
+        _fit(args)
     elif args.checkpoint is None:
-        raise Rt3Error("rt3 tune: give a checkpoint, or --merge")
+        raise Rt3Error("rt3 tune: give a checkpoint, or --merge or --fit")
     else:
         _tune(args)
 
@@ -56,6 +61,13 @@ def _tune(args: argparse.Namespace) -> None:
         f"{report.log}: {report.plans} plans measured in {report.seconds:.0f} s ({60 * report.plans / report.seconds:.0f} a "
         f"minute), {report.failed} failed" + ("; the budget is used up" if report.out_of_time else "")
     )
+
+
+def _fit(args: argparse.Namespace) -> None:
+    from rt3_tvm.tune.fit import fit_log
+
+    for line in fit_log(args.fit, given(TuneOptions, args, device=chosen_device(args))):
+        print(line)
 
 
 def _merge(args: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """A batch of plans as one library: all kernels in one object, an entry for each plan that TVM calls by name."""
 
+import math
 import platform
 import shutil
 import tempfile
@@ -44,6 +45,11 @@ class Array:
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def size(self) -> int:
+        """Its numbers."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)

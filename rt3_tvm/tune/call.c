@@ -1,7 +1,8 @@
 /* What a library of kernels that are measured has beside them: TVM calls by name, and fills arrays where they lie.
  *
  * Behind it come the kernels' entries, written by build.py: each a PLAN, whose arguments are tensors of which only the
- * data counts. begin() and end() hold the threads awake in between, as an inference does.
+ * data counts. place(n) says how far into its tensor each array begins. begin() and end() hold the threads awake in
+ * between, as an inference does.
  */
 #define _POSIX_C_SOURCE 200809L
 
@@ -15,7 +16,11 @@
   __attribute__((visibility("default"))) int __tvm_ffi_##name(void *self, const TVMFFIAny *args, int32_t count, \
                                                               TVMFFIAny *result)
 
+#define LINE 64
+#define LINES 64 /* of a page of 4 KiB: what is behind them lies as before in every cache */
+
 static rt3_pool *pool;
+static size_t shifts[RT3_MAX_ARGS];
 
 static int none(TVMFFIAny *result) {
   result->type_index = kTVMFFINone;
@@ -86,6 +91,17 @@ ENTRY(fill_columns) {
   return none(result);
 }
 
+/* place(n, which): from now on each argument of which bit i of `which` is set begins some lines into its tensor, which
+ * has a page more than is needed; other lines for another n. */
+ENTRY(place) {
+  (void)self;
+  if (count != 2) return -1;
+  uint32_t state = (uint32_t)args[0].v_int64;
+  const int64_t wanted = args[1].v_int64;
+  for (int32_t i = 0; i < RT3_MAX_ARGS; ++i) shifts[i] = wanted >> i & 1 ? random_bits(&state) % LINES * LINE : 0;
+  return none(result);
+}
+
 #define ADDS 1000000
 #define TRIES 3
 
@@ -96,7 +112,7 @@ ENTRY(clock) {
   for (int32_t t = 0; t < TRIES; ++t) {
     struct timespec from, to;
     uintptr_t sum = 0;
-    clock_gettime(CLOCK_MONOTONIC, &from);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &from);
     for (int32_t i = 0; i < ADDS; i += 4) {
       __asm__ volatile("" : "+r"(sum));
       sum += (uintptr_t)count + 1;
@@ -107,7 +123,7 @@ ENTRY(clock) {
       __asm__ volatile("" : "+r"(sum));
       sum += (uintptr_t)count + 1;
     }
-    clock_gettime(CLOCK_MONOTONIC, &to);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &to);
     const double seconds = (double)(to.tv_sec - from.tv_sec) + (double)(to.tv_nsec - from.tv_nsec) * 1e-9;
     if (ADDS / seconds > best) best = ADDS / seconds;
   }
@@ -137,16 +153,37 @@ static int run(const rt3_kernel *kernels, int32_t number, const TVMFFIAny *args,
   for (int32_t i = 0; i < count; ++i) {
     const DLTensor *tensor = tensor_of(&args[i]);
     if (tensor == NULL) return -1;
-    pointers[i] = (char *)tensor->data + tensor->byte_offset;
+    pointers[i] = (char *)tensor->data + tensor->byte_offset + shifts[i];
   }
   for (int32_t i = 0; i < number; ++i) rt3_pool_run(pool, &kernels[i], pointers);
   return none(result);
 }
 
-/* A plan: its kernels one after the other on the same arrays. */
-#define PLAN(name, ...)                                                         \
-  ENTRY(name) {                                                                 \
-    (void)self;                                                                 \
-    static const rt3_kernel kernels[] = {__VA_ARGS__};                          \
-    return run(kernels, sizeof kernels / sizeof *kernels, args, count, result); \
+/* Seconds of a call in which this thread was at work: what else runs here only takes time in between. Of several
+ * threads that is not known, so of those it is what a clock on the wall says. */
+static double seconds_of(const rt3_kernel *kernels, int32_t number, const TVMFFIAny *args, int32_t count, int64_t calls,
+                         TVMFFIAny *result) {
+  const clockid_t clock = RT3_MAX_THREADS > 1 ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID;
+  struct timespec from, to;
+  clock_gettime(clock, &from);
+  for (int64_t i = 0; i < calls; ++i)
+    if (run(kernels, number, args, count, result) != 0) return -1.0;
+  clock_gettime(clock, &to);
+  return ((double)(to.tv_sec - from.tv_sec) + (double)(to.tv_nsec - from.tv_nsec) * 1e-9) / (double)calls;
+}
+
+/* A plan: its kernels one after the other on the same arrays. seconds_NAME(arrays, calls) -> seconds of one of so many
+ * calls. */
+#define PLAN(name, ...)                                                                                             \
+  static const rt3_kernel kernels_of_##name[] = {__VA_ARGS__};                                                      \
+  ENTRY(seconds_##name) {                                                                                           \
+    (void)self;                                                                                                     \
+    const int32_t number = sizeof kernels_of_##name / sizeof *kernels_of_##name;                                    \
+    if (count < 1 || args[count - 1].v_int64 < 1) return -1;                                                        \
+    const double seconds = seconds_of(kernels_of_##name, number, args, count - 1, args[count - 1].v_int64, result); \
+    if (seconds < 0.0) return -1;                                                                                   \
+    result->type_index = kTVMFFIFloat;                                                                              \
+    result->zero_padding = 0;                                                                                       \
+    result->v_float64 = seconds;                                                                                    \
+    return 0;                                                                                                       \
   }

@@ -1,12 +1,14 @@
 """Times of the plans of a library on a device, taken in turns with the plan that would be taken untuned."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median, quantiles
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import tvm
 
 from rt3_tvm.tune.build import Array, Library
@@ -26,8 +28,20 @@ class Pace:
     seconds: float
 
 
-TRIALS, FINALS = Pace(7, 0.004), Pace(25, 0.008)
+TRIALS, FINALS = Pace(7, 0.004), Pace(45, 0.006)
 """Of plans that are tried, and of those that are measured once more to decide."""
+
+PLACES = 3
+"""Sets of arrays, each on pages of its own. Rounds go through them, and through lines of a page where arrays begin: what a cache
+holds depends on both, and a bundle has its arrays elsewhere again."""
+PAGE_BYTES = 4096
+TABLE = "offsets"
+
+DISTURBED, FEWEST = 1.15, 3
+"""Times its floor that a plan takes in a round in which something else was at work: where arrays lie changes less. Quiet rounds
+without which there is nothing to go by."""
+ENOUGH, MOST = 0.6, 4
+"""Part of the rounds that are to be quiet, and how many times as many are tried for that."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +51,29 @@ class PlanTimes:
     seconds: tuple[float, ...]
     against: tuple[float, ...]
 
+    @cached_property
+    def quiet(self) -> list[tuple[float, float]]:
+        """Both times of the rounds in which nothing else was at work; of all where there are no such rounds."""
+        mine, other = (DISTURBED * _floor(times) for times in (self.seconds, self.against))
+        rounds = list(zip(self.seconds, self.against, strict=True))
+        found = [(a, b) for a, b in rounds if a <= mine and b <= other]
+        return found if len(found) >= FEWEST else rounds
+
     @property
     def median(self) -> float:
-        """Seconds of a call."""
-        return median(self.seconds)
+        """Seconds of a call in quiet rounds."""
+        return median(seconds for seconds, _ in self.quiet)
 
     @property
     def ratio(self) -> tuple[float, float, float]:
-        """Quartiles of its time over the first one's in the same round."""
-        ratios = [mine / other for mine, other in zip(self.seconds, self.against, strict=True)]
-        low, middle, high = quantiles(ratios, n=4, method="inclusive")
+        """Quartiles of its time over the first one's in the same round, of quiet ones."""
+        low, middle, high = quantiles([a / b for a, b in self.quiet], n=4, method="inclusive")
         return low, middle, high
+
+
+def _floor(times: Sequence[float]) -> float:
+    """Return the time that one round in ten stays below."""
+    return sorted(times)[len(times) // 10]
 
 
 @dataclass(frozen=True)
@@ -72,22 +98,34 @@ def measure(session: Any, library: Library, chosen: Sequence[int], columns: int,
     session.upload(bytearray(library.image), name)
     module, cpu = session.load_module(name), session.cpu(0)
     session.remove(name)
-    arguments = _arguments(module, cpu, [library.arrays[i] for i in chosen], columns, step)
+    wanted = [library.arrays[i] for i in chosen]
+    places = [_arguments(module, cpu, wanted, columns, step) for _ in range(PLACES)]
     names = [library.entries[i] for i in chosen]
     module["begin"]()
     try:
         hz = float(module["clock"]())
-        evaluators = [
-            _evaluator(module, name, cpu, arrays, pace) for name, arrays in zip(names, arguments, strict=True)
+        timers = [
+            _timer(module[f"seconds_{name}"], arrays, pace) for name, arrays in zip(names, places[0], strict=True)
         ]
-        rounds = [
-            [evaluate(*arrays).results[0] for evaluate, arrays in zip(evaluators, arguments, strict=True)]
-            for _ in range(pace.rounds)
-        ]
+        rounds: list[list[float]] = []
+        while len(rounds) < pace.rounds or not _enough(rounds, pace):
+            module["place"](len(rounds), _movable(wanted[0]))
+            arguments = zip(timers, places[len(rounds) % PLACES], strict=True)
+            rounds.append([seconds(*arrays) for seconds, arrays in arguments])
     finally:
         module["end"]()
+    return Batch(_by_plan(rounds), state_of(session) | {"hz": round(hz)})
+
+
+def _by_plan(rounds: Sequence[Sequence[float]]) -> tuple[PlanTimes, ...]:
     by_plan = [tuple(times) for times in zip(*rounds, strict=True)]
-    return Batch(tuple(PlanTimes(times, by_plan[0]) for times in by_plan), state_of(session) | {"hz": round(hz)})
+    return tuple(PlanTimes(times, by_plan[0]) for times in by_plan)
+
+
+def _enough(rounds: Sequence[Sequence[float]], pace: Pace) -> bool:
+    """Return whether every plan was timed in enough quiet rounds, or it was tried often enough."""
+    quiet = min(len(times.quiet) for times in _by_plan(rounds))
+    return quiet >= ENOUGH * pace.rounds or len(rounds) >= MOST * pace.rounds
 
 
 def state_of(session: Any) -> dict[str, Any]:
@@ -98,39 +136,33 @@ def state_of(session: Any) -> dict[str, Any]:
         return {}
 
 
-def _evaluator(module: Any, name: str, cpu: Any, arrays: Sequence[Any], pace: Pace) -> Any:
-    """Return the function that times one round of a plan: as many calls as fill it."""
-    once = min(module.time_evaluator(name, cpu, number=1, repeat=2)(*arrays).results)
-    number = max(1, min(1000, round(pace.seconds / max(once, 1e-7))))
-    return module.time_evaluator(name, cpu, number=number, repeat=1)
+def _timer(seconds: Callable[..., float], arrays: Sequence[Any], pace: Pace) -> Callable[..., float]:
+    """Return the function that times one round of a plan on some arrays: as many calls as fill it."""
+    once = min(seconds(*arrays, 1) for _ in range(2))
+    calls = max(1, min(1000, round(pace.seconds / max(once, 1e-7))))
+    return lambda *arrays: seconds(*arrays, calls)
+
+
+def _movable(arrays: Sequence[Array]) -> int:
+    """Return the bits of the arguments that lie in tensors with room to move: all but tables of columns."""
+    return sum(1 << i for i, a in enumerate(arrays) if a.name != TABLE)
 
 
 def _arguments(module: Any, cpu: Any, wanted: Sequence[Sequence[Array]], columns: int, step: int) -> list[list[Any]]:
     """Return the arguments of each plan, filled on the device: plans share all but their tables of columns."""
-    largest: dict[tuple[str, str], Array] = {}
-    for arrays in wanted:
-        for a in arrays:
-            other = largest.get((a.name, a.dtype))
-            if other is None or _size(a) > _size(other):
-                largest[a.name, a.dtype] = a
-    made = {(a.name, a.dtype): _numbers(module, cpu, a) for a in largest.values() if a.name != "offsets"}
+    sizes: dict[tuple[str, str], int] = {}
+    for a in (a for arrays in wanted for a in arrays if a.name != TABLE):
+        sizes[a.name, a.dtype] = max(a.size, sizes.get((a.name, a.dtype), 0))
+    made = {(name, dtype): _numbers(module, cpu, size, dtype) for (name, dtype), size in sizes.items()}
     tables: dict[Array, Any] = {}
-    for arrays in wanted:
-        for a in arrays:
-            if a.name == "offsets" and a not in tables:
-                tables[a] = tvm.runtime.empty(a.shape, a.dtype, cpu)
-                module["fill_columns"](tables[a], columns, step)
-    return [[tables[a] if a.name == "offsets" else made[a.name, a.dtype] for a in arrays] for arrays in wanted]
+    for a in (a for arrays in wanted for a in arrays if a.name == TABLE and a not in tables):
+        tables[a] = tvm.runtime.empty(a.shape, a.dtype, cpu)
+        module["fill_columns"](tables[a], columns, step)
+    return [[tables[a] if a.name == TABLE else made[a.name, a.dtype] for a in arrays] for arrays in wanted]
 
 
-def _size(array: Array) -> int:
-    size = 1
-    for extent in array.shape:
-        size *= extent
-    return size
-
-
-def _numbers(module: Any, cpu: Any, array: Array) -> Any:
-    tensor = tvm.runtime.empty(array.shape, array.dtype, cpu)
+def _numbers(module: Any, cpu: Any, size: int, dtype: str) -> Any:
+    """Return some numbers, and a page more of them."""
+    tensor = tvm.runtime.empty((size + PAGE_BYTES // np.dtype(dtype).itemsize,), dtype, cpu)
     module["fill_numbers"](tensor)
     return tensor

@@ -353,7 +353,7 @@ class _Tuner:
             seconds=times.median if times else None,
             spread=(min(times.seconds), max(times.seconds)) if times else None,
             ratio=times.ratio if times else None,
-            rounds=len(times.seconds) if times else 0,
+            rounds=len(times.quiet) if times else 0,
             against=search.against(part.i),
             device={"name": self.setting.device.name} | (state or {}),
             error=error,

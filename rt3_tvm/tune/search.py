@@ -14,8 +14,10 @@ from rt3_tvm.tune.tasks import MatrixTask
 
 AT_RANDOM = 4
 """One in this many trials is any plan of the space: the model learns from what it would not have tried."""
-FINALISTS = 4
+FINALISTS = 5
 """Packings that are measured once more."""
+LOSS_WEIGHT = 5.0
+"""How much more a loss at a number of tokens counts than a gain at another, in who is a finalist: it is not taken with one."""
 
 
 class TaskSearch:
@@ -40,9 +42,9 @@ class TaskSearch:
         return LinearSpace(self.cpu, task.matrix, task.tokens, task.element).trials
 
     def take(self, record: Record) -> None:
-        """Take a record into account, if it is of this task."""
-        for part, records in zip(self.task.parts, self._records, strict=True):
-            if record.task == part and record.current:
+        """Take a record into account, if it is of this task and beside what is untuned today."""
+        for part, records, against in zip(self.task.parts, self._records, self._against, strict=True):
+            if record.task == part and record.current and record.against == against:
                 records.append(record)
                 self.undecided = record.stage == TRIAL or not self.decided
 
@@ -82,7 +84,7 @@ class TaskSearch:
         """Return what is to be measured once more: of the best packings the best plan for each number of tokens."""
         best = [_best_by_form(records) for records in self._records]
         shared = set.intersection(*(set(by_form) for by_form in best))
-        score = {form: float(np.mean([by_form[form][0] for by_form in best])) for form in shared}
+        score = {form: _score([by_form[form][0] for by_form in best]) for form in shared}
         found = []
         for form in sorted(shared, key=lambda f: score[f])[:FINALISTS]:
             records = [by_form[form][1] for by_form in best]
@@ -111,6 +113,11 @@ class TaskSearch:
     def against(self, i: int) -> dict:
         """Return the untuned plan for a number of tokens, as a record has it."""
         return self._against[i]
+
+
+def _score(ratios: Sequence[float]) -> float:
+    """Return what orders packings from the best, by the least ratio of a plan at each number of tokens."""
+    return float(np.mean(ratios)) + LOSS_WEIGHT * max(0.0, max(ratios) - 1.0)
 
 
 @cache

@@ -23,6 +23,7 @@ MATRIX = MatrixShape(384, 384, 96, 4)
 TOKENS = (TokenCount(1, 32), TokenCount(1, 128))
 SPACE = LinearSpace(CPU, MATRIX, TOKENS).trials
 DEFAULT = tuple(plan_linear(CPU, MATRIX, t) for t in TOKENS)
+THIRD = SPACE[-1]
 OTHER = next(trial for trial in SPACE if trial.packing != DEFAULT[0].packing)
 
 
@@ -76,6 +77,12 @@ def test_noise_is_no_gain():
     assert [plans[MATRIX, t, REAL] for t in TOKENS] == list(DEFAULT)
 
 
+def test_what_might_be_much_slower_is_not_taken():
+    doubtful = (0.7, 0.99, 1.1)
+    plans = chosen([*DEFAULTS, record(0, OTHER.plans[0], FASTER), record(1, OTHER.plans[1], doubtful)])
+    assert [plans[MATRIX, t, REAL] for t in TOKENS] == list(DEFAULT)
+
+
 def test_what_does_not_hold_is_left_out():
     taken = [record(i, OTHER.plans[i], FASTER) for i in range(2)]
     assert chosen(taken)
@@ -83,6 +90,7 @@ def test_what_does_not_hold_is_left_out():
     assert not chosen([replace(r, versions={"tvm": "0.1", "kernels": 1}) for r in taken])
     assert not chosen([replace(r, core=replace(CORE, core="another")) for r in taken])
     assert not chosen(taken, threads=2)
+    assert not chosen([replace(r, against=plan_to_json(THIRD.plans[i])) for i, r in enumerate(taken)])
 
 
 def test_a_packing_that_was_not_measured_at_all_lengths_of_the_compilation_is_not_taken():

@@ -101,7 +101,7 @@ def test_a_run_that_is_killed_loses_nothing(saved_checkpoint, tmp_path):
     ]
     command += ["--tasks", "0", "-o", str(tmp_path)]
     moments, kept = random.Random(0), []
-    for _ in range(3):
+    for _ in range(2):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
             while "tried" not in run.stdout.readline():
                 assert run.poll() is None
