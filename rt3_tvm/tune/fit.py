@@ -119,7 +119,7 @@ class _Fitting:
         try:
             from scipy.optimize import least_squares
         except ImportError as error:
-            raise Rt3Error("rt3 tune --fit needs scipy: pip install 'rt3-tvm[tune]'") from error
+            raise Rt3Error("fitting needs scipy: pip install 'rt3-tvm[tune]'") from error
         before = self.cpu.cost(self.element)
         start = np.array([getattr(before, name) for name in FITTED])
         scale = np.maximum(start, LEAST)
