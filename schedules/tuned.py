@@ -23,6 +23,9 @@ LINEAR_REVISION = 1
 """Revision of the kernels that multiply by a weight: raised whenever a plan gives other code than before, for then what was
 measured of it no longer holds."""
 
+LINEAR_TEXTS = "1fc0612b8e1ee452"
+"""Digest of their golden texts at that revision; a test holds the two together."""
+
 GAIN, LOSS = 0.997, 1.005
 """Parts of the default's time: less than that is worth a change, more at any length is not taken for whatever else it gains."""
 

@@ -3,6 +3,7 @@
 FAMILY.txt is the text for Cortex-A76; a core whose text is another one has FAMILY.CORE.txt.
 """
 
+import hashlib
 import textwrap
 from difflib import unified_diff
 from itertools import islice
@@ -15,6 +16,7 @@ from rt3_tvm.schedules import SCHEDULES, kernel, scheduled
 from rt3_tvm.schedules.cpu import DEFAULT_COSTS, DOT_COSTS, CoreCost, CpuShape
 from rt3_tvm.schedules.examples import Sizes
 from rt3_tvm.schedules.layout import INT8, ElementType
+from rt3_tvm.schedules.tuned import LINEAR_REVISION, LINEAR_TEXTS
 
 FOLDER = Path(__file__).parent / "kernels"
 BASE = "cortex-a76"
@@ -32,6 +34,7 @@ CORES = {
     "avx512": CpuShape(64, 32, 48 * 1024, costs=costs_of("vpdpbusd"), dot="vpdpbusd"),
 }
 SIZES = Sizes(batch=2, length=20, heads=2, dim=8, rows=16)
+TUNED_FAMILIES = ("dense_linear", "few_token_linear", "pattern_linear")
 LONGEST_DIFF, WIDTH = 60, 110
 
 
@@ -75,6 +78,19 @@ def test_kernel_has_its_golden_text(family, core, update_golden):
         diff = unified_diff(wrapped(golden), wrapped(text), path.name, f"{family} for {core}", n=2, lineterm="")
         hint = f"{family} for {core} is not as in {path.name}; where that is meant: pytest tests/golden --update-golden"
         pytest.fail("\n".join([hint, *islice(diff, LONGEST_DIFF)]), pytrace=False)
+
+
+def test_kernels_that_change_raise_the_revision():
+    """What was measured of a plan holds for the kernels that it gave: a log of others is ignored by their revision."""
+    digest = hashlib.sha256()
+    for path in sorted(path_of(family, core) for family in TUNED_FAMILIES for core in CORES):
+        if path.exists():
+            digest.update(path.name.encode() + path.read_bytes())
+    if digest.hexdigest()[:16] != LINEAR_TEXTS:
+        change = f'LINEAR_REVISION = {LINEAR_REVISION + 1} and LINEAR_TEXTS = "{digest.hexdigest()[:16]}"'
+        pytest.fail(
+            f"linear kernels are not those of revision {LINEAR_REVISION}: schedules/tuned.py: {change}", pytrace=False
+        )
 
 
 def test_every_golden_text_is_of_a_kernel():
