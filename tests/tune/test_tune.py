@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 import rt3_tvm
-from rt3_tvm.errors import Rt3Error
+from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.runtime.check import read_metadata
 from rt3_tvm.schedules.tuned import FINAL, TRIAL
 from rt3_tvm.schedules.tuning_log import read_log
@@ -146,3 +146,8 @@ def test_the_local_server_ends_with_its_client():
     with local_board() as boards:
         assert boards[0].connect().get_function("rt3.device_state")()
     assert Setting.of(TuneOptions()).core.registers in (16, 32)
+
+
+def test_a_budget_shorter_than_one_trial_is_one_line(tiny_checkpoint, tmp_path):
+    with pytest.raises(JobError, match=r"budget`? 0\.001 s ended before one plan was measured"):
+        tune(tiny_checkpoint, options(budget=0.001), tmp_path)
