@@ -3,7 +3,7 @@
 One form is always the model as a user calls it, ``model(input_ids=..., attention_mask=...)`` with a two-dimensional mask.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,8 +15,8 @@ from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.export.padding import Interface, Padding
 from rt3_tvm.model import NUMBERS, InputSpec, OutputSpec, has_length, inputs_of, quiet, random_inputs
 
-TOLERANCES = {NUMBERS: 5e-5, "float16": 2.0**-7}
-"""Largest error by what linear layers multiply, as a part of an output's largest value.
+TOLERANCES = {NUMBERS: 5e-5, "float16": 2.0**-7, "int8": 2.0**-3}
+"""Largest error by what linear layers multiply, as a part of an output's largest value; of int8, root mean squares of both.
 
 Sums in another order move a float32 result by parts of the size of what is summed, so that is what an error is measured against.
 Models that are right stay below 1e-5: random weights below 2e-6 up to 16 layers, MiniLM's own, 90 % of them pruned, at 8.5e-6.
@@ -25,6 +25,10 @@ An error can be as small as 1e-4: a row of attention that sees one key too many 
 float16 keeps 11 bits, and a sum of k products in it is off by some 2^-11 sqrt(k) of its size: 2^-7 for the 256 of a column block,
 which is the longest that is summed so. Blocks, residuals and norms are float32, and the errors of layers are independent: six
 layers of MiniLM's dimensions with random weights, dense, reach 0.0043.
+
+int8 rounds what a layer reads to 1/127 of a token's largest value, some 1 % of its root mean square, and its weights too. Six
+layers add up to several parts in a hundred of an output, which a single value may exceed by a lot: hence the root mean square.
+That a level of int8 computes what it should is not known from this bound but from integers: codegen/exact.py.
 """
 
 SMALLEST = 0.1
@@ -164,14 +168,15 @@ def compare(
     trial: Trial,
     got: dict[str, np.ndarray],
     want: dict[str, np.ndarray],
-    tolerance: float = TOLERANCES[NUMBERS],
+    dtype: str = NUMBERS,
 ) -> Difference:
     """Return :func:`worst_difference`, but for outputs without tokens that in PyTorch itself read what is padded.
 
     Such an output is made of a padded token, say the first where a classifier is padded on the left. What a model makes of
-    padding is its own affair, so an output that changes with it is too.
+    padding is its own affair, so an output that changes with it is too. ``dtype``: of the level, by which it is measured.
     """
-    found = replace(worst_difference(specs, trial, got, want), tolerance=tolerance)
+    measure, tolerance = MEASURES.get(dtype, relative_error), TOLERANCES[dtype]
+    found = replace(worst_difference(specs, trial, got, want, measure), tolerance=tolerance)
     if found.tolerated or trial.real is None or trial.real.all():
         return found
     with disturbed(model, trial.real):
@@ -182,8 +187,8 @@ def compare(
         if "length" not in s.axes and relative_error(other[s.name], want[s.name]) > SMALLEST_CHANGE
     }
     specs = tuple(s for s in specs if s.name not in left_out)
-    sides = ({n: v for n, v in side.items() if n not in left_out} for side in (got, want))
-    return replace(worst_difference(specs, trial, *sides), tolerance=tolerance)
+    got, want = ({n: v for n, v in side.items() if n not in left_out} for side in (got, want))
+    return replace(worst_difference(specs, trial, got, want, measure), tolerance=tolerance)
 
 
 SMALLEST_CHANGE = 1e-3
@@ -219,8 +224,39 @@ def disturbed(model: torch.nn.Module, real: np.ndarray) -> Iterator[None]:
             hook.remove()
 
 
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    """Return the largest error over the largest finite value, SMALLEST at least; infinite where only one of them is finite."""
+    if not want.size:
+        return 0.0
+    size = np.abs(want, where=np.isfinite(want), out=np.zeros(want.shape)).max()
+    return float(_errors(got, want).max() / max(SMALLEST, size))
+
+
+def rms_error(got: np.ndarray, want: np.ndarray) -> float:
+    """Return the same of root mean squares."""
+    if not want.size:
+        return 0.0
+    size = np.square(want, where=np.isfinite(want), out=np.zeros(want.shape)).mean() ** 0.5
+    return float(np.square(_errors(got, want)).mean() ** 0.5 / max(SMALLEST, size))
+
+
+def _errors(got: np.ndarray, want: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        error = np.where(got == want, 0.0, np.abs(got - want))
+    return np.nan_to_num(error, nan=np.inf, posinf=np.inf)
+
+
+Measure = Callable[[np.ndarray, np.ndarray], float]
+MEASURES: dict[str, Measure] = {"int8": rms_error}
+"""How an error is measured, by element type, where not by :func:`relative_error`."""
+
+
 def worst_difference(
-    specs: tuple[OutputSpec, ...], trial: Trial, got: dict[str, np.ndarray], want: dict[str, np.ndarray]
+    specs: tuple[OutputSpec, ...],
+    trial: Trial,
+    got: dict[str, np.ndarray],
+    want: dict[str, np.ndarray],
+    measure: Measure = relative_error,
 ) -> Difference:
     """Return the difference of the output that is furthest from the reference.
 
@@ -236,27 +272,17 @@ def worst_difference(
     for name in (*(want.keys() - names), *(names - want.keys())):
         there, missing = ("the model", "the compiled one") if name in want else ("the compiled one", "the model")
         return Difference(name, np.inf, f"{there} has it, {missing} does not")
-    found = (_difference(s, trial, got[s.name], want[s.name]) for s in specs)
+    found = (_difference(s, trial, got[s.name], want[s.name], measure) for s in specs)
     return max(found, key=lambda d: d.error, default=Difference("", 0.0))
 
 
-def _difference(spec: OutputSpec, trial: Trial, got: np.ndarray, want: np.ndarray) -> Difference:
+def _difference(spec: OutputSpec, trial: Trial, got: np.ndarray, want: np.ndarray, measure: Measure) -> Difference:
     if got.shape != want.shape:
         return Difference(spec.name, np.inf, f"its shape is {got.shape}, not {want.shape}")
     real = real_elements(spec, trial, want.shape)
     if np.isnan(want[real]).any():
         raise JobError(f"PyTorch gives NaN in output '{spec.name}' for real tokens on {trial.shape}, {trial.name}")
-    return Difference(spec.name, relative_error(got[real], want[real]))
-
-
-def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    """Return the largest error over the largest finite value, SMALLEST at least; infinite where only one of them is finite."""
-    if not want.size:
-        return 0.0
-    with np.errstate(invalid="ignore"):
-        error = np.where(got == want, 0.0, np.abs(got - want))
-    size = np.abs(want, where=np.isfinite(want), out=np.zeros(want.shape)).max()
-    return float(np.nan_to_num(error, nan=np.inf, posinf=np.inf).max() / max(SMALLEST, size))
+    return Difference(spec.name, measure(got[real], want[real]))
 
 
 def real_elements(spec: OutputSpec, trial: Trial, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,11 +11,10 @@ from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.convert import ConversionShape
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
-from rt3_tvm.schedules.int8_linear import Int8Kernel
 from rt3_tvm.schedules.int8_packing import pack_int8
-from rt3_tvm.schedules.int8_plan import choose_int8_decisions, choose_int8_packing, int8_shape, lines_of, split_lines
+from rt3_tvm.schedules.int8_plan import lines_of
 from rt3_tvm.schedules.layer_norm import NormShape
-from rt3_tvm.schedules.layout import FEATURE_MAJOR, FLOAT16, REAL, FeatureMajor
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, FLOAT16, INT8, REAL, FeatureMajor
 from rt3_tvm.schedules.linear_decisions import LinearPacking, MatrixShape
 from rt3_tvm.schedules.linear_plan import TokenCount, plan_of_family
 from rt3_tvm.schedules.matmul import BatchIndex, MatmulShape, register_block
@@ -119,20 +118,17 @@ def int8_linear(family: str) -> Callable[[CpuShape, Sizes], Example]:
     """Return the example of a family of linear layers in int8, with GELU; tokens and weights over the whole range."""
 
     def example(cpu: CpuShape, s: Sizes) -> Example:
-        dense, dot = family == "dense_linear_int8", DOT_PRODUCTS[cpu.dot]
-        kept, tiles = s.features // s.sparsity, s.batch * FEATURE_MAJOR.tiles(s.length)
+        dense, kept, tokens = family == "dense_linear_int8", s.features // s.sparsity, TokenCount(s.batch, s.length)
         matrix = MatrixShape.dense_of(s.rows, s.features) if dense else MatrixShape(s.rows, s.features, kept, s.group)
-        packing = choose_int8_packing(cpu, matrix)
-        shape = split_lines(cpu, int8_shape(cpu, matrix, packing, tiles))[0]
-        k = Int8Kernel(shape, packing, choose_int8_decisions(cpu, shape, packing), cpu.dot, lines_of(cpu), "gelu")
+        plan = plan_of_family(family, cpu, matrix, tokens, INT8)
         weight, bias = _numbers(s.rows, s.features) / np.sqrt(s.features), _numbers(s.rows)
         columns = _columns(s, matrix)
-        packed = pack_int8(weight, columns, np.ones_like(columns, np.bool_), bias, packing, dot)
-        random = np.random.default_rng(2)
-        x = k.lines.pack(random.integers(-127, 128, (tiles, s.features, FEATURE_MAJOR.token_tile)).astype(np.int8))
-        scales = random.random((tiles, FEATURE_MAJOR.token_tile)).astype(REAL.dtype) / 50
+        packed = pack_int8(weight, columns, np.ones_like(columns, np.bool_), bias, plan.packing, DOT_PRODUCTS[cpu.dot])
+        random, tile = np.random.default_rng(2), FEATURE_MAJOR.token_tile
+        x = lines_of(cpu).pack(random.integers(-127, 128, (plan.tiles, s.features, tile)).astype(np.int8))
+        scales = random.random((plan.tiles, tile)).astype(REAL.dtype) / 50
         weights = [packed.values, packed.offsets, packed.bias, packed.scales, packed.starts]
-        return Example((k, cpu), [x.reshape(-1), scales, *map(np.ascontiguousarray, weights)])
+        return Example((plan, plan.parts[0], "gelu", cpu), [x.reshape(-1), scales, *map(np.ascontiguousarray, weights)])
 
     return example
 

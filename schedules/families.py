@@ -20,7 +20,6 @@ from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.elementwise import schedule_elementwise
 from rt3_tvm.schedules.family import KernelFamily, rows_looked_up
 from rt3_tvm.schedules.few_tokens import schedule_few_tokens
-from rt3_tvm.schedules.int8_linear import int8_kernel
 from rt3_tvm.schedules.layer_norm import layer_norm, schedule_layer_norm
 from rt3_tvm.schedules.layout import ELEMENT_TYPES, REAL, ElementType
 from rt3_tvm.schedules.linear_plan import LinearPart, LinearPlan
@@ -34,7 +33,7 @@ KERNEL_ATTR = "rt3.kernel"
 FLOPS_ATTR = "rt3.flops"
 """PrimFunc attribute that says how many floating-point operations a call does, where the family counts them."""
 
-LINEAR_FAMILIES = ("pattern_linear", "dense_linear", "few_token_linear")
+LINEAR_FAMILIES = ("pattern_linear", "dense_linear", "few_token_linear", "pattern_linear_int8", "dense_linear_int8")
 """Families that multiply by a weight."""
 
 
@@ -94,17 +93,17 @@ SCHEDULES: dict[str, KernelFamily] = {
     ),
     "pattern_linear_int8": KernelFamily(
         summary="pattern-sparse linear layer in int8, scales, bias and activation fused",
-        algorithm=int8_kernel,
+        algorithm=LinearPlan.kernel,
         schedule=lambda f, _c: f,
-        flops=lambda k, _cpu: k.flops,
+        flops=_linear_flops,
         example=examples.int8_linear("pattern_linear_int8"),
         reference=references.int8_linear,
     ),
     "dense_linear_int8": KernelFamily(
         summary="dense linear layer in int8, scales, bias and activation fused",
-        algorithm=int8_kernel,
+        algorithm=LinearPlan.kernel,
         schedule=lambda f, _c: f,
-        flops=lambda k, _cpu: k.flops,
+        flops=_linear_flops,
         example=examples.int8_linear("dense_linear_int8"),
         reference=references.int8_linear,
     ),

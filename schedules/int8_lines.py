@@ -5,12 +5,14 @@ four lines: bytes, then pairs of bytes. x86 zips within 128 bits, and so does th
 the one mixes up the other puts right. After the zips a vector is four columns of the tokens of one vector of float32.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from rt3_tvm.schedules.layout import FEATURE_MAJOR
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, ElementType
 
 LANE_BYTES = 16
 """Zips and narrowing stay within so many bytes."""
@@ -67,3 +69,22 @@ class Lines:
         numbers = (lines ^ np.int8(-128) if self.unsigned else lines)[:, :, np.argsort(self.order)]
         split = numbers.reshape(len(lines), lines.shape[1], self.tiles, -1).transpose(0, 2, 1, 3)
         return np.ascontiguousarray(split.reshape(-1, lines.shape[1], FEATURE_MAJOR.token_tile)[:tiles])
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Activations of int8 for an instruction, a row of DOT_PRODUCTS, and how they lie."""
+
+    dot: str
+    lines: Lines
+
+    @property
+    def element(self) -> ElementType:
+        """What they are."""
+        return INT8
+
+    @classmethod
+    def of(cls, attr: Sequence[Any]) -> Self:
+        """Return what an attribute says: instruction, tokens of a line, whether they are unsigned."""
+        dot, tokens, unsigned = attr
+        return cls(str(dot), Lines(int(tokens), bool(unsigned)))

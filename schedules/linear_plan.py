@@ -12,8 +12,20 @@ from typing import Any
 from tvm import tirx
 
 from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
 from rt3_tvm.schedules.few_tokens import few_token_linear, few_tokens
-from rt3_tvm.schedules.layout import FEATURE_MAJOR, FLOAT16, FLOAT32, REAL, ElementType, FeatureMajor
+from rt3_tvm.schedules.int8_linear import Int8Kernel, int8_kernel
+from rt3_tvm.schedules.int8_lines import COLUMNS, Quantised
+from rt3_tvm.schedules.int8_packing import int8_kept
+from rt3_tvm.schedules.int8_plan import (
+    best_int8_cycles,
+    choose_int8_decisions,
+    choose_int8_packing,
+    lines_of,
+    quantise_cycles,
+    split_lines,
+)
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, FLOAT16, FLOAT32, INT8, REAL, ElementType, FeatureMajor
 from rt3_tvm.schedules.linear_decisions import (
     TYPICAL_TOKENS,
     LinearDecisions,
@@ -37,6 +49,9 @@ WIDE_TILE = 32
 
 NAME_ATTR = "rt3.name"
 """PrimFunc attribute that says what its symbol is to be called: the text of its plan."""
+
+ACTIVATION_ATTR = "rt3.activation"
+"""PrimFunc attribute of a kernel that multiplies quantised activations: its activation, for whoever computes the same."""
 
 SOURCE_ATTR = "rt3.plan_source"
 """PrimFunc attribute that says where its plan is from, if not from the model of the core."""
@@ -74,7 +89,7 @@ class LinearPlan:
     family
         Row of SCHEDULES.
     layout
-        Of the activations that it reads; the result is in the real layout.
+        Of the activations that it reads, or that are quantised for it; the result is in the real layout.
     matrix
         What the kernel multiplies by: dense where that is not slower than the patterns.
     parts
@@ -84,6 +99,8 @@ class LinearPlan:
         widens the values.
     source
         MODELLED, MEASURED or TUNED.
+    quantised
+        How the activations lie that it reads, where those are int8.
     """
 
     family: str
@@ -94,6 +111,7 @@ class LinearPlan:
     parts: tuple[LinearPart, ...]
     element: ElementType = REAL
     source: str = field(default=MODELLED, compare=False)
+    quantised: Quantised | None = None
 
     @property
     def tiles(self) -> int:
@@ -120,10 +138,20 @@ class LinearPlan:
     @property
     def weights(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of what is packed of the weight, by name, in the order in which the kernel takes it behind X."""
+        blocks = self.matrix.rows // self.packing.rows, self.packing.rows
+        if self.quantised is None:
+            return {
+                "values": (self.value_shape, self.element.dtype),
+                "offsets": (self.offset_shape, self.offset_dtype),
+                "bias": (blocks, REAL.dtype),
+            }
+        kept = self.parts[0].shape.kept
         return {
-            "values": (self.value_shape, self.element.dtype),
-            "offsets": (self.offset_shape, self.offset_dtype),
-            "bias": ((self.value_shape[1], self.packing.rows), REAL.dtype),
+            "values": ((blocks[0], kept // COLUMNS, self.packing.rows), "int32"),
+            "offsets": ((self.matrix.rows // self.matrix.group, kept), self.offset_dtype),
+            "bias": (blocks, REAL.dtype),
+            "scales": (blocks, REAL.dtype),
+            "starts": (blocks, "int32"),
         }
 
     def name(self, part: LinearPart) -> str:
@@ -134,14 +162,16 @@ class LinearPlan:
         group = "" if self.matrix.dense else f"_v{self.matrix.group}"
         block = f"{self.packing.rows}x{part.decisions.vectors}" if part.decisions else str(self.packing.rows)
         tokens = part.shape.tokens if part.decisions else self.tokens.length
-        return f"{self.family}_{self.element.short}{group}_r{block}_t{tokens}_k{self.matrix.kept}"
+        return f"{self.family.removesuffix('_int8')}_{self.element.short}{group}_r{block}_t{tokens}_k{self.matrix.kept}"
 
     def __str__(self) -> str:
         return "+".join(map(self.name, self.parts))
 
     def kernel(self, part: LinearPart, activation: str, cpu: CpuShape) -> tirx.PrimFunc:
         """Return the kernel of a part, not yet scheduled; that of the second part fills in the result of the first."""
-        if part.decisions is None:
+        if self.quantised is not None:
+            func = int8_kernel(self.int8(part, activation), cpu).with_attr(ACTIVATION_ATTR, activation)
+        elif part.decisions is None:
             func = few_token_linear(part.shape, self.packing, self.tokens.length, activation, self.element)
         else:
             func = linear_algorithm(part.shape, self.packing, part.decisions, cpu.lanes(self.element), activation)
@@ -152,8 +182,14 @@ class LinearPlan:
             func = func.with_attr(SOURCE_ATTR, self.source)
         return func.with_attr(NAME_ATTR, self.name(part))
 
+    def int8(self, part: LinearPart, activation: str) -> Int8Kernel:
+        """Return what fixes the kernel of a part that reads quantised activations."""
+        assert self.quantised is not None and part.decisions is not None
+        read = self.quantised
+        return Int8Kernel(part.shape, self.packing, part.decisions, read.dot, read.lines, activation)
+
     def flops(self, part: LinearPart) -> float:
-        """Return the floating-point operations of a part: of columns that are kept, on tokens that pad a tile too."""
+        """Return the operations of a part: of columns that are kept, on tokens that pad a tile too."""
         tokens = part.shape.tokens if part.decisions else self.tokens.length
         return 2.0 * self.matrix.rows * self.matrix.kept * tokens
 
@@ -170,7 +206,13 @@ class LinearPlan:
                 [p.shape.first, p.shape.tiles, *(p.decisions.__dict__.values() if p.decisions else ())]
                 for p in self.parts
             ],
-        } | ({"source": self.source} if self.source != MODELLED else {})
+        } | self._marks()
+
+    def _marks(self) -> dict[str, Any]:
+        """Return the attributes that not every plan has."""
+        marks: dict[str, Any] = {"source": self.source} if self.source != MODELLED else {}
+        read = self.quantised
+        return marks if read is None else marks | {"quantised": [read.dot, read.lines.tokens, read.lines.unsigned]}
 
     @classmethod
     def of(cls, attrs: Any) -> "LinearPlan":
@@ -183,7 +225,8 @@ class LinearPlan:
         for first, tiles, *decisions in (list(map(int, row)) for row in attrs["parts"]):
             parts.append((first, tiles, LinearDecisions(*decisions) if decisions else None))
         element, source = ElementType.of(attrs["element"]), str(attrs["source"]) if "source" in attrs else MODELLED
-        return plan_from(str(attrs["family"]), matrix, tokens, layout, packing, parts, element, source)
+        read = Quantised.of(attrs["quantised"]) if "quantised" in attrs else None
+        return plan_from(str(attrs["family"]), matrix, tokens, layout, packing, parts, element, source, read)
 
 
 PlanKey = tuple[MatrixShape, TokenCount, ElementType]
@@ -199,16 +242,24 @@ def plan_from(
     parts: Iterable[tuple[int, int, LinearDecisions | None]],
     element: ElementType = REAL,
     source: str = MODELLED,
+    quantised: Quantised | None = None,
 ) -> LinearPlan:
     """Return a plan of which all is decided; ``parts`` as (first tile, tiles, decisions)."""
-    whole = whole_shape(matrix, tokens, packing, layout)
+    whole = whole_shape(matrix, tokens, packing, layout, quantised)
     made = tuple(LinearPart(_part(whole, first, tiles), decisions) for first, tiles, decisions in parts)
-    return LinearPlan(family, layout, matrix, tokens, packing, made, element, source)
+    return LinearPlan(family, layout, matrix, tokens, packing, made, element, source, quantised)
 
 
-def whole_shape(matrix: MatrixShape, tokens: TokenCount, packing: LinearPacking, layout: FeatureMajor) -> LinearShape:
+def whole_shape(
+    matrix: MatrixShape,
+    tokens: TokenCount,
+    packing: LinearPacking,
+    layout: FeatureMajor,
+    quantised: Quantised | None = None,
+) -> LinearShape:
     """Return the sizes of a packed matrix for all of its tokens."""
-    kept = padded_kept(matrix.kept, packing)
+    padded = padded_kept(matrix.kept, packing)
+    kept = padded if quantised is None else int8_kept(matrix.kept, DOT_PRODUCTS[quantised.dot], packing)
     offsets = offset_dtype(matrix.cols)
     return LinearShape(tokens.tiles(layout), matrix.rows, matrix.cols, kept, matrix.group, offsets, layout=layout)
 
@@ -256,12 +307,13 @@ def plan_linear(
 
 
 def planned_element(cpu: CpuShape, matrix: MatrixShape, element: ElementType) -> ElementType:
-    """Return what a matrix of a level of an element type is planned in: float32 where that is not slower.
+    """Return what a matrix of a level of an element type is planned in: a wider type where that is not slower.
 
     The conversion of what the layer reads counts; that is decided for all numbers of tokens at once, so that weights are stored
     once.
     """
-    return min((REAL, element), key=lambda e: PLANNERS[e].cycles(cpu, matrix))
+    wider = (e for e in cpu.elements if e.bytes > element.bytes)
+    return min((*wider, element), key=lambda e: (PLANNERS[e].cycles(cpu, matrix), -e.bytes))
 
 
 def _float_planner(element: ElementType) -> Planner:
@@ -287,8 +339,27 @@ def _float_planner(element: ElementType) -> Planner:
     return Planner(cycles, plan)
 
 
-PLANNERS = {element: _float_planner(element) for element in (FLOAT32, FLOAT16)}
-"""By element type; those that are not here cannot be compiled for any core."""
+def _int8_planner() -> Planner:
+    """Return how layers are planned that multiply quantised activations."""
+
+    def sparse_or_dense(cpu: CpuShape, matrix: MatrixShape) -> MatrixShape:
+        dense = MatrixShape.dense_of(matrix.rows, matrix.cols)
+        return matrix if best_int8_cycles(cpu, matrix) < best_int8_cycles(cpu, dense) else dense
+
+    def cycles(cpu: CpuShape, matrix: MatrixShape) -> float:
+        if INT8 not in cpu.elements:
+            return float("inf")
+        return best_int8_cycles(cpu, sparse_or_dense(cpu, matrix)) + quantise_cycles(cpu, matrix.cols)
+
+    def plan(cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount) -> LinearPlan:
+        matrix = sparse_or_dense(cpu, matrix)
+        return plan_of_family("dense_linear_int8" if matrix.dense else "pattern_linear_int8", cpu, matrix, tokens, INT8)
+
+    return Planner(cycles, plan)
+
+
+PLANNERS = {element: _float_planner(element) for element in (FLOAT32, FLOAT16)} | {INT8: _int8_planner()}
+"""By element type."""
 
 
 def plan_of_family(
@@ -300,6 +371,8 @@ def plan_of_family(
     packing: LinearPacking | None = None,
 ) -> LinearPlan:
     """Return the plan of a matrix with the kernel of a family, whether or not another one would be cheaper."""
+    if element is INT8:
+        return _int8_plan(family, cpu, matrix, tokens, packing or choose_int8_packing(cpu, matrix))
     layout = layout_of(element, tokens)
     packing = packing or choose_packing(cpu, matrix, layout_of(element, TokenCount(1, TYPICAL_TOKENS)))
     if family == "few_token_linear":
@@ -309,3 +382,12 @@ def plan_of_family(
     shape = whole_shape(matrix, tokens, packing, layout)
     parts = (LinearPart(p, choose_decisions(cpu, p, packing)) for p in split_tiles(cpu, shape, packing))
     return LinearPlan(family, layout, matrix, tokens, packing, tuple(parts), element)
+
+
+def _int8_plan(
+    family: str, cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount, packing: LinearPacking
+) -> LinearPlan:
+    read = Quantised(cpu.dot, lines_of(cpu))
+    whole = whole_shape(matrix, tokens, packing, FEATURE_MAJOR, read)
+    parts = (LinearPart(part, choose_int8_decisions(cpu, part, packing)) for part in split_lines(cpu, whole))
+    return LinearPlan(family, FEATURE_MAJOR, matrix, tokens, packing, tuple(parts), INT8, quantised=read)

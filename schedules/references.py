@@ -12,7 +12,6 @@ from tvm import tirx
 from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.convert import ConversionShape
 from rt3_tvm.schedules.cpu import CpuShape
-from rt3_tvm.schedules.int8_linear import Int8Kernel
 from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, FeatureMajor
 from rt3_tvm.schedules.linear_plan import LinearPart, LinearPlan
@@ -58,9 +57,20 @@ def quantise(shape: QuantiseShape, x: Any) -> Arrays:
 
 
 def int8_linear(
-    k: Int8Kernel, _cpu: CpuShape, x: Any, token_scales: Any, values: Any, offsets: Any, bias: Any, scales: Any, _: Any
+    plan: LinearPlan,
+    part: LinearPart,
+    activation: str,
+    _cpu: CpuShape,
+    x: Any,
+    token_scales: Any,
+    values: Any,
+    offsets: Any,
+    bias: Any,
+    scales: Any,
+    _: Any,
 ) -> Arrays:
-    """Y = act(W X scales + b), the sums in integers, for a kernel of all tiles."""
+    """Y = act(W X scales + b), the sums in integers, for a plan of one part."""
+    k = plan.int8(part, activation)
     shape, rows = k.shape, k.packing.rows
     steps = k.lines.unpack(x.reshape(k.lines.shape(shape.tiles, shape.cols)), shape.tiles).astype(np.int64)
     weights = values[..., None].view(np.int8).transpose(0, 2, 1, 3).reshape(shape.rows, -1).astype(np.int64)

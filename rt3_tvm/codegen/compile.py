@@ -30,6 +30,7 @@ from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
 from rt3_tvm.codegen.options import CompileOptions
 from rt3_tvm.codegen.plan import VariantDraft, VariantPlan, plan_variant
+from rt3_tvm.codegen.prove_int8 import prove_int8
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly, check_names
 from rt3_tvm.codegen.verify import Failure, Proof, emulate_bundle, is_foreign, room_for, runs_here, verify_bundle
 from rt3_tvm.codegen.weights import WEIGHTS_FILE, WeightLayout, WeightStore
@@ -43,7 +44,7 @@ from rt3_tvm.frontend import ImportedModel, import_model
 from rt3_tvm.runtime.check import BUNDLE_FORMAT, check_bundle, read_metadata
 from rt3_tvm.schedules import LINEAR_FAMILIES
 from rt3_tvm.schedules.cpu import CpuShape
-from rt3_tvm.schedules.layout import REAL, ElementType
+from rt3_tvm.schedules.layout import INT8, REAL, ElementType
 from rt3_tvm.schedules.linear_plan import MEASURED, MODELLED, TUNED, MatrixShape, TokenCount
 from rt3_tvm.schedules.tuned import CoreId, Needs
 from rt3_tvm.schedules.tuning_log import TuningLogs
@@ -311,6 +312,11 @@ class _Build:
         return length, imported, mod
 
     @property
+    def _int8(self) -> list[Variant]:
+        """The variants that multiply int8."""
+        return [v for v in self.variants.values() if any(step.dtype == INT8.dtype for step in v.plan.steps)]
+
+    @property
     def plans(self) -> list[VariantPlan]:
         """The plans of all variants."""
         return [variant.plan for variant in self.variants.values()]
@@ -346,7 +352,7 @@ class _Build:
         with place.timed("kernels"):
             self.kernels.compile(place.target, folder / "kernels.o", use_cache)
             weights.result()
-        (folder / "metadata.json").write_bytes(encode_metadata(metadata, room_for(len(self.plans))))
+        (folder / "metadata.json").write_bytes(encode_metadata(metadata, room_for(len(self.plans), len(self._int8))))
         tables = Tables(
             levels,
             self.plans,
@@ -374,12 +380,12 @@ class _Build:
         proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, exact, dtypes)
         if runs_here(place.bundle):
             self.progress("verify every level and length")
-            return verify_bundle(place.bundle, proof, partial(self._explain, place.folder))
+            return self._verified(place, proof)
         self.progress("verify every level and length by its kernels, built for this machine")
         with ThreadPoolExecutor(1) as beside:
             emulation = beside.submit(emulate_bundle, place.bundle, proof, place.target, place.compiler, self.soname)
             made = twin()
-            facts = verify_bundle(made.bundle, proof, partial(self._explain, made.folder))
+            facts = self._verified(made, proof)
             emulated = emulation.result().compare(proof)
         return facts | {"what": "its kernels, built for the machine that compiled it,", "emulated": emulated}
 
@@ -397,12 +403,17 @@ class _Build:
             raise Rt3Error(f"{error.text}; it builds what this machine verifies: see `verify`") from error
         return place
 
-    def _explain(self, folder: Path, failure: Failure) -> str:
-        """Say where the compiled model goes wrong; the folder has what it was linked from, for this machine."""
+    def _verified(self, place: _Place, proof: Proof) -> dict[str, Any]:
+        """Verify a bundle of this machine: the kernels of its variants of int8 by themselves first."""
         machine = platform.machine()
-        built = Built(folder, "kernels.o", self.kernels, choose_compiler(machine, None, machine))
-        variant = self.variants[failure.level, failure.length]
-        return first_difference(variant, built, self.model, failure.trial)
+        built = Built(place.folder, "kernels.o", self.kernels, choose_compiler(machine, None, machine), self.store)
+
+        def explain(failure: Failure) -> str:
+            return first_difference(self.variants[failure.level, failure.length], built, self.model, failure.trial)
+
+        exact = [prove_int8(variant, built, proof, explain) for variant in self._int8]
+        facts = verify_bundle(place.bundle, proof, explain)
+        return facts | ({"int8": exact} if exact else {})
 
     def metadata(self) -> dict[str, Any]:
         """Return what ``rt3 inspect`` shows of a bundle."""

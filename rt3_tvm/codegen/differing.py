@@ -1,6 +1,8 @@
 """Where a wrong bundle goes wrong: the first stage, and of the kernels the first in order of execution, whose values differ."""
 
+import ctypes
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +10,17 @@ import torch
 import tvm
 from tvm import IRModule, relax
 
+from rt3_tvm.codegen.exact import ExactWalk
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.plan import Step, VariantPlan
 from rt3_tvm.codegen.trace import Seen, Trace, trace_variant, values_of
 from rt3_tvm.codegen.walk import Walk, link_kernels
-from rt3_tvm.codegen.weights import WEIGHTS_FILE
+from rt3_tvm.codegen.weights import WEIGHTS_FILE, WeightStore
 from rt3_tvm.export import ExportForm
 from rt3_tvm.frontend import ImportedModel
+from rt3_tvm.model import NUMBERS
+from rt3_tvm.schedules.int8_plan import lines_of
+from rt3_tvm.schedules.layout import FLOAT16, INT8
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.trials import TOLERANCES, Trial, compare, cropped, padded_trial, reference, relative_error
 
@@ -37,6 +43,18 @@ class Built:
     kernels: str
     table: KernelTable
     compiler: list[str]
+    store: WeightStore
+
+    @cached_property
+    def _library(self) -> ctypes.CDLL:
+        return link_kernels(self.compiler, self.folder, self.kernels)
+
+    def walk(self, variant: Variant) -> Walk | ExactWalk:
+        """Return a walk over a variant, whose layers of int8 are checked and go on from float32."""
+        walk = Walk(self._library, self.table.kernels, variant.plan, self.folder / WEIGHTS_FILE)
+        if all(step.dtype != INT8.dtype for step in variant.plan.steps):
+            return walk
+        return ExactWalk(walk, self.table, self.store, lines_of(variant.context.cpu))
 
 
 def first_difference(variant: Variant, built: Built, model: torch.nn.Module, trial: Trial) -> str:
@@ -47,7 +65,7 @@ def first_difference(variant: Variant, built: Built, model: torch.nn.Module, tri
 
     def is_wrong(got: dict[str, np.ndarray]) -> bool:
         got = cropped(imported.outputs, got, trial)
-        return not compare(model, imported.outputs, trial, got, want, tolerance_of(variant)).tolerated
+        return not compare(model, imported.outputs, trial, got, want, float_dtype(variant)).tolerated
 
     if is_wrong(reference(model, padded)):
         return f"PyTorch itself gives other values when the input is padded to {imported.length} tokens"
@@ -63,9 +81,9 @@ def first_difference(variant: Variant, built: Built, model: torch.nn.Module, tri
     return _first_kernel(variant, built, trace, values, padded)
 
 
-def tolerance_of(variant: Variant) -> float:
-    """Return what is tolerated of a variant."""
-    return TOLERANCES[variant.context.element.dtype]
+def float_dtype(variant: Variant) -> str:
+    """Return by which element type a variant is measured whose layers of int8 go on from float32."""
+    return FLOAT16.dtype if any(step.dtype == FLOAT16.dtype for step in variant.plan.steps) else NUMBERS
 
 
 def _arguments(variant: Variant, model: torch.nn.Module, padded: Trial) -> list[np.ndarray]:
@@ -90,8 +108,7 @@ def _first_kernel(
     variant: Variant, built: Built, trace: Trace, values: dict[relax.Var, np.ndarray], padded: Trial
 ) -> str:
     """Run the steps one by one and return the first whose output is not the value that it stands for."""
-    library = link_kernels(built.compiler, built.folder, built.kernels)
-    walk = Walk(library, built.table.kernels, variant.plan, built.folder / WEIGHTS_FILE)
+    walk, tolerance = built.walk(variant), TOLERANCES[float_dtype(variant)]
     steps = walk.run(variant.imported.inputs, padded.inputs)
     for number, (step, call) in enumerate(zip(steps, trace.calls, strict=True)):
         ty = call.var.ty
@@ -99,7 +116,7 @@ def _first_kernel(
         for i, (place, field) in enumerate(zip(step.args[-len(types) :], types, strict=True)):
             for seen in trace.seen.get((call.var, i), ()):
                 error = _error(seen, seen.to_plain(walk.read(place, field)), values[seen.var], padded)
-                if error > tolerance_of(variant):
+                if error > tolerance:
                     return f"first to differ is {_named(trace, built, step, seen, number)}, by {error:.2g} of its size"
     return "no kernel differs: their errors add up, or the runtime hands in or out something else"
 

@@ -28,8 +28,7 @@ def level_elements(
     for dtype in dtypes:
         if dtype not in known:
             core = f"{device.cluster.core} of {device.name}"
-            yet = "" if ElementType.of(dtype) in PLANNERS else "yet "
-            raise Rt3Error(f"`dtype` {dtype} is not {yet}for {core}: choose from {', '.join(known)}")
+            raise Rt3Error(f"`dtype` {dtype} is not for {core}: choose from {', '.join(known)}")
     for glob in options.keep_float:
         if not any(fnmatchcase(name, glob) for name in checkpoint.weights):
             raise Rt3Error(f"`keep_float` '{glob}': the model has no parameter of such a name")

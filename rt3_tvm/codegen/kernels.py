@@ -17,6 +17,7 @@ from tvm.tirx.compilation_pipeline import get_tir_pipeline
 
 from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.by_lane import LoadByLane
+from rt3_tvm.codegen.portable import for_target
 from rt3_tvm.schedules import BY_LANE_ATTR, KERNEL_ATTR, NAME_ATTR, SOURCE_ATTR, TASKS_ATTR
 from rt3_tvm.schedules.cpu import KERNEL_STACK_BYTES
 from rt3_tvm.schedules.linear_plan import MODELLED
@@ -132,8 +133,9 @@ def lower(module: IRModule) -> IRModule:
 
 def machine_code(lowered: IRModule, target: Mapping[str, Any]) -> tvm.runtime.Module:
     """Return a lowered module compiled for a target."""
+    native = for_target(lowered, target)
     bound = IRModule(
-        {name: func.with_attr("target", tvm.target.Target(dict(target))) for name, func in lowered.functions_items()}
+        {name: func.with_attr("target", tvm.target.Target(dict(target))) for name, func in native.functions_items()}
     )
     _, final_passes, _ = get_tir_pipeline("s_tir")
     return codegen_build(final_passes()(bound), _alone(target))

@@ -34,7 +34,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of a kernel; ``matrix`` names the weight of a linear layer, ``dtype`` what it multiplies.
+    """One call of a kernel; ``weight``: of a linear layer.
 
     ``flops`` counts what the kernel computes on tokens, padded ones included, and on kept weights only; ``bytes`` every
     argument once.
@@ -42,10 +42,19 @@ class Step:
 
     kernel: int
     args: tuple[Place, ...]
-    matrix: str = ""
+    weight: WeightRef | None = None
     flops: int = 0
     bytes: int = 0
-    dtype: str = REAL.dtype
+
+    @property
+    def matrix(self) -> str:
+        """Name of the weight of a linear layer."""
+        return self.weight.weight if self.weight else ""
+
+    @property
+    def dtype(self) -> str:
+        """What a linear layer multiplies."""
+        return self.weight.element if self.weight else REAL.dtype
 
 
 @dataclass(frozen=True)
@@ -84,10 +93,9 @@ class _Call:
 
     kernel: int
     args: list[_Value]
-    matrix: str
+    weight: WeightRef | None
     flops: int
     bytes: int
-    dtype: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +112,7 @@ class VariantDraft:
     def placed(self, offsets: Sequence[int]) -> VariantPlan:
         """Return the plan; ``offsets``: of the store's arrays, by number."""
         steps = tuple(
-            Step(c.kernel, tuple(_place(v, offsets) for v in c.args), c.matrix, c.flops, c.bytes, c.dtype)
-            for c in self.calls
+            Step(c.kernel, tuple(_place(v, offsets) for v in c.args), c.weight, c.flops, c.bytes) for c in self.calls
         )
         return VariantPlan(self.level, self.length, steps, self.inputs, self.outputs, self.workspace_bytes)
 
@@ -159,11 +166,11 @@ class _Planner:
         outputs = [] if in_place else [self.buffer(t, step) for t in types]
         self.values[var] = [arguments[-1]] if in_place else outputs
         refs = [self.references.get(a) for a in operands.fields if isinstance(a, relax.Var)]
-        matrix, dtype = next(((r.weight, r.element) for r in refs if r and r.kind == "values"), ("", REAL.dtype))
+        weight = next((r for r in refs if r and r.kind == "values"), None)
         func = self.mod[target]
         flops = int(func.attrs.get(FLOPS_ATTR, 0))
         size = SCHEDULES[str(func.attrs[KERNEL_ATTR])].bytes(func)
-        self.calls.append(_Call(self.kernels.index(func), [*arguments, *outputs], matrix, flops, size, dtype))
+        self.calls.append(_Call(self.kernels.index(func), [*arguments, *outputs], weight, flops, size))
 
 
 def _bytes(ty: relax.TensorType) -> int:

@@ -19,8 +19,11 @@ from rt3_tvm.errors import JobError
 from rt3_tvm.model import NUMBERS, OutputSpec, inputs_of
 from rt3_tvm.runtime import load
 from rt3_tvm.runtime.check import WrongMachine
+from rt3_tvm.schedules.layout import INT8
 from rt3_tvm.trials import TOLERANCES, Difference, Trial, compare, reference, trials_of
 
+COARSE = "every layer computes what integers give: leave some out by `keep_float`, or choose another `dtype`"
+"""What can be done where a level of int8 is far from PyTorch."""
 ROOM = 1024
 """Bytes of metadata for the facts of a verification, and as many again for each eight variants."""
 
@@ -58,8 +61,11 @@ class Proof:
 
     def compare(self, level: int, trial: Trial, got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> Difference:
         """Return how far the outputs of a level are from PyTorch's."""
-        dtype = self.dtypes[level] if self.dtypes else NUMBERS
-        return compare(self.model, self.outputs, trial, got, want, TOLERANCES[dtype])
+        return compare(self.model, self.outputs, trial, got, want, self.dtype(level))
+
+    def dtype(self, level: int) -> str:
+        """Return what the linear layers of a level multiply."""
+        return self.dtypes[level] if self.dtypes else NUMBERS
 
     @cached_property
     def trials(self) -> dict[int, tuple[Trial, ...]]:
@@ -85,9 +91,9 @@ class Failure:
         return f"{where}: output '{found.output}' {found.text} ({self.trial.name}, {self.trial.shape})"
 
 
-def room_for(variants: int) -> int:
-    """Return the bytes of metadata that the facts of a verification take."""
-    return ROOM * (1 + -(-variants // 8))
+def room_for(variants: int, int8: int = 0) -> int:
+    """Return the bytes of metadata that the facts of a verification take; of variants of int8 there is more to say."""
+    return ROOM * (1 + -(-(variants + 2 * int8) // 8))
 
 
 def is_foreign(target: Mapping[str, Any]) -> bool:
@@ -180,6 +186,8 @@ def verify_bundle(path: Path, proof: Proof, explain: Callable[[Failure], str]) -
                     found = proof.compare(level, trial, got, want)
                     if not found.tolerated:
                         failure = Failure(level, length, trial, found)
+                        if proof.dtype(level) == INT8.dtype:  # its kernels have proved themselves
+                            raise JobError(f"int8 is too coarse for this model: {failure}; {COARSE}")
                         raise JobError(f"the compiled model is wrong: {failure}; {explain(failure)}")
                     worst = max(worst, found.error)
                 rows.append({"level": level, "length": length, "error": float(f"{worst:.3g}")})

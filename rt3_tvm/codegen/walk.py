@@ -10,7 +10,7 @@ from tvm import relax
 from rt3_tvm.codegen.kernels import Kernel
 from rt3_tvm.codegen.link import run_compiler
 from rt3_tvm.codegen.plan import ALIGNMENT, Place, Step, VariantPlan
-from rt3_tvm.model import InputSpec
+from rt3_tvm.model import InputSpec, OutputSpec
 
 
 def link_kernels(compiler: list[str], folder: Path, kernels: str) -> ctypes.CDLL:
@@ -32,8 +32,7 @@ class Walk:
     def run(self, specs: tuple[InputSpec, ...], inputs: dict[str, np.ndarray]) -> Iterator[Step]:
         """Yield each step when it has run; what it has written stands until the next."""
         for spec, offset in zip(specs, self.plan.inputs, strict=True):
-            value = np.ascontiguousarray(inputs[spec.name]).view(np.uint8).reshape(-1)
-            self.workspace[offset : offset + value.size] = value
+            self.write(Place("workspace", offset), inputs[spec.name])
         for step in self.plan.steps:
             kernel = self.kernels[step.kernel]
             pointers = [ctypes.c_void_p(self._address(place)) for place in step.args]
@@ -45,6 +44,19 @@ class Walk:
         shape, dtype = [int(d) for d in ty.shape], np.dtype(str(ty.dtype))
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         return self.workspace[place.offset : place.offset + size].view(dtype).reshape(shape).copy()
+
+    def outputs(self, specs: tuple[OutputSpec, ...], batch: int, length: int) -> dict[str, np.ndarray]:
+        """Return the outputs of a variant for a batch and a length, by name, when all steps have run."""
+        found, sizes = {}, {"batch": batch, "length": length}
+        for spec, offset in zip(specs, self.plan.outputs, strict=True):
+            shape = [sizes.get(str(axis)) or int(axis) for axis in spec.axes]
+            found[spec.name] = self.read(Place("workspace", offset), relax.TensorType(shape, spec.dtype))
+        return found
+
+    def write(self, place: Place, value: np.ndarray) -> None:
+        """Put a tensor into the workspace."""
+        flat = np.ascontiguousarray(value).view(np.uint8).reshape(-1)
+        self.workspace[place.offset : place.offset + flat.size] = flat
 
     def _address(self, place: Place) -> int:
         return (self.weights if place.segment == "weights" else self.workspace).ctypes.data + place.offset

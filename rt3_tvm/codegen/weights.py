@@ -1,7 +1,7 @@
 """The weight store of a bundle: every distinct array once, in one blob that has a section for each level."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,8 @@ import numpy as np
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.pattern import SparseMatrix
 from rt3_tvm.runtime.check import SHARED
+from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
+from rt3_tvm.schedules.int8_packing import PackedInt8, pack_int8
 from rt3_tvm.schedules.layout import ElementType
 from rt3_tvm.schedules.packing import PackedLinear, pack_linear, pack_rows
 from rt3_tvm.transform.context import UNPRUNED, WeightRef
@@ -50,7 +52,7 @@ class WeightStore:
     arrays: list[np.ndarray] = field(default_factory=list)
     _users: list[set[int]] = field(default_factory=list)
     _numbers: dict[bytes, int] = field(default_factory=dict)
-    _packed: dict[tuple, PackedLinear] = field(default_factory=dict)
+    _packed: dict[WeightRef, PackedLinear | PackedInt8] = field(default_factory=dict)
 
     def add(self, array: np.ndarray, level: int) -> int:
         """Return the number of an array that a level uses; ``UNPRUNED``: that no level changes."""
@@ -85,26 +87,32 @@ class WeightStore:
     def _matrix(self, ref: WeightRef) -> SparseMatrix:
         return self.checkpoint.levels[ref.level].matrices[ref.weight]
 
-    def _linear(self, ref: WeightRef) -> PackedLinear:
-        key = (ref.weight, ref.bias, ref.level, ref.packing, ref.dense, ref.transposed, ref.element)
-        if key not in self._packed:
-            self._packed[key] = self._pack(ref)
-        return self._packed[key]
+    def _linear(self, ref: WeightRef) -> PackedLinear | PackedInt8:
+        whole = replace(ref, kind="values")  # all kinds are packed together
+        if whole not in self._packed:
+            self._packed[whole] = self._pack(ref)
+        return self._packed[whole]
 
-    def _pack(self, ref: WeightRef) -> PackedLinear:
+    def multiplied(self, ref: WeightRef) -> np.ndarray:
+        """Return the (rows, cols) that a linear layer multiplies by, masked where its level prunes it."""
         weight = self.checkpoint.weights[ref.weight]
         weight = weight.T if ref.transposed else weight.reshape(weight.shape[0], -1)
+        return weight if ref.level == UNPRUNED else weight * self._matrix(ref).mask()
+
+    def _pack(self, ref: WeightRef) -> PackedLinear | PackedInt8:
         bias, element = self.checkpoint.weights[ref.bias] if ref.bias else None, ElementType.of(ref.element)
+        weight = self.multiplied(ref)
         matrix = None if ref.level == UNPRUNED else self._matrix(ref)
         if ref.packing is None:
             assert matrix is not None
             return pack_rows(weight, *matrix.group_columns())
-        if matrix is not None and not ref.dense:
-            return pack_linear(weight, *matrix.group_columns(), bias, ref.packing, element)
-        if matrix is not None:
-            weight = weight * matrix.mask()  # both are (rows, cols) here
         columns = np.arange(weight.shape[1], dtype=np.int32)[None]
-        return pack_linear(weight, columns, np.ones_like(columns, dtype=np.bool_), bias, ref.packing, element)
+        valid = np.ones_like(columns, dtype=np.bool_)
+        if matrix is not None and not ref.dense:
+            columns, valid = matrix.group_columns()
+        if ref.dot:
+            return pack_int8(weight, columns, valid, bias, ref.packing, DOT_PRODUCTS[ref.dot])
+        return pack_linear(weight, columns, valid, bias, ref.packing, element)
 
     def write(self, path: Path, layout: WeightLayout) -> None:
         """Write the blob; zeros lie between arrays and between sections."""

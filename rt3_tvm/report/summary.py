@@ -115,9 +115,10 @@ def _verified(facts: dict[str, Any]) -> str:
             if "skipped" in emulated
             else f"; run by {emulated['command']}"
         )
+    exact = "; every call of int8 against integers" if "int8" in facts else ""
     return (
         f"verified: {facts['what']} against masked PyTorch, largest error {worst['error']:g} (level {worst['level']}, length "
-        f"{worst['length']}; tolerated {max(facts['tolerance'].values()):g}){under}"
+        f"{worst['length']}; tolerated {max(facts['tolerance'].values()):g}){exact}{under}"
     )
 
 

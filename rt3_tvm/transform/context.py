@@ -14,7 +14,9 @@ from rt3_tvm.schedules.linear_plan import LinearPlan, PlanKey
 WEIGHTS_ATTR = "rt3.weights"
 """Attribute of the lowered ``main``: what its parameters behind the inputs hold, in their order: printing changes names."""
 
-Kind = Literal["raw", "values", "offsets", "bias", "scales"]
+Kind = Literal["raw", "values", "offsets", "bias", "scales", "starts"]
+INT8_FACTS = ("dot",)
+"""Fields of a reference that only int8 has, and that are no attributes where they are empty."""
 UNPRUNED = -1
 """Level of a weight that no level masks."""
 
@@ -25,7 +27,7 @@ class WeightRef:
 
     Equal references are stored once, whatever level or length uses them. ``transposed``: the model stores (cols, rows).
     Without ``packing`` the values and offsets are those of a table whose rows are looked up. ``element``: the name of what the
-    layer multiplies.
+    layer multiplies; ``dot``: the instruction, of int8.
     """
 
     kind: Kind
@@ -36,6 +38,7 @@ class WeightRef:
     dense: bool = False
     transposed: bool = False
     element: str = REAL.dtype
+    dot: str = ""
 
     @property
     def name(self) -> str:
@@ -43,14 +46,15 @@ class WeightRef:
         kind = "" if self.kind == "raw" else f".{self.kind}"
         bias = f".{self.bias}" if self.kind == "bias" and self.bias else ""
         packing = f".{self.packing}" if self.packing is not None else ""
-        element = f".{ElementType.of(self.element).short}" if self.element != REAL.dtype else ""
+        element = f".{ElementType.of(self.element).short}{self.dot}" if self.element != REAL.dtype else ""
         dense = ".dense" if self.dense and self.level != UNPRUNED else ""
         suffix = f".level{self.level}" if self.level != UNPRUNED else ""
         return f"{self.weight}{kind}{bias}{packing}{element}{dense}{suffix}"
 
     def to_attrs(self) -> dict[str, Any]:
         """Return the reference as an attribute of a function: texts, numbers and a list, empty without a packing."""
-        return self.__dict__ | {"packing": list(self.packing.__dict__.values()) if self.packing is not None else []}
+        facts = self.__dict__ | {"packing": list(self.packing.__dict__.values()) if self.packing is not None else []}
+        return {name: fact for name, fact in facts.items() if name not in INT8_FACTS or fact}
 
     @classmethod
     def of(cls, attrs: Any) -> Self:
@@ -66,6 +70,7 @@ class WeightRef:
             bool(attrs["dense"]),
             bool(attrs["transposed"]),
             str(attrs["element"]),
+            *(str(attrs[name]) if name in attrs else "" for name in INT8_FACTS),
         )
 
 

@@ -12,7 +12,8 @@ from tvm import IRModule, relax, tirx
 from tvm.ir.expr import GenericConst
 
 from rt3_tvm.schedules import kernel
-from rt3_tvm.schedules.convert import CONVERSIONS, ConversionShape
+from rt3_tvm.schedules.convert import CONVERSIONS
+from rt3_tvm.schedules.int8_lines import Quantised
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
 from rt3_tvm.transform.composites import is_real, static_shape
 from rt3_tvm.transform.context import VariantContext, WeightRef
@@ -83,7 +84,9 @@ class Layouts:
         self.feature_major: dict[relax.Var, relax.Expr] = {}
         self.heads_first: dict[relax.Var, relax.Expr] = {}
         self.score_tiles: dict[relax.Var, relax.Expr] = {}
-        self.converted: dict[tuple[relax.Expr, FeatureMajor], list[relax.Expr]] = {}  # by what was converted
+        self.converted: dict[
+            tuple[relax.Expr, FeatureMajor | Quantised], list[relax.Expr]
+        ] = {}  # by what was converted
         self.tuples: dict[relax.Var, list[relax.Expr]] = {}  # feature-major fields
         self.bound_tuples: dict[relax.Var, list[relax.Expr]] = {}  # fields of the old module
         self.parameters: dict[str, relax.Var] = {}
@@ -126,14 +129,14 @@ class Layouts:
             self.feature_major[expr] = self.kernel("to_feature_major", t.sizes, [source], t.ty())
         return self.feature_major[expr]
 
-    def as_layout(self, expr: relax.Expr, layout: FeatureMajor) -> list[relax.Expr]:
+    def as_layout(self, expr: relax.Expr, layout: FeatureMajor | Quantised) -> list[relax.Expr]:
         """Return a token tensor in a layout that linear layers multiply in, with what belongs to it: converted once for all."""
         source, t = self.as_feature_major(expr), token_shape(expr)
         if layout == t.layout:
             return [source]
         if (source, layout) not in self.converted:
             conversion = CONVERSIONS[layout.element]
-            shape = ConversionShape(t.layout, layout, t.tiles, t.features)
+            shape = conversion.shape(t.layout, layout, t.tiles, t.features)
             types = [tensor(*result) for result in conversion.results(shape)]
             made = self.kernel(conversion.family, (shape,), [source], types if len(types) > 1 else types[0])
             several = [relax.TupleGetItem(made, i) for i in range(len(types))]

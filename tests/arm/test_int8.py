@@ -4,7 +4,7 @@ import arm
 import numpy as np
 import pytest
 
-from rt3_tvm.schedules import SCHEDULES, kernel
+from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES, kernel
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
 from rt3_tvm.schedules.examples import SMALL
@@ -71,6 +71,7 @@ def test_no_inner_loop_stores_to_the_stack(core, group):
         shape = int8_shape(cpu, matrix, packing, 8)
         best = min(kernels(cpu, shape, packing), key=lambda k: int8_cycles(cpu, k))
         with skips_without_tools():
-            (function,) = arm.code_of([kernel("pattern_linear_int8", best, cpu)], cluster).values()
+            marked = int8_kernel(best, cpu).with_attr(KERNEL_ATTR, "pattern_linear_int8")
+            (function,) = arm.code_of([marked], cluster).values()
         assert function.loops and not function.stack_stores_in_loops
         assert any(one.name == "sdot" for one in function.instructions)

@@ -17,7 +17,7 @@ def lower_linear(lowering: Layouts, var: relax.Var, row: Composite, func: relax.
     if annotation is None:
         return False
     plan, t = annotation.plan, token_shape(args["x"])
-    x, *beside = lowering.as_layout(args["x"], plan.layout)
+    x, *beside = lowering.as_layout(args["x"], plan.quantised or plan.layout)
     flat = relax.op.reshape(x, (math.prod(static_shape(x)),))
     operands = [lowering.builder.emit(flat), *beside, *_weights(lowering, annotation, row, args)]
     out = Tokens(t.batch, t.length, plan.matrix.rows).ty()
@@ -30,13 +30,15 @@ def lower_linear(lowering: Layouts, var: relax.Var, row: Composite, func: relax.
 
 
 def _weights(lowering: Layouts, annotation: LinearAnnotation, row: Composite, args: Arguments) -> list[relax.Expr]:
-    """Return what is packed of a weight, as the plan says: values, offsets and bias, and scales where the values have some."""
+    """Return what is packed of a weight, as the plan says: values, offsets and bias, and what values of int8 have besides."""
     plan = annotation.plan
     bias = lowering.context.parameters[args["bias"].name] if "bias" in args else ""
 
     def weight(kind: Any, shape: tuple[int, ...], dtype: str) -> relax.Var:
         dense, element = plan.matrix.dense, plan.element.dtype
-        ref = WeightRef(kind, annotation.matrix, bias, annotation.level, plan.packing, dense, row.transposed, element)
+        dot = plan.quantised.dot if plan.quantised else ""
+        facts = annotation.level, plan.packing, dense, row.transposed, element, dot
+        ref = WeightRef(kind, annotation.matrix, bias, *facts)
         return lowering.parameter(ref, tensor(shape, dtype))
 
     return [weight(kind, *type_of) for kind, type_of in plan.weights.items()]

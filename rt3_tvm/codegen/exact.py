@@ -1,0 +1,154 @@
+"""Layers of int8 against integers: each of their calls by itself, and in float32 whatever is between them.
+
+A value that is off by nothing worth a name can be rounded to another step, and what is off by a step moves the steps of all
+layers behind it. So the outputs of a level of int8 cannot be compared with PyTorch's as tightly as a wrong kernel would want. Its
+kernels are run one by one instead. What a quantiser or a layer writes is compared with what NumPy makes, in integers, of the very
+numbers that it read. Then what the layer would be in float32 is put in the place of its result: what comes out in the end is as
+tight as a level of float32 is.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+from tvm import relax, tirx
+
+from rt3_tvm.codegen.kernels import KernelTable
+from rt3_tvm.codegen.plan import Place, Step
+from rt3_tvm.codegen.walk import Walk
+from rt3_tvm.codegen.weights import WeightStore
+from rt3_tvm.model import InputSpec
+from rt3_tvm.schedules import ACTIVATION_ATTR
+from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
+from rt3_tvm.schedules.int8_lines import Lines
+from rt3_tvm.schedules.int8_packing import quantised, row_scales
+from rt3_tvm.schedules.quantise import LARGEST, LEAST
+from rt3_tvm.transform.context import WeightRef
+
+ROUNDING = 1e-5
+"""How far a call may be off, as a part of the largest value of its result: sums are exact, what is made of them is float32."""
+TIE = 1e-3
+"""How far behind the middle between two steps a number may be that is rounded to the farther one: 1 / scale is rounded too."""
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": partial(torch.nn.functional.gelu, approximate="tanh"),
+    "silu": torch.nn.functional.silu,
+    "tanh": torch.tanh,
+}
+
+
+class Inexact(Exception):
+    """A call that computes something else than integers give; its text says which."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """What a layer reads: real numbers and steps, both (tokens, features), and the scale of each token."""
+
+    real: np.ndarray
+    steps: np.ndarray
+    scales: np.ndarray
+
+
+@dataclass(eq=False)
+class ExactWalk:
+    """A walk over a variant that checks each call on quantised activations and goes on from float32.
+
+    ``calls``: how many calls were checked; ``worst``: what the worst of them was off by, as ROUNDING measures it.
+    """
+
+    walk: Walk
+    table: KernelTable
+    store: WeightStore
+    lines: Lines
+    calls: int = 0
+    worst: float = 0.0
+    _read: dict[int, _Read] = field(default_factory=dict)
+    _weights: dict[WeightRef, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def run(self, specs: tuple[InputSpec, ...], inputs: dict[str, np.ndarray]) -> Iterator[Step]:
+        """Yield each step when it has run, was checked and put right.
+
+        Raises
+        ------
+        Inexact
+            A call that is wrong.
+        """
+        followers = [following for _, following in pairwise((*self.walk.plan.steps, None))]
+        for step, following in zip(self.walk.run(specs, inputs), followers, strict=True):
+            func = self.table.functions[step.kernel]
+            if self.table.kernels[step.kernel].family == "quantise":
+                self._quantiser(step, func)
+            elif step.weight and step.weight.dot and (following is None or following.args != step.args):
+                self._layer(step, step.weight, func)  # all of its parts have run
+            yield step
+
+    def read(self, place: Place, ty: relax.TensorType) -> np.ndarray:
+        """Return a copy of a tensor in the workspace."""
+        return self.walk.read(place, ty)
+
+    def _quantiser(self, step: Step, func: tirx.PrimFunc) -> None:
+        x, lines, scales = (self.walk.read(place, p.ty) for place, p in zip(step.args, func.params, strict=True))
+        real, steps = _tokens(x), _tokens(self.lines.unpack(lines, len(x)))
+        whole = np.isfinite(real).all(axis=1)
+        wanted = np.maximum(np.abs(real).max(axis=1), np.float32(LEAST)) / np.float32(LARGEST)
+        self._check(step, "scale", scales.reshape(-1)[whole], wanted[whole])
+        off = np.abs(steps[whole] - real[whole].astype(np.float64) / wanted[whole, None])
+        if off.size and off.max() > 0.5 + TIE:
+            raise Inexact(f"{self._name(step)} is off by {off.max():.3g} steps, 0.5 is rounding")
+        self.calls += 1
+        self._read[step.args[1].offset] = _Read(real, steps, scales.reshape(-1))
+
+    def _layer(self, step: Step, ref: WeightRef, func: tirx.PrimFunc) -> None:
+        read, place = self._read[step.args[0].offset], step.args[-1]
+        weight, numbers, scales = self._numbers(ref)
+        bias = self.store.checkpoint.weights[ref.bias] if ref.bias else np.zeros(len(weight), np.float32)
+        activation = ACTIVATIONS[str(func.attrs[ACTIVATION_ATTR])]
+        # float64 holds these sums exactly, and is multiplied by a library.
+        sums = read.steps.astype(np.float64) @ numbers.T.astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            wanted = sums.astype(np.float32) * (read.scales[:, None] * scales) + bias
+            real = read.real @ weight.T + bias
+        got = self.walk.read(place, func.params[-1].ty)
+        whole = np.isfinite(read.real).all(axis=1)
+        self._check(step, "result", _tokens(got)[whole], _activated(activation, wanted)[whole])
+        self.calls += 1
+        tiles = _activated(activation, real).reshape(len(got), got.shape[2], -1).transpose(0, 2, 1)
+        self.walk.write(place, tiles)
+
+    def _numbers(self, ref: WeightRef) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the weight of a layer (rows, cols) as it is, in steps, and what a step of each row is worth."""
+        if ref not in self._weights:
+            weight, largest = self.store.multiplied(ref), DOT_PRODUCTS[ref.dot].largest
+            scales = row_scales(weight, largest)
+            self._weights[ref] = weight, quantised(weight, scales, largest), scales
+        return self._weights[ref]
+
+    def _check(self, step: Step, what: str, got: np.ndarray, wanted: np.ndarray) -> None:
+        if not got.size:
+            return
+        error = float(
+            np.abs(got.astype(np.float64) - wanted).max() / max(np.abs(wanted).max(), np.finfo(np.float32).tiny)
+        )
+        if not error <= ROUNDING:
+            raise Inexact(f"{self._name(step)}: its {what} is off by {error:.2g} of its size, {ROUNDING:g} is rounding")
+        self.worst = max(self.worst, error)
+
+    def _name(self, step: Step) -> str:
+        weight = f" of '{step.matrix}'" if step.matrix else ""
+        return f"{self.table.kernels[step.kernel].symbol}{weight}"
+
+
+def _tokens(tiles: np.ndarray) -> np.ndarray:
+    """Return (tiles, features, tokens of a tile) as (tokens, features)."""
+    return tiles.transpose(0, 2, 1).reshape(-1, tiles.shape[1])
+
+
+def _activated(activation: Callable[[torch.Tensor], torch.Tensor], values: np.ndarray) -> np.ndarray:
+    return activation(torch.from_numpy(np.ascontiguousarray(values, np.float32))).numpy()
