@@ -8,11 +8,8 @@ import torch
 from tvm import relax
 
 from rt3_tvm.errors import Rt3Error
-
-
-def _shape(expr: relax.Expr) -> list[int]:
-    """Return the shape of a tensor; every shape is static here."""
-    return [int(d) for d in expr.ty.shape]
+from rt3_tvm.frontend.convolutions import convolution
+from rt3_tvm.frontend.shapes import shape_of
 
 
 def _dtype(node: torch.fx.Node) -> str:
@@ -45,7 +42,7 @@ def _attention(node: torch.fx.Node, importer: Any) -> relax.Var:
 
 def _repeated_heads(t: relax.Expr, heads: int, emit: Any) -> relax.Expr:
     """Return keys or values (batch, heads of their own, length, dim) once for each head of the queries that shares them."""
-    batch, own, length, dim = _shape(t)
+    batch, own, length, dim = shape_of(t)
     if own == heads:
         return t
     spread = emit(relax.op.broadcast_to(emit(relax.op.expand_dims(t, 2)), (batch, own, heads // own, length, dim)))
@@ -56,7 +53,7 @@ def _embedding(node: torch.fx.Node, importer: Any) -> relax.Var:
     """Convert a look-up of rows; ids are clipped, where TVM's own conversion reads out of bounds."""
     table, ids = (importer.env[a] for a in node.args[:2])
     emit = importer.block_builder.emit
-    shape = _shape(ids)
+    shape = shape_of(ids)
     flat = emit(relax.op.reshape(emit(relax.op.astype(ids, "int32")), (math.prod(shape),)))
     rows = emit(relax.op.take(table, flat, axis=0, mode="clip"))
     return emit(relax.op.reshape(rows, (*shape, int(table.ty.shape[1]))))
@@ -89,78 +86,6 @@ def _linear_stored_transposed(node: torch.fx.Node, importer: Any) -> relax.Var:
     return emit(relax.op.add(emit(relax.op.matmul(importer.env[source], importer.env[weight])), importer.env[bias]))
 
 
-def _convolution(node: torch.fx.Node, importer: Any) -> relax.Var:
-    """Convert a convolution to a linear layer on its windows; those of whole patches overlap nowhere and cost no copy."""
-    x, weight, _, stride, padding, dilation, transposed, _, groups = node.args[:9]
-    image, kernel = (importer.env[n] for n in (x, weight))
-    window = _shape(kernel)[2:]
-    if transposed or len(window) > 2 or set(dilation) != {1}:  # type: ignore[arg-type]
-        raise Rt3Error(f"{node.name}: transposed, dilated and 3-D convolutions are not supported")
-    if len(window) == 1:
-        return _sequence_convolution(node, importer, int(stride[0]), int(padding[0]), int(groups))  # type: ignore
-    height, width = _shape(image)[2:]
-    if [stride, padding, groups] != [window, [0, 0], 1] or height % window[0] or width % window[1]:
-        raise Rt3Error(
-            f"{node.name}: of convolutions of images only whole patches (stride = kernel, no padding) are supported"
-        )
-    return _patches(node, importer)
-
-
-def _patches(node: torch.fx.Node, importer: Any) -> relax.Var:
-    """Convert a convolution whose windows do not overlap: a linear layer on patches, as vision Transformers embed them."""
-    image, kernel = (importer.env[n] for n in node.args[:2])
-    batch, channels, height, width = _shape(image)
-    outputs, _, *window = _shape(kernel)
-    rows, cols, features = height // window[0], width // window[1], channels * window[0] * window[1]
-    emit = importer.block_builder.emit
-    cut = emit(relax.op.reshape(image, (batch, channels, rows, window[0], cols, window[1])))
-    patches = emit(relax.op.permute_dims(cut, [0, 2, 4, 1, 3, 5]))
-    patches = emit(relax.op.reshape(patches, (batch, rows * cols, features)))
-    out = _windows_times_kernel(node, importer, patches)
-    return emit(relax.op.reshape(emit(relax.op.permute_dims(out, [0, 2, 1])), (batch, outputs, rows, cols)))
-
-
-def _sequence_convolution(node: torch.fx.Node, importer: Any, stride: int, padding: int, groups: int) -> relax.Var:
-    """Convert a convolution along (batch, channels, length); its windows are cut out beside each other."""
-    emit = importer.block_builder.emit
-    source, kernel = (importer.env[n] for n in node.args[:2])
-    batch, channels, length = _shape(source)
-    outputs, of_group, width = _shape(kernel)
-    count = (length + 2 * padding - width) // stride + 1
-    if padding:
-        source = emit(relax.op.nn.pad(source, [0, 0, 0, 0, padding, padding]))
-    cuts = [
-        emit(relax.op.strided_slice(source, [2], [k], [k + (count - 1) * stride + 1], [stride])) for k in range(width)
-    ]
-    windows = emit(relax.op.stack(cuts, axis=3)) if width > 1 or stride > 1 else source
-    windows = emit(relax.op.reshape(windows, (batch, groups, of_group, count, width)))
-    windows = emit(
-        relax.op.permute_dims(windows, [0, 3, 1, 2, 4])
-    )  # (batch, count, groups, channels of a group, width)
-    if groups == 1:
-        flat = emit(relax.op.reshape(windows, (batch, count, channels * width)))
-        return emit(relax.op.permute_dims(_windows_times_kernel(node, importer, flat), [0, 2, 1]))
-    # One small matrix for each group.
-    rows = emit(relax.op.reshape(windows, (batch * count, groups, of_group * width)))
-    matrices = emit(relax.op.reshape(kernel, (groups, outputs // groups, of_group * width)))
-    product = emit(relax.op.matmul(matrices, emit(relax.op.permute_dims(rows, [1, 2, 0]))))  # (groups, outputs, tokens)
-    out = emit(relax.op.reshape(product, (outputs, batch, count)))
-    out = emit(relax.op.permute_dims(out, [1, 0, 2]))
-    if node.args[2] is None:
-        return out
-    return emit(relax.op.add(out, emit(relax.op.reshape(importer.env[node.args[2]], (outputs, 1)))))
-
-
-def _windows_times_kernel(node: torch.fx.Node, importer: Any, windows: relax.Var) -> relax.Var:
-    """Return windows (batch, count, features) times the kernel of a convolution, (batch, count, outputs)."""
-    emit = importer.block_builder.emit
-    kernel, bias = importer.env[node.args[1]], node.args[2]
-    outputs, *rest = _shape(kernel)
-    matrix = emit(relax.op.permute_dims(emit(relax.op.reshape(kernel, (outputs, math.prod(rest))))))
-    out = emit(relax.op.matmul(windows, matrix))
-    return out if bias is None else emit(relax.op.add(out, importer.env[bias]))
-
-
 def _index(node: torch.fx.Node, importer: Any) -> relax.Var:
     """Convert data[indices], some axes left whole, to one look-up along the indexed axes made one; ids count from the end too."""
     emit = importer.block_builder.emit
@@ -168,7 +93,7 @@ def _index(node: torch.fx.Node, importer: Any) -> relax.Var:
     indices = {axis: importer.env[n] for axis, n in enumerate(node.args[1]) if n is not None}  # type: ignore[arg-type]
     if any(str(i.ty.dtype) == "bool" for i in indices.values()):
         raise Rt3Error(f"{node.name}: what is selected by a condition has a size that depends on the data")
-    axes, shape = list(indices), _shape(data)
+    axes, shape = list(indices), shape_of(data)
     whole = [axis for axis in range(len(shape)) if axis not in indices]
     first = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0  # where the result's indexed axes stand
     order = [*whole[:first], *axes, *whole[first:]]
@@ -187,7 +112,7 @@ def _index(node: torch.fx.Node, importer: Any) -> relax.Var:
 def _cat(node: torch.fx.Node, importer: Any) -> relax.Var:
     """Convert cat; tensors without elements, of whatever rank, add nothing (a cache that is empty)."""
     tensors = [importer.env[n] for n in node.args[0]]  # type: ignore[union-attr]
-    whole = [t for t in tensors if math.prod(_shape(t))]
+    whole = [t for t in tensors if math.prod(shape_of(t))]
     axis = int(node.args[1]) if len(node.args) > 1 else int(node.kwargs.get("dim", 0))  # type: ignore[arg-type]
     return whole[0] if len(whole) == 1 else importer.block_builder.emit(relax.op.concat(whole, axis=axis))
 
@@ -231,7 +156,7 @@ CONVERTERS = {
     "amin.default": _reduction(relax.op.min),
     "sum.dim_IntList": _reduction(relax.op.sum),
     "sum.default": _reduction(relax.op.sum),
-    "convolution.default": _convolution,
+    "convolution.default": convolution,
     "cat.default": _cat,
     "addmm.default": _linear_stored_transposed,
     "scaled_dot_product_attention.default": _attention,
