@@ -194,6 +194,7 @@ def _compile_and_compare(
     if type(loaded).__name__ != row.model_class:
         record |= {"outcome": "wrong", "detail": f"loaded as {type(loaded).__name__}: the head is lost"}
         return
+    _give_shape(loaded, row)
     begin("prune")
     checkpoint = prune_one_shot(loaded, PruneOptions(sparsity), folder)
     begin("compile")
@@ -217,6 +218,18 @@ def _compile_and_compare(
         record["outcome"] = "wrong"
     else:
         record["detail"] = ""
+
+
+def _give_shape(model: torch.nn.Module, row: Row) -> None:
+    """Say the shape of an image or a sound where the configuration leaves it open, as ``rt3 prune --input-shape`` does."""
+    if "input_ids" in parameters_of(row.model_class):
+        return
+    try:
+        models.inputs_of(model)
+    except Rt3Error:
+        _, inputs = next(cases(model, row.lengths[0]))
+        (values,) = inputs.values()
+        models.give_input_shape(model, values.shape[1:])
 
 
 def _compare(row: Row, folder: Path, checkpoint: Checkpoint, bundle: Bundle) -> tuple[float, str]:

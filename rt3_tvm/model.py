@@ -3,7 +3,7 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -309,19 +309,40 @@ def build(description: dict[str, Any]) -> torch.nn.Module:
         return model_class(kind).eval()
 
 
-FIXED_INPUTS: dict[str, tuple[tuple[str, ...], Callable[[Any], tuple[int, ...]]]] = {
-    "pixel_values": (("num_channels", "image_size"), lambda c: (c.num_channels, *_height_and_width(c.image_size))),
+INPUT_SHAPE = "rt3_input_shape"
+"""The entry of a configuration that says the shape of the one input, without its batch, before any other entry does."""
+
+FIXED_INPUTS: dict[str, tuple[tuple[str, ...], str, Callable[[Any], tuple[int, ...]]]] = {
+    "pixel_values": (
+        ("num_channels", "image_size"),
+        "channels, height and width",
+        lambda c: (c.num_channels, *_height_and_width(c.image_size)),
+    ),
     "input_features": (
         ("num_mel_bins", "max_source_positions"),
+        "features and frames, in the model's order",
         lambda c: (c.num_mel_bins, 2 * c.max_source_positions),  # Whisper's stem halves the frames
     ),
-    "input_values": (("num_mel_bins", "max_length"), lambda c: (c.max_length, c.num_mel_bins)),
+    "input_values": (
+        ("num_mel_bins", "max_length"),
+        "samples, or frames and features",
+        lambda c: (c.max_length, c.num_mel_bins),
+    ),
 }
-"""Inputs of one shape: what of the configuration says it, and the axes after the batch."""
+"""Inputs of one shape: what of the configuration says it, what its axes after the batch are, and those axes."""
 
 
 def _height_and_width(size: int | list[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def give_input_shape(model: torch.nn.Module, shape: Sequence[int]) -> None:
+    """Say the shape of a model's one input, without its batch: where its configuration leaves it open, or for another size."""
+    if "input_ids" in inspect.signature(model.forward).parameters:
+        raise Rt3Error(f"`input_shape` {tuple(shape)}: {type(model).__name__} takes input_ids, of any length")
+    if not shape or any(n < 1 for n in shape):
+        raise Rt3Error(f"`input_shape` {tuple(shape)}: give the axes behind the batch, each at least 1")
+    setattr(config_of(model), INPUT_SHAPE, list(shape))
 
 
 def _fixed_input(model: torch.nn.Module, name: str) -> InputSpec:
@@ -332,13 +353,15 @@ def _fixed_input(model: torch.nn.Module, name: str) -> InputSpec:
             f"{type(model).__name__} takes no input_ids: encoders and decoders of text do, encoders of images take "
             "pixel_values, those of sound input_features or input_values"
         )
-    entries, axes = FIXED_INPUTS[name]
+    entries, meaning, axes = FIXED_INPUTS[name]
+    given = getattr(config, INPUT_SHAPE, None)
     missing = [entry for entry in entries if getattr(config, entry, None) is None]
-    if missing:
+    if given is None and missing:
         raise Rt3Error(
-            f"{type(model).__name__} takes {name} of a shape that its configuration leaves open: no {missing[0]}"
+            f"{type(model).__name__} takes {name} of a shape that its configuration leaves open, without {missing[0]}: "
+            f"give its `input_shape`, {meaning}"
         )
-    return InputSpec(name, axes=("batch", *axes(config)), dtype=NUMBERS)
+    return InputSpec(name, axes=("batch", *(axes(config) if given is None else given)), dtype=NUMBERS)
 
 
 def inputs_of(model: torch.nn.Module) -> tuple[InputSpec, ...]:

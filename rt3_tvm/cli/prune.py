@@ -5,7 +5,8 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from rt3_tvm.cli.options import add_options, given
+from rt3_tvm.cli.options import add_options, checked, given
+from rt3_tvm.options import wholes
 from rt3_tvm.prune.options import PruneOptions
 
 
@@ -24,6 +25,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument(
         "--without-head", action="store_true", help="leave out the head that the model's configuration names"
     )
+    p.add_argument(
+        "--input-shape",
+        type=checked(wholes("the axes behind the batch", "").read),
+        metavar="N,N,N",
+        help="shape of one image or sound, where the model's configuration leaves it open or for another size: 3,224,224",
+    )
     p.set_defaults(drive=drive)
 
 
@@ -36,6 +43,8 @@ def drive(args: argparse.Namespace) -> None:
     block_rows = -(-PruneOptions.block_rows // group) * group if args.block_rows is None else args.block_rows
     options = given(PruneOptions, args, shape=replace(args.shape, group=group), block_rows=block_rows)
     model = models.load(args.model, not args.without_head)
+    if args.input_shape is not None:
+        models.give_input_shape(model, args.input_shape)
     checkpoint = prune_one_shot(model, options, models.source_directory(args.model))
     checkpoint.save(args.output)
     for name, reason in checkpoint.skipped.items():

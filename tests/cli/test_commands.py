@@ -7,9 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.cli.main import main
+from rt3_tvm.runtime import load
 
 
 def rt3(*args, check=None):
@@ -247,3 +250,49 @@ def test_prune_embeddings_only_when_asked(tmp_path, embeddings):
     matrices = Checkpoint.load(tmp_path / "c").levels[0].matrices
     assert ("embeddings.word_embeddings.weight" in matrices) is embeddings
     assert "embeddings.position_embeddings.weight" not in matrices
+
+
+@pytest.fixture(scope="module")
+def open_shape(tmp_path_factory):
+    """Return the directory of an encoder whose configuration names no size of image."""
+    folder = tmp_path_factory.mktemp("open")
+    sizes = {"hidden_sizes": [16, 32], "depths": [1, 1], "num_attention_heads": [1, 2], "decoder_hidden_size": 16}
+    more = {
+        "num_encoder_blocks": 2,
+        "sr_ratios": [2, 1],
+        "patch_sizes": [7, 3],
+        "strides": [4, 2],
+        "mlp_ratios": [2, 2],
+    }
+    torch.manual_seed(0)
+    transformers.SegformerModel(transformers.SegformerConfig(**sizes, **more)).save_pretrained(folder)
+    return folder
+
+
+def test_an_input_of_open_shape_is_asked_for_and_given(capsys, open_shape, tmp_path):
+    checkpoint, bundle = tmp_path / "s.ckpt", tmp_path / "s.so"
+    err = fails(capsys, 2, "prune", open_shape, "-o", checkpoint)
+    assert "of a shape that its configuration leaves open, without image_size: give its --input-shape, channels" in err
+    said(capsys, "prune", open_shape, "-o", checkpoint, "--sparsity", "0.5", "--input-shape", "3,32,24")
+    said(capsys, "compile", checkpoint, "-o", bundle)
+    image = np.random.default_rng(0).standard_normal((1, 3, 32, 24)).astype(np.float32)
+    saved = Checkpoint.load(checkpoint)
+    with torch.no_grad():
+        want = saved.torch_model(0)(torch.from_numpy(image)).last_hidden_state.numpy()
+    with load(bundle) as compiled:
+        got = compiled(pixel_values=image)["last_hidden_state"]
+    np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [
+        ("random-tiny", "3,32,32", "--input-shape (3, 32, 32): BertModel takes input_ids, of any length"),
+        ("random-vit", "3,0,32", "--input-shape (3, 0, 32): give the axes behind the batch, each at least 1"),
+        ("random-vit", "3x32x32", "'3x32x32': give the axes behind the batch, separated by commas"),
+        ("random-vit", "224,224", "ViTModel fails on pixel_values (1, 224, 224)"),
+    ],
+)
+def test_an_input_shape_that_cannot_be_is_one_line(capsys, tmp_path, model, shape, message):
+    assert message in fails(capsys, 2, "prune", model, "-o", tmp_path / "x.ckpt", "--input-shape", shape)
+    assert list(tmp_path.iterdir()) == []

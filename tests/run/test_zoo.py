@@ -33,6 +33,9 @@ SLICE = {
     "llama4_text": "complex numbers; experts that are scattered to",
     "xlm": "a number of the data is asserted",
     "whisper-encoder": "sound, convolutions with a stride",
+    "hubert": "samples of sound, whose number the configuration leaves open; normalised groups; a position convolution of groups",
+    "audio-spectrogram-transformer": "patches that overlap",
+    "glpn": "an image whose size the configuration leaves open; convolutions of each channel",
 }
 
 
