@@ -3,7 +3,8 @@
 Each row runs in a process of its own, so that a crash or a hang is a result: build with random weights everywhere, save, load
 as ``rt3 prune`` does, prune to three levels, compile at two lengths, and compare every level at each length and a shorter one,
 padded left, right and not. ``--json FILE`` keeps each row as it ends, and a sweep that was stopped goes on from there.
-docs/models.md holds what ``python benchmarks/zoo.py --markdown docs/models.md`` printed.
+docs/models.md holds what ``python benchmarks/zoo.py --markdown docs/models.md`` printed: the rows of a sweep take the place of
+those that the page has of them, and the others stay, each with the effort and the commit of its sweep.
 """
 
 import argparse
@@ -13,27 +14,19 @@ import signal
 import sys
 import tempfile
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from machine import commit
 from rich.console import Console
-from rich.table import Table
-from zoo_rows import DECODER, GROUPS, HEAD, ODD, TEXT, TOWER, Row, rows
+from zoo_page import Record, cells, print_table, write_markdown
+from zoo_rows import Row, rows
 
-Record = dict[str, Any]
-OUTCOMES = ("right", "wrong", "refused", "crash", "hang", "traceback", "export-refused", "left out")
 BAD = ("wrong", "crash", "hang", "traceback")
 """Outcomes that must not be: the sweep ends with 1 where there is one."""
-
-OF_TEXT = (TEXT, DECODER, HEAD, TOWER, ODD)
-"""Groups that the bar counts, where a row takes ids."""
-
-COLOURS = {"right": "green", "refused": "yellow", "export-refused": "dim", "left out": "dim"}
-BEGIN, END = "<!-- zoo: begin -->", "<!-- zoo: end -->"
 
 
 def run_row(row: Row, context: Any, timeout: float, effort: str) -> Record:
@@ -93,6 +86,7 @@ def _signal_name(code: int) -> str:
 def sweep(chosen: list[Row], args: argparse.Namespace, tell: Callable[[Record], None]) -> list[Record]:
     """Run rows, several at once; return their records in the order of the rows."""
     known = {r["name"]: r for r in _journal(args.json)}
+    swept = {"swept": f"{args.effort} {commit()}"}
     context = multiprocessing.get_context(
         "forkserver"
     )  # a process that has imported everything, and run nothing, is forked
@@ -101,7 +95,7 @@ def sweep(chosen: list[Row], args: argparse.Namespace, tell: Callable[[Record], 
     def one(row: Row) -> Record:
         if row.name in known:
             return known[row.name]
-        record = run_row(row, context, args.timeout, args.effort)
+        record = run_row(row, context, args.timeout, args.effort) | swept
         if args.json:
             with args.json.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -117,80 +111,6 @@ def _journal(path: Path | None) -> Iterator[Record]:
         yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
 
 
-def cells(record: Record) -> tuple[str, ...]:
-    """Return a record as the cells of its row: name, class, outcome, error, share of time in `elementwise`, what it says."""
-    error = f"{record['error']:.1e}" if "error" in record and record["error"] < float("inf") else ""
-    slow = f"{100 * record['elementwise']['time']:.0f} %" if "elementwise" in record else ""
-    where = f"{record['stage']}: " if record["outcome"] in ("crash", "hang", "traceback") else ""
-    said = record.get("control") or record.get("detail") or ""
-    return (
-        record["name"],
-        record["class"],
-        record["outcome"],
-        error,
-        slow,
-        where + (said.splitlines() or [""])[0],
-    )
-
-
-HEADINGS = ("row", "class", "outcome", "error", "elementwise", "")
-
-
-def counts(records: Iterable[Record]) -> list[tuple[str, ...]]:
-    """Return how many rows of each group have each outcome, and the groups together."""
-    by_group = {group: Counter(r["outcome"] for r in records if r["group"] == group) for group in GROUPS}
-    by_group["all"] = sum(by_group.values(), Counter())
-    return [(group, *(str(c[o] or "") for o in OUTCOMES)) for group, c in by_group.items() if c]
-
-
-def bar(records: Iterable[Record]) -> str:
-    """Return the share of right rows among the text encoders and decoders that torch.export takes."""
-    taken = [r for r in records if r["group"] in OF_TEXT and r["outcome"] not in ("left out", "export-refused")]
-    right = sum(r["outcome"] == "right" for r in taken)
-    return f"{right} of {len(taken)} text models that torch.export takes are right ({100 * right / max(1, len(taken)):.1f} %)"
-
-
-def print_table(records: list[Record], console: Console) -> None:
-    """Print the rows, the counts and the bar."""
-    table = Table(*HEADINGS, box=None, pad_edge=False)
-    for record in records:
-        name, model_class, outcome, *rest = cells(record)
-        table.add_row(name, model_class, f"[{COLOURS.get(outcome, 'red')}]{outcome}[/]", *rest)
-    console.print(table)
-    summary = Table("group", *OUTCOMES, box=None, pad_edge=False)
-    for line in counts(records):
-        summary.add_row(*line)
-    console.print(summary)
-    console.print(bar(records))
-
-
-def markdown(records: list[Record]) -> str:
-    """Return counts, bar and rows as Markdown, group by group; rows that were left out are told in one line each."""
-    text = [_markdown_table(("group", *OUTCOMES), counts(records)), f"{bar(records)}.\n"]
-    for group in GROUPS:
-        tried = [r for r in records if r["group"] == group and r["outcome"] != "left out"]
-        if tried:
-            text += [f"### {group.capitalize()}\n", _markdown_table(HEADINGS, map(cells, tried))]
-    left = [(r["name"], r["detail"]) for r in records if r["outcome"] == "left out"]
-    if left:
-        text += ["### Left out\n", _markdown_table(("row", "why"), left)]
-    return "\n".join(text)
-
-
-def _markdown_table(head: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:
-    def text(line: tuple[str, ...]) -> str:
-        return f"| {' | '.join(cell.replace('|', '/') for cell in line)} |"
-
-    return "\n".join([text(head), "|---" * len(head) + "|", *map(text, lines)]) + "\n"
-
-
-def write_markdown(path: Path, records: list[Record]) -> None:
-    """Replace what stands between the two markers of a page."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{markdown(records)}\n{END}{after}", encoding="utf-8")
-
-
 def main() -> int:
     """Run the rows that were asked for; return 1 where one is wrong or dies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -203,7 +123,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="rows at once; default 2")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds of a row; default 300")
     parser.add_argument("--json", type=Path, metavar="FILE", help="journal; rows that it holds are not run again")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="page whose table is replaced")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="page that takes the rows, beside those it has")
     parser.add_argument(
         "--effort",
         choices=("whole", "quick", "control"),
@@ -230,7 +150,7 @@ def main() -> int:
     )
     print_table(records, console)
     if args.markdown:
-        write_markdown(args.markdown, records)
+        write_markdown(args.markdown, records, rows(args.heads))
     return int(any(r["outcome"] in BAD for r in records))
 
 

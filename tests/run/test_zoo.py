@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import zoo
 import zoo_check
+import zoo_page
 import zoo_rows
 
 FORK = multiprocessing.get_context("fork")
@@ -66,7 +67,7 @@ def test_nothing_hides_behind_zeros():
 def test_the_registries_hold_more_than_the_table_and_every_name_is_one_row():
     names = [row.name for row in zoo_rows.rows()]
     assert len(set(names)) == len(names) > 2 * len(zoo_rows.NAMED)
-    assert {row.group for row in zoo_rows.rows()} == set(zoo.GROUPS)
+    assert {row.group for row in zoo_rows.rows()} == set(zoo_rows.GROUPS)
 
 
 def test_a_crash_is_a_result(monkeypatch):
@@ -101,31 +102,61 @@ def test_a_hang_is_a_result(monkeypatch):
     assert (record["outcome"], record["stage"]) == ("hang", "compile")
 
 
-def test_the_page_is_replaced_between_its_markers(tmp_path):
-    page = tmp_path / "models.md"
-    page.write_text(f"before\n{zoo.BEGIN}\nold\n{zoo.END}\nafter\n")
-    records = [
-        {
-            "name": "a",
-            "group": zoo_rows.TEXT,
-            "class": "A",
-            "outcome": "right",
-            "error": 1e-6,
-            "elementwise": {"time": 0.02},
-        },
-        {"name": "b", "group": zoo_rows.DECODER, "class": "B", "outcome": "refused", "detail": "no | operator"},
-        {
-            "name": "c",
-            "group": zoo_rows.DECODER,
-            "class": "C",
-            "outcome": "export-refused",
-            "control": "data",
-            "detail": "x",
-        },
-        {"name": "d", "group": zoo_rows.IMAGE, "class": "D", "outcome": "left out", "detail": "takes more"},
+PAGE_ROWS = [zoo_rows.Row(name, group, name.upper()) for name, group in zip("abcde", zoo_rows.GROUPS, strict=False)]
+RECORDS = [
+    {"outcome": "right", "error": 1e-6, "elementwise": {"time": 0.02}},
+    {"outcome": "refused", "detail": "no | operator"},
+    {"outcome": "export-refused", "control": "data", "detail": "x"},
+    {"outcome": "left out", "detail": "takes more"},
+    {"outcome": "crash", "stage": "run", "detail": "SIGSEGV\nmore"},
+]
+
+
+def records(swept):
+    return [
+        {"name": row.name, "group": row.group, "class": row.model_class, "swept": swept}
+        | json.loads(json.dumps(record))
+        for row, record in zip(PAGE_ROWS, RECORDS, strict=True)
     ]
-    zoo.write_markdown(page, json.loads(json.dumps(records)))
+
+
+@pytest.fixture
+def page(tmp_path):
+    path = tmp_path / "models.md"
+    path.write_text(f"before\n{zoo_page.BEGIN}\nold\n{zoo_page.END}\nafter\n")
+    zoo_page.write_markdown(path, records("quick 1"), PAGE_ROWS)
+    return path
+
+
+def test_the_page_is_filled_between_its_markers(page):
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "| a | A | right | 1.0e-06 | 2 % |  |" in text and "| b | B | refused |  |  | no / operator |" in text
-    assert "1 of 2 text models that torch.export takes are right (50.0 %)" in text
+    assert "| a | A | right | 1.0e-06 | 2 % | quick 1 |  |" in text
+    assert "| b | B | refused |  |  | quick 1 | no / operator |" in text
+    assert "| e | E | crash |  |  | quick 1 | run: SIGSEGV |" in text and "| d | quick 1 | takes more |" in text
+    assert "1 of 3 text models that torch.export takes are right (33.3 %). Rows by sweep: 5 quick 1." in text
+
+
+def test_the_page_keeps_rows_that_were_not_run_again(page):
+    text = page.read_text()
+    zoo_page.write_markdown(page, [], PAGE_ROWS)
+    assert page.read_text() == text
+    again = records("whole 2")
+    zoo_page.write_markdown(page, [again[0] | {"error": 2e-6}, again[3] | {"outcome": "right"}], PAGE_ROWS)
+    text = page.read_text()
+    assert "| a | A | right | 2.0e-06 | 2 % | whole 2 |  |" in text and "quick 1 | no / operator |" in text
+    assert "| d | D | right |" in text and "Left out" not in text and "3 quick 1, 2 whole 2" in text
+
+
+def test_the_page_forgets_rows_that_are_none_any_more(page):
+    zoo_page.write_markdown(page, [], PAGE_ROWS[:4])
+    assert "SIGSEGV" not in page.read_text()
+
+
+def test_the_page_of_the_repository_reads_back_as_it_is(tmp_path):
+    page, copy = Path(__file__).parents[2] / "docs" / "models.md", tmp_path / "models.md"
+    copy.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+    known = zoo_rows.rows()
+    assert len(list(zoo_page.kept(page, known))) > 400
+    zoo_page.write_markdown(copy, [], known)
+    assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
