@@ -231,8 +231,8 @@ def choose_packing(cpu: CpuShape, matrix: MatrixShape, layout: FeatureMajor = FE
         if matrix.group % r == 0 and (r == 1 or r * 2 <= cpu.registers)
         for blocks in range(1, min(matrix.kept, max(1, matrix.cols // line)) + 1)
     ]
-    longest = LONGEST_SUM.get(layout.element, matrix.cols)
-    packings = [p for p in packings if padded_kept(matrix.kept, p) <= longest * p.column_blocks]
+    longest = LONGEST_SUM.get(layout.element)
+    packings = [p for p in packings if longest is None or padded_kept(matrix.kept, p) <= longest * p.column_blocks]
     for i, packing in enumerate(packings):
         shape = typical_shape(matrix, packing, layout)
         for d in _decisions(cpu, packing.rows, shape):

@@ -30,6 +30,14 @@ def test_a_plan_is_read_back_from_attributes(cpu, matrix, tokens):
     assert LinearPlan.of(func.attrs["rt3.plan"]) == plan
 
 
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize(("rows", "cols"), [(16, 27), (256, 9), (5, 1)])
+def test_so_few_columns_that_an_iteration_has_to_be_filled_up(cpu, rows, cols):
+    """A convolution of three channels, or along a sequence of one."""
+    plan = plan_linear(cpu, MatrixShape.dense_of(rows, cols), TokenCount(1, 64))
+    assert all(part.shape.kept >= cols for part in plan.parts)
+
+
 def test_its_text_names_the_kernel():
     plan = plan_linear(CpuShape(64, 32, 49152), MatrixShape(768, 3072, 768, 4), TokenCount(1, 128))
     (part,) = plan.parts
