@@ -21,6 +21,11 @@ from rt3_tvm.schedules.packing import OFFSET_UNIT
 from rt3_tvm.schedules.tasks import BY_LANE_ATTR, TASKS_ATTR
 from rt3_tvm.schedules.vector_math import ACTIVATIONS
 
+SHORT = ("none", "relu")
+"""Activations of few instructions."""
+ACTIVATED = 2
+"""Vectors that a long activation is applied to at once: their divisions overlap."""
+
 
 @dataclass(frozen=True)
 class Int8Kernel:
@@ -56,9 +61,9 @@ class Int8Kernel:
         return [[(0, part) for part in range(first, first + step)] for first in range(0, self.parts, step)]
 
     @property
-    def step(self) -> int:
-        """Columns of an iteration."""
-        return COLUMNS * DOT_PRODUCTS[self.dot].quads * self.packing.unroll
+    def sums(self) -> int:
+        """How often sums of int32 grow: columns over those that an instruction, or two with sums of int16, multiply by."""
+        return self.shape.kept // (COLUMNS * DOT_PRODUCTS[self.dot].quads)
 
     @property
     def flops(self) -> float:
@@ -105,14 +110,15 @@ def int8_linear(k: Int8Kernel) -> tirx.PrimFunc:
             for pass:
                 acc[rows, vectors] = starts
                 for four columns: acc += values * zip(X of the columns)
-                Y = act(acc * scales * token scales + bias)
+                Y = acc * scales * token scales + bias
+                for Y of the pass: Y = act(Y)
     """
     shape, rows, lines, tile = k.shape, k.packing.rows, k.lines, FEATURE_MAJOR.token_tile
     row_blocks, tables, quads = shape.rows // rows, shape.rows // shape.group, shape.kept // COLUMNS
     tiles, share, real = shape.buffer_tiles, shape.group // rows, REAL.dtype
     x_size = lines.count(tiles) * shape.cols * lines.tokens
     blocks = lines.count(shape.tiles) // k.block_lines
-    first_line, step = shape.first // lines.tiles, k.step // COLUMNS
+    first_line = shape.first // lines.tiles
 
     @T.prim_func(s_tir=True)
     def int8_linear(
@@ -127,7 +133,7 @@ def int8_linear(k: Int8Kernel) -> tirx.PrimFunc:
         starts = T.match_buffer(d, (row_blocks, rows), "int32")
         Y = T.match_buffer(y, FEATURE_MAJOR.shape(tiles, shape.rows), real)
         loaded = T.sblock_alloc_buffer((COLUMNS, lines.tokens), INT8.dtype)
-        zipped = T.sblock_alloc_buffer((step, k.decisions.vectors, lines.tokens), INT8.dtype)
+        zipped = T.sblock_alloc_buffer((DOT_PRODUCTS[k.dot].quads, k.decisions.vectors, lines.tokens), INT8.dtype)
         acc = T.sblock_alloc_buffer((rows, k.decisions.vectors * lines.lanes), "int32")
         for lb in range(blocks):
             for rb in T.serial(row_blocks, annotations={TASKS_ATTR: 1}):
@@ -146,22 +152,35 @@ def int8_kernel(k: Int8Kernel, cpu: CpuShape) -> tirx.PrimFunc:
     func = int8_linear(k)
     if not cpu.by_lane:
         return func
-    marks = {"weights": ["values"], "pointers": ["X", "values", "offsets"], "lanes": cpu.vector_bytes // COLUMNS}
-    return func.with_attr(BY_LANE_ATTR, marks | {"line": k.lines.tokens, "fuse": False})
+    buffers = {"weights": ["values", "scales", "bias"], "pointers": ["X", "values", "offsets"]}
+    sizes = {"lanes": cpu.vector_bytes // COLUMNS, "line": k.lines.tokens}
+    return func.with_attr(BY_LANE_ATTR, buffers | sizes | {"fuse": False})
 
 
 def _register_blocks(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], finish: Any) -> None:
     """Emit the passes over a line: ``at`` is the line, the row block and its table."""
-    line, row_block, table = at
-    lanes = k.lines.lanes
+    line, row_block, _ = at
+    lanes, unroll = k.lines.lanes, k.packing.unroll
+    whole = k.sums // unroll * unroll
     for vectors in k.passes:
         for r in range(k.packing.rows):
             for v in range(len(vectors)):
-                _store(b.acc, tirx.Broadcast(b.starts[row_block, r], lanes), r, v * lanes)
-        with T.serial(k.shape.kept // k.step) as i:
-            _zip(k, b, (line, table, i), vectors)
-            _multiply(k, b, (row_block, i), vectors)
+                start = b.starts[row_block, r] if DOT_PRODUCTS[k.dot].unsigned else T.int32(0)
+                _store(b.acc, tirx.Broadcast(start, lanes), r, v * lanes)
+        if whole:
+            with T.serial(whole // unroll) as i:
+                for u in range(unroll):
+                    _add(k, b, at, i * unroll + u, vectors)
+        for rest in range(whole, k.sums):
+            _add(k, b, at, rest, vectors)
         finish(vectors, line)
+
+
+def _add(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], i: Any, vectors: list[tuple[int, int]]) -> None:
+    """Emit what one sum of int32 takes of all that a register block has."""
+    line, row_block, table = at
+    _zip(k, b, (line, table, i), vectors)
+    _multiply(k, b, (row_block, i), vectors)
 
 
 def _column(k: Int8Kernel, b: _Buffers, table: Any, index: Any) -> Any:
@@ -172,13 +191,13 @@ def _column(k: Int8Kernel, b: _Buffers, table: Any, index: Any) -> Any:
 
 
 def _zip(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], vectors: list[tuple[int, int]]) -> None:
-    """Emit the loads of an iteration's lines, and the zips of the vectors of a pass."""
-    (line, table, i), width = at, k.lines.tokens
-    for q in range(k.step // COLUMNS):
+    """Emit the loads of the lines of a sum, and the zips of the vectors of a pass."""
+    (line, table, i), width, quads = at, k.lines.tokens, DOT_PRODUCTS[k.dot].quads
+    for q in range(quads):
         for part_line in range(k.block_lines):
             base = (line + part_line) * (k.shape.cols * width)
             for c in range(COLUMNS):
-                start = base + _column(k, b, table, i * k.step + q * COLUMNS + c)
+                start = base + _column(k, b, table, (i * quads + q) * COLUMNS + c)
                 _store(b.lines, _vector(b.x, start, lanes=width), c, 0)
             four = [_vector(b.lines, c, 0, lanes=width) for c in range(COLUMNS)]
             for v, part in ((v, part) for v, (at_line, part) in enumerate(vectors) if at_line == part_line):
@@ -186,22 +205,21 @@ def _zip(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], vectors: list[tup
 
 
 def _multiply(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any], vectors: list[tuple[int, int]]) -> None:
-    """Emit the dot products of an iteration."""
+    """Emit the dot products of a sum."""
     (row_block, i), dot, lanes = at, DOT_PRODUCTS[k.dot], k.lines.lanes
-    quads, width = k.step // COLUMNS, k.lines.tokens
-    for first in range(0, quads, dot.quads):
-        together = range(first, first + dot.quads)
-        for r in range(k.packing.rows):
-            weights = [repeated(b.values[row_block, i * quads + q, r], width) for q in together]
-            for v in range(len(vectors)):
-                x = [_vector(b.quads, q, v, 0, lanes=width) for q in together]
-                _store(b.acc, dot.accumulate(_vector(b.acc, r, v * lanes, lanes=lanes), x, weights), r, v * lanes)
+    quads, width = range(dot.quads), k.lines.tokens
+    for r in range(k.packing.rows):
+        weights = [repeated(b.values[row_block, i * dot.quads + q, r], width) for q in quads]
+        for v in range(len(vectors)):
+            x = [_vector(b.quads, q, v, 0, lanes=width) for q in quads]
+            _store(b.acc, dot.accumulate(_vector(b.acc, r, v * lanes, lanes=lanes), x, weights), r, v * lanes)
 
 
 def _finish(k: Int8Kernel, buffers: tuple[tirx.Buffer, ...], at: tuple[Any, Any], vectors: Any) -> None:
-    """Emit what becomes of the sums of a pass."""
+    """Emit what becomes of the sums of a pass: scales, bias, and an activation where it is short."""
     (y, acc, token_scales, scales, bias), (line, row_block) = buffers, at
-    act, lanes, tile, rows = ACTIVATIONS[k.activation], k.lines.lanes, FEATURE_MAJOR.token_tile, k.packing.rows
+    lanes, tile, rows, short = k.lines.lanes, FEATURE_MAJOR.token_tile, k.packing.rows, k.activation in SHORT
+    act = ACTIVATIONS[k.activation if short else "none"]
     for r in range(rows):
         for v, (part_line, part) in enumerate(vectors):
             first = (line + part_line) * k.lines.tokens + part * lanes
@@ -210,3 +228,23 @@ def _finish(k: Int8Kernel, buffers: tuple[tirx.Buffer, ...], at: tuple[Any, Any]
                 scale = token_scales[at_tile, token + t] * scales[row_block, r]
                 real = T.Cast(REAL.dtype, acc[r, v * lanes + t]) * scale + bias[row_block, r]
                 T.buffer_store(y, act(real), [at_tile, row_block * rows + r, token + t])
+    if not short:
+        _activate(k, y, at, vectors)
+
+
+def _activate(k: Int8Kernel, y: tirx.Buffer, at: tuple[Any, Any], vectors: Any) -> None:
+    """Emit a loop that applies a long activation to what a pass has stored.
+
+    Behind one another, for all sums at once, its constants and what is between would take more registers than there are.
+    """
+    (line, row_block), (part_line, part), act = at, vectors[0], ACTIVATIONS[k.activation]
+    lanes, tile, rows = k.lines.lanes, FEATURE_MAJOR.token_tile, k.packing.rows
+    together = min(len(vectors), tile // lanes, ACTIVATED)
+    steps = len(vectors) // together
+    with T.serial(rows * steps) as i:
+        row = row_block * rows + T.floordiv(i, steps)
+        for v in range(together):
+            token = (line + part_line) * k.lines.tokens + (part + T.floormod(i, steps) * together + v) * lanes
+            with T.vectorized(lanes) as t:
+                here = [T.floordiv(token, tile), row, T.floormod(token, tile) + t]
+                T.buffer_store(y, act(y[tuple(here)]), here)

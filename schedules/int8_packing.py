@@ -1,16 +1,19 @@
 """Weights of a linear layer in int8, in the order in which the kernels of int8 read them, with a scale for each row."""
 
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 import numpy.typing as npt
 
 from rt3_tvm.schedules.dot_products import DotProduct
-from rt3_tvm.schedules.int8_lines import COLUMNS
+from rt3_tvm.schedules.int8_lines import COLUMNS, LANE_BYTES
 from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.schedules.linear_decisions import LinearPacking
 from rt3_tvm.schedules.packing import OFFSET_UNIT, offset_dtype
 
+LANE_WORDS = LANE_BYTES // COLUMNS
+"""Of four weights each, a vector of which cores that multiply by a lane of it load."""
 ZERO_POINT = 128
 """What activations of unsigned dot products lie above their number."""
 
@@ -39,8 +42,9 @@ def quantised(weight: npt.NDArray, scales: npt.NDArray, largest: int) -> npt.NDA
 
 
 def int8_kept(kept: int, dot: DotProduct, packing: LinearPacking) -> int:
-    """Return the kept columns rounded up to whole iterations."""
-    step = COLUMNS * dot.quads * packing.unroll
+    """Return the kept columns rounded up to whole sums of int32, and to whole vectors of weights where iterations have such."""
+    words = packing.rows * dot.quads
+    step = COLUMNS * dot.quads * gcd(packing.unroll, LANE_WORDS // gcd(LANE_WORDS, words))
     return -(-kept // step) * step
 
 

@@ -31,6 +31,7 @@ ITERATION_CYCLES = 1.0
 """Counting and jumping."""
 UNROLLED = (4, 2, 1)
 """Dot products of a row in an iteration, those that the instruction sums by itself counted as one."""
+FEW_ROWS = 2
 MOST_LINES = 2
 """Lines of a register block; their accumulators would not fit otherwise."""
 
@@ -54,7 +55,7 @@ def int8_cycles(cpu: CpuShape, kernel: Int8Kernel) -> float:
     offsets = COLUMNS * cost.offset if kernel.looks_up else 0.0
     loads = COLUMNS * kernel.block_lines * line + offsets
     loads += rows * (cost.broadcast + cost.l2_line * COLUMNS / LINE_BYTES)
-    total, dots, iterations = 0.0, shape.kept / COLUMNS, shape.kept / kernel.step
+    total, dots, iterations = 0.0, shape.kept / COLUMNS, kernel.sums / kernel.packing.unroll
     for vectors in kernel.passes:
         mixed = sum(zips([p for at, p in vectors if at == n]) for n in range(kernel.block_lines)) * cost.zip
         multiplies = rows * len(vectors) * cost.fma
@@ -69,8 +70,10 @@ def _vectors(cpu: CpuShape, packing: LinearPacking, shape: LinearShape) -> Itera
     parts, whole = min(PARTS, shape.tokens // lines.lanes), shape.tiles % lines.tiles == 0
     several = [PARTS * n for n in range(2, MOST_LINES + 1) if whole and lines.count(shape.tiles) % n == 0]
     for v in (*(v for v in range(1, parts + 1) if parts % v == 0), *several):
-        # Beside the accumulators: what an iteration multiplies by, which LLVM makes ahead, and the lines that it makes that of.
-        accumulators, beside = packing.rows * v, v * dot.quads * packing.unroll + COLUMNS + dot.temporaries
+        # Beside the accumulators: what they are multiplied by, and the lines that it is made of. Of few rows LLVM makes that of a
+        # whole iteration ahead.
+        ahead = packing.unroll if packing.rows <= FEW_ROWS else 1
+        accumulators, beside = packing.rows * v, v * dot.quads * ahead + COLUMNS + dot.temporaries
         if v == 1 or (accumulators + beside < cpu.registers and accumulators <= held):
             yield v
 

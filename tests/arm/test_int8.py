@@ -43,7 +43,7 @@ def test_sums_are_exact(rng, core, tmp_path):
     largest = DOT_PRODUCTS[cpu.dot].largest
     calls, wanted = [], []
     for group in (1, 2, 4, 8, rows):
-        columns = columns_of(rng, rows, cols, 13, group)
+        columns = columns_of(rng, rows, cols, 27, group)
         tokens = rng.integers(-127, 128, (64, cols)).astype(np.int8)
         numbers = rng.integers(-largest, largest + 1, (rows, cols))
         tokens[:20], numbers[:8] = -127, largest

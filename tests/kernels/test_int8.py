@@ -165,9 +165,9 @@ def test_what_is_no_number_is_not_lost():
 def test_sums_are_exact(rng, form, group):
     """Every register block that the planner may choose, with numbers over the whole range."""
     cpu, dot, rows, cols = core(*form), DOT_PRODUCTS[form[0]], 16, 40
-    columns = columns_of(rng, rows, cols, 13, group or rows)
+    columns = columns_of(rng, rows, cols, 27, group or rows)
     most = min(group or rows, 8)
-    for packing in (LinearPacking(most, 1, 1), LinearPacking(max(1, most // 2), 1, 2)):
+    for packing in (LinearPacking(most, 1, 1), LinearPacking(max(1, most // 2), 1, 2), LinearPacking(most, 1, 4)):
         tokens = rng.integers(-127, 128, (130, cols)).astype(np.int8)
         numbers = rng.integers(-dot.largest, dot.largest + 1, (rows, cols))
         matrix, tiles, arrays, want = exact(cpu, tokens, numbers, columns, packing)
