@@ -22,7 +22,9 @@ LARGEST = 127.0
 LEAST = 2.0**-100
 """What the largest magnitude of a token is at least: its quantised values are 0 then, and 1 / scale is a number."""
 UNROLLED = 4
-"""Features of an iteration of the search for the largest: chains enough for its latency."""
+"""Features of an iteration."""
+CHAINS = 2
+"""Running maxima of each token: enough for the latency of one, and no more than 16 registers hold."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
     lines, features, dot = shape.lines, shape.features, DOT_PRODUCTS[shape.dot]
     lanes, tile, real = lines.lanes, FEATURE_MAJOR.token_tile, REAL.dtype
     unroll = largest_divisor(features, UNROLLED)
+    chains = min(CHAINS, unroll)
     least = tirx.const(int(np.float32(LEAST).view(np.int32)), "int32")
 
     def tokens(line: tirx.Var, part: int) -> tuple[tirx.Expr, tirx.Expr]:
@@ -66,7 +69,7 @@ def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
                 for part in range(PARTS):
                     at, first = tokens(line, part)
                     with T.vectorized(lanes) as t:
-                        here = u, part * lanes + t
+                        here = u % chains, part * lanes + t
                         number = tirx.reinterpret("int32", T.fabs(x[at, f * unroll + u, first + t]))
                         T.buffer_store(largest, T.max(largest[here], number), here)
 
@@ -75,33 +78,34 @@ def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
             at, first = tokens(line, part)
             with T.vectorized(lanes) as t:
                 most = largest[0, part * lanes + t]
-                for u in range(1, unroll):
-                    most = T.max(most, largest[u, part * lanes + t])
+                for chain in range(1, chains):
+                    most = T.max(most, largest[chain, part * lanes + t])
                 scale = tirx.reinterpret(real, T.max(most, least)) * REAL.const(1.0 / LARGEST)
                 T.buffer_store(inverse, REAL.const(1.0) / scale, [part * lanes + t])
                 T.buffer_store(scales, scale, [at, first + t])
 
     def narrow(x: tirx.Buffer, inverse: tirx.Buffer, y: tirx.Buffer, line: tirx.Var) -> None:
-        with T.serial(features) as f:
-            parts = []
-            for part in range(PARTS):
-                at, first = tokens(line, part)
-                number = tirx.BufferLoad(x, [at, f, tirx.Ramp(first, 1, lanes)])
-                factor = tirx.BufferLoad(inverse, [tirx.Ramp(part * lanes, 1, lanes)])
-                parts.append(dot.to_int(number * factor))
-            T.buffer_store(y, dot.narrow(parts), [line, f, tirx.Ramp(0, 1, lines.tokens)])
+        with T.serial(features // unroll) as f:
+            for u in range(unroll):
+                parts = []
+                for part in range(PARTS):
+                    at, first = tokens(line, part)
+                    number = tirx.BufferLoad(x, [at, f * unroll + u, tirx.Ramp(first, 1, lanes)])
+                    factor = tirx.BufferLoad(inverse, [tirx.Ramp(part * lanes, 1, lanes)])
+                    parts.append(dot.to_int(number * factor))
+                T.buffer_store(y, dot.narrow(parts), [line, f * unroll + u, tirx.Ramp(0, 1, lines.tokens)])
 
     @T.prim_func(s_tir=True)
     def quantise(x: T.handle, y: T.handle, s: T.handle) -> None:
         X = T.match_buffer(x, FEATURE_MAJOR.shape(shape.tiles, features), real)
         Y = T.match_buffer(y, lines.shape(shape.tiles, features), INT8.dtype)
         scales = T.match_buffer(s, (shape.tiles, tile), real)
-        largest = T.sblock_alloc_buffer((unroll, lines.tokens), "int32")
+        largest = T.sblock_alloc_buffer((chains, lines.tokens), "int32")
         inverse = T.sblock_alloc_buffer((lines.tokens,), real)
         for line in T.serial(lines.count(shape.tiles), annotations={TASKS_ATTR: 1}):
-            for u in T.unroll(unroll * PARTS):
+            for c in T.unroll(chains * PARTS):
                 for t in T.vectorized(lanes):
-                    largest[T.floordiv(u, PARTS), T.floormod(u, PARTS) * lanes + t] = 0
+                    largest[T.floordiv(c, PARTS), T.floormod(c, PARTS) * lanes + t] = 0
             find_largest(X, largest, line)
             store_scales(largest, inverse, scales, line)
             narrow(X, inverse, Y, line)
