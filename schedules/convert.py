@@ -1,26 +1,19 @@
 """``convert``: activations of the real layout in that of another element type, for the linear layers that multiply in it.
 
 A linear layer reads X many times and is faster in narrow numbers; what is between linear layers is float32. So a tensor is
-brought into the layout of an element type once, for all layers that read it. What that takes is a row of ``CONVERSIONS``.
+brought into the layout of an element type once, for all layers that read it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
-from rt3_tvm.schedules.int8_lines import Quantised
-from rt3_tvm.schedules.layout import FEATURE_MAJOR, FLOAT16, INT8, REAL, ElementType, FeatureMajor
+from rt3_tvm.schedules.layout import FeatureMajor
 from rt3_tvm.schedules.loops import loop_of
-from rt3_tvm.schedules.quantise import QuantiseShape
 from rt3_tvm.schedules.tasks import share_loop
-
-Tensor = tuple[tuple[int, ...], str]
-"""Shape and type of a result."""
 
 
 @dataclass(frozen=True)
@@ -45,39 +38,6 @@ class ConversionShape:
     def target_shape(self) -> tuple[int, ...]:
         """Shape of the result."""
         return self.target.shape(self.target_tiles, self.features)
-
-
-def _quantise_shape(source: FeatureMajor, target: Quantised, tiles: int, features: int) -> QuantiseShape:
-    assert source == FEATURE_MAJOR
-    return QuantiseShape(tiles, features, target.lines, target.dot)
-
-
-def _quantised(shape: QuantiseShape) -> list[Tensor]:
-    return [
-        (shape.lines.shape(shape.tiles, shape.features), INT8.dtype),
-        ((shape.tiles, FEATURE_MAJOR.token_tile), REAL.dtype),
-    ]
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """How activations are brought into the layouts of an element type.
-
-    ``family``: the row of SCHEDULES whose kernel does it. ``shape``: what fixes that, from the layout that they are in, the one
-    that they are brought into, their tiles and features. ``results``: what it writes, first the activations, then what else the
-    linear kernels take beside them, as a scale for each token.
-    """
-
-    family: str
-    shape: Callable[[FeatureMajor, Any, int, int], Any]
-    results: Callable[[Any], list[Tensor]]
-
-
-CONVERSIONS: dict[ElementType, Conversion] = {
-    FLOAT16: Conversion("convert", ConversionShape, lambda shape: [(shape.target_shape, FLOAT16.dtype)]),
-    INT8: Conversion("quantise", _quantise_shape, _quantised),
-}
-"""By the element type of the target."""
 
 
 @cache  # TVMScript is parsed anew on every call

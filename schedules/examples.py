@@ -11,7 +11,7 @@ from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.convert import ConversionShape
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
-from rt3_tvm.schedules.int8_packing import pack_int8
+from rt3_tvm.schedules.int8_packing import pack_int8, static_factors
 from rt3_tvm.schedules.int8_plan import lines_of
 from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, FLOAT16, INT8, REAL, FeatureMajor
@@ -112,6 +112,13 @@ def quantise(cpu: CpuShape, s: Sizes) -> Example:
     """Return tokens that become int8; enough for several tasks."""
     x = np.concatenate([_tokens(s)] * 3)
     return Example((QuantiseShape(len(x), s.features, lines_of(cpu), cpu.dot),), [x])
+
+
+def quantise_static(cpu: CpuShape, s: Sizes) -> Example:
+    """Return the same with factors of features, some of whose values are larger than was calibrated."""
+    example = quantise(cpu, s)
+    (x,) = example.inputs
+    return Example(example.arguments, [x, static_factors(0.7 * np.abs(x).max(axis=(0, 2)))])
 
 
 def int8_linear(family: str) -> Callable[[CpuShape, Sizes], Example]:

@@ -26,6 +26,7 @@ from rt3_tvm.schedules.linear_plan import LinearPart, LinearPlan
 from rt3_tvm.schedules.matmul import matmul, schedule_matmul
 from rt3_tvm.schedules.pattern_linear import schedule_linear
 from rt3_tvm.schedules.quantise import quantise
+from rt3_tvm.schedules.quantise_static import quantise_static
 from rt3_tvm.schedules.rotary import rotary, rotary_flops, schedule_rotary
 
 KERNEL_ATTR = "rt3.kernel"
@@ -90,6 +91,14 @@ SCHEDULES: dict[str, KernelFamily] = {
         flops=_nothing,
         example=examples.quantise,
         reference=references.quantise,
+    ),
+    "quantise_static": KernelFamily(
+        summary="activations as int8 by calibrated factors of features",
+        algorithm=quantise_static,
+        schedule=lambda f, _c: f,  # written in vectors
+        flops=_nothing,
+        example=examples.quantise_static,
+        reference=references.quantise_static,
     ),
     "pattern_linear_int8": KernelFamily(
         summary="pattern-sparse linear layer in int8, scales, bias and activation fused",

@@ -14,6 +14,8 @@ from rt3_tvm.schedules.packing import OFFSET_UNIT, offset_dtype
 
 LANE_WORDS = LANE_BYTES // COLUMNS
 """Of four weights each, a vector of which cores that multiply by a lane of it load."""
+LARGEST = 127.0
+"""Of a quantised activation: -128 has no counterpart."""
 ZERO_POINT = 128
 """What activations of unsigned dot products lie above their number."""
 
@@ -39,6 +41,26 @@ def quantised(weight: npt.NDArray, scales: npt.NDArray, largest: int) -> npt.NDA
     """Return the rows in steps, rounded to nearest, ties to even."""
     steps = np.rint(weight / scales[:, None].astype(np.float64))
     return np.clip(steps, -largest, largest).astype(np.int8)
+
+
+SMALLEST_FEATURE = 1e-3
+"""What a feature's largest magnitude is at least, as a part of that of all: one that was never seen has no factor of its own."""
+
+
+def smoothing(largest: npt.NDArray) -> npt.NDArray:
+    """Return what each feature is divided by before it is quantised, by its largest magnitude: (cols,), the largest gets 1.
+
+    Half of what features differ by goes to the weights, on a logarithmic scale.
+    """
+    most = max(float(largest.max(initial=0.0)), float(np.finfo(REAL.dtype).tiny))
+    return np.sqrt(np.maximum(largest / most, SMALLEST_FEATURE)).astype(REAL.dtype)
+
+
+def static_factors(largest: npt.NDArray) -> npt.NDArray:
+    """Return what a static quantiser multiplies each feature by, and behind them what one step is worth: (cols + 1,)."""
+    divisors = smoothing(largest)
+    step = max(float((largest / divisors).max(initial=0.0)), float(np.finfo(REAL.dtype).tiny)) / LARGEST
+    return np.append(1.0 / (divisors * step), step).astype(REAL.dtype)
 
 
 def int8_kept(kept: int, dot: DotProduct, packing: LinearPacking) -> int:

@@ -56,6 +56,12 @@ def quantise(shape: QuantiseShape, x: Any) -> Arrays:
     return [shape.lines.pack(np.rint(x * (1 / scales)[:, None]).astype(np.int8)), scales]
 
 
+def quantise_static(shape: QuantiseShape, x: Any, factors: Any) -> Arrays:
+    """Return the steps, cut off at the largest, and what a step is."""
+    steps = np.clip(np.rint(x * factors[:-1, None]), -LARGEST, LARGEST).astype(np.int8)
+    return [shape.lines.pack(steps), np.full((len(x), x.shape[2]), factors[-1])]
+
+
 def int8_linear(
     plan: LinearPlan,
     part: LinearPart,

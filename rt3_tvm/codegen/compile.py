@@ -1,5 +1,6 @@
 """``rt3 compile``: a checkpoint becomes one shared library."""
 
+import hashlib
 import math
 import platform
 import shutil
@@ -22,6 +23,7 @@ from rt3_tvm import device as devices
 from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint, Level
 from rt3_tvm.codegen import cache
+from rt3_tvm.codegen.calibrate import calibrate, read_calibration
 from rt3_tvm.codegen.cpu_features import required_features
 from rt3_tvm.codegen.differing import Built, Variant, first_difference
 from rt3_tvm.codegen.elements import level_elements
@@ -112,7 +114,7 @@ def compile_checkpoint(
     key = cache.key_of(
         checkpoint=checkpoint.digest,
         options=replace(options, device="", cluster=None, dump_ir=None, latency=None, tuning_log=None).__dict__
-        | {"frequencies": hz},
+        | {"frequencies": hz, "calibrate": file_digest(options.calibrate)},
         tuned=logs.decisive,
         name=output.name,
         device=repr(device),
@@ -163,6 +165,22 @@ def compile_checkpoint(
         raise JobError(f"cannot write '{output}': {error.strerror or error}") from error
     report.bytes, report.seconds = output.stat().st_size, build.seconds
     return report
+
+
+def file_digest(path: Path | None) -> str:
+    """Return a digest of what a file holds; empty for none.
+
+    Raises
+    ------
+    Rt3Error
+        It cannot be read.
+    """
+    if path is None:
+        return ""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise Rt3Error(f"`calibrate` '{path}' cannot be read: {error.strerror or error}") from error
 
 
 def _named(element: ElementType) -> dict[str, str]:
@@ -261,6 +279,7 @@ class _Build:
         self.seconds: dict[str, float] = {}
         self.imported: ImportedModel | None = None
         self.model = checkpoint.dense_model()
+        self.calibrated: dict[str, Any] = {}
 
     def timed(self, name: str) -> _Timer:
         return _Timer(self.seconds, name)
@@ -271,6 +290,7 @@ class _Build:
         with self.timed("import"):
             interface = Interface.of(model)
         check_names(interface.inputs, interface.outputs)
+        self._calibrate(interface)
         imports = [self._import(model, length, interface) for length in self._lengths(model)]
         tuned = self.logs.plans(self._needs(imports), self.cpu, self.options.threads)
         drafts: list[tuple[ImportedModel, tvm.IRModule, VariantContext, VariantDraft]] = []
@@ -288,10 +308,24 @@ class _Build:
             plan = draft.placed(self.weights.offsets)
             self.variants[plan.level, plan.length] = Variant(imported, mod, context, plan)
 
+    def _calibrate(self, interface: Interface) -> None:
+        """Find what is largest of what layers read, on the inputs that were given, if any were."""
+        path = self.options.calibrate
+        if path is None:
+            return
+        self.progress(f"calibrate with {path}")
+        with self.timed("calibrate"):
+            batches = read_calibration(path, self.checkpoint, interface.specs)
+            self.store.calibration = calibrate(self.checkpoint, self.checkpoint.dense_model(), batches)
+        rows = sum(len(next(iter(batch.values()))) for batch in batches)
+        self.calibrated = {"calibrated": {"file": path.name, "rows": rows}}
+
     def _context(self, i: int, level: Level, length: int, imported: ImportedModel) -> VariantContext:
         options = self.options
         sizes = i, options.batch, length, self.cpu
-        return VariantContext(*sizes, imported.parameters, level.matrices, self.elements[i], options.keep_float)
+        asked = self.elements[i], options.keep_float
+        known = self.store.calibration
+        return VariantContext(*sizes, imported.parameters, level.matrices, *asked, calibration=known)
 
     def _needs(self, imports: Iterable[Import]) -> Needs:
         """Return what the levels ask of plans."""
@@ -443,7 +477,7 @@ class _Build:
             ],
             "matrices": self._matrices(),
             "unmatched": self._unmatched(),
-        }
+        } | self.calibrated
 
     def _matrices(self) -> dict[str, Any]:
         """Return shape, density and kernel of each linear layer, level by level, at the first length."""

@@ -7,7 +7,7 @@ from rt3_tvm.codegen.options import CompileOptions
 from rt3_tvm.device import Device
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.schedules.cpu import CpuShape
-from rt3_tvm.schedules.layout import ElementType
+from rt3_tvm.schedules.layout import INT8, ElementType
 from rt3_tvm.schedules.linear_plan import PLANNERS
 
 
@@ -29,6 +29,8 @@ def level_elements(
         if dtype not in known:
             core = f"{device.cluster.core} of {device.name}"
             raise Rt3Error(f"`dtype` {dtype} is not for {core}: choose from {', '.join(known)}")
+    if options.calibrate is not None and INT8.dtype not in dtypes:
+        raise Rt3Error(f"`calibrate` is for int8, and `dtype` is {','.join(dtypes)}")
     for glob in options.keep_float:
         if not any(fnmatchcase(name, glob) for name in checkpoint.weights):
             raise Rt3Error(f"`keep_float` '{glob}': the model has no parameter of such a name")

@@ -24,12 +24,13 @@ from rt3_tvm.model import InputSpec
 from rt3_tvm.schedules import ACTIVATION_ATTR
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
 from rt3_tvm.schedules.int8_lines import Lines
-from rt3_tvm.schedules.int8_packing import quantised, row_scales
-from rt3_tvm.schedules.quantise import LARGEST, LEAST
+from rt3_tvm.schedules.int8_packing import LARGEST, quantised, row_scales
+from rt3_tvm.schedules.quantise import LEAST
 from rt3_tvm.transform.context import WeightRef
 
 ROUNDING = 1e-5
 """How far a call may be off, as a part of the largest value of its result: sums are exact, what is made of them is float32."""
+QUANTISERS = ("quantise", "quantise_static")
 TIE = 1e-3
 """How far behind the middle between two steps a number may be that is rounded to the farther one: 1 / scale is rounded too."""
 
@@ -83,7 +84,7 @@ class ExactWalk:
         followers = [following for _, following in pairwise((*self.walk.plan.steps, None))]
         for step, following in zip(self.walk.run(specs, inputs), followers, strict=True):
             func = self.table.functions[step.kernel]
-            if self.table.kernels[step.kernel].family == "quantise":
+            if self.table.kernels[step.kernel].family in QUANTISERS:
                 self._quantiser(step, func)
             elif step.weight and step.weight.dot and (following is None or following.args != step.args):
                 self._layer(step, step.weight, func)  # all of its parts have run
@@ -94,16 +95,28 @@ class ExactWalk:
         return self.walk.read(place, ty)
 
     def _quantiser(self, step: Step, func: tirx.PrimFunc) -> None:
-        x, lines, scales = (self.walk.read(place, p.ty) for place, p in zip(step.args, func.params, strict=True))
+        x, lines, scales = (
+            self.walk.read(place, p.ty)
+            for place, p in zip(step.args, func.params, strict=True)
+            if place.segment == "workspace"
+        )
         real, steps = _tokens(x), _tokens(self.lines.unpack(lines, len(x)))
         whole = np.isfinite(real).all(axis=1)
-        wanted = np.maximum(np.abs(real).max(axis=1), np.float32(LEAST)) / np.float32(LARGEST)
+        wanted, scaled = self._scaled(step, func, real)
         self._check(step, "scale", scales.reshape(-1)[whole], wanted[whole])
-        off = np.abs(steps[whole] - real[whole].astype(np.float64) / wanted[whole, None])
+        off = np.abs(steps[whole] - np.clip(scaled[whole], -LARGEST, LARGEST))
         if off.size and off.max() > 0.5 + TIE:
             raise Inexact(f"{self._name(step)} is off by {off.max():.3g} steps, 0.5 is rounding")
         self.calls += 1
-        self._read[step.args[1].offset] = _Read(real, steps, scales.reshape(-1))
+        self._read[step.args[-2].offset] = _Read(real, steps, scales.reshape(-1))
+
+    def _scaled(self, step: Step, func: tirx.PrimFunc, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what a step of each token is worth, and the numbers in steps that are not rounded."""
+        if step.args[1].segment == "workspace":  # what it writes: nothing is calibrated
+            scales = np.maximum(np.abs(real).max(axis=1), np.float32(LEAST)) / np.float32(LARGEST)
+            return scales, real.astype(np.float64) / scales[:, None]
+        factors = self.walk.read(step.args[1], func.params[1].ty)
+        return np.full(len(real), factors[-1]), real.astype(np.float64) * factors[:-1]
 
     def _layer(self, step: Step, ref: WeightRef, func: tirx.PrimFunc) -> None:
         read, place = self._read[step.args[0].offset], step.args[-1]
@@ -125,9 +138,9 @@ class ExactWalk:
     def _numbers(self, ref: WeightRef) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the weight of a layer (rows, cols) as it is, in steps, and what a step of each row is worth."""
         if ref not in self._weights:
-            weight, largest = self.store.multiplied(ref), DOT_PRODUCTS[ref.dot].largest
-            scales = row_scales(weight, largest)
-            self._weights[ref] = weight, quantised(weight, scales, largest), scales
+            smoothed, largest = self.store.smoothed(ref), DOT_PRODUCTS[ref.dot].largest
+            scales = row_scales(smoothed, largest)
+            self._weights[ref] = self.store.multiplied(ref), quantised(smoothed, scales, largest), scales
         return self._weights[ref]
 
     def _check(self, step: Step, what: str, got: np.ndarray, wanted: np.ndarray) -> None:

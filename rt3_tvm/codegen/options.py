@@ -52,6 +52,12 @@ class CompileOptions:
         "parameters whose linear layers keep float32, by name; repeat it for more",
         repeated=True,
     )
+    calibrate: Path | None = option(
+        None,
+        PATH.called("FILE"),
+        "typical inputs, from which int8 gets static scales and smoothing: NumPy arrays by input name (.npz), or sentences for "
+        "the checkpoint's tokenizer; default a scale for each token as it comes",
+    )
     batch: int = option(1, WHOLE, "largest batch")
     deadline_s: float = option(
         0.0, MILLISECONDS, "of one inference, the same at every level, that `auto` watches; 0: none", name="deadline"

@@ -40,10 +40,11 @@ class Walk:
             yield step
 
     def read(self, place: Place, ty: relax.TensorType) -> np.ndarray:
-        """Return a copy of a tensor in the workspace."""
+        """Return a copy of a tensor."""
         shape, dtype = [int(d) for d in ty.shape], np.dtype(str(ty.dtype))
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        return self.workspace[place.offset : place.offset + size].view(dtype).reshape(shape).copy()
+        memory = self.weights if place.segment == "weights" else self.workspace
+        return memory[place.offset : place.offset + size].view(dtype).reshape(shape).copy()
 
     def outputs(self, specs: tuple[OutputSpec, ...], batch: int, length: int) -> dict[str, np.ndarray]:
         """Return the outputs of a variant for a batch and a length, by name, when all steps have run."""

@@ -1,6 +1,7 @@
 """The weight store of a bundle: every distinct array once, in one blob that has a section for each level."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.pattern import SparseMatrix
 from rt3_tvm.runtime.check import SHARED
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
-from rt3_tvm.schedules.int8_packing import PackedInt8, pack_int8
+from rt3_tvm.schedules.int8_packing import PackedInt8, pack_int8, smoothing, static_factors
 from rt3_tvm.schedules.layout import ElementType
 from rt3_tvm.schedules.packing import PackedLinear, pack_linear, pack_rows
 from rt3_tvm.transform.context import UNPRUNED, WeightRef
@@ -49,6 +50,7 @@ class WeightStore:
     """Collects arrays, and which levels use them; equal bytes are stored once."""
 
     checkpoint: Checkpoint
+    calibration: Mapping[str, np.ndarray] = field(default_factory=dict)
     arrays: list[np.ndarray] = field(default_factory=list)
     _users: list[set[int]] = field(default_factory=list)
     _numbers: dict[bytes, int] = field(default_factory=dict)
@@ -70,6 +72,8 @@ class WeightStore:
         if ref.kind == "raw":
             weight = self.checkpoint.weights[ref.weight]
             return self.add(weight if ref.level == UNPRUNED else self._matrix(ref).masked(weight), ref.level)
+        if ref.kind == "factors":
+            return self.add(static_factors(self.calibration[ref.weight]), ref.level)
         return self.add(getattr(self._linear(ref), ref.kind), ref.level)
 
     def lay_out(self) -> WeightLayout:
@@ -99,6 +103,11 @@ class WeightStore:
         weight = weight.T if ref.transposed else weight.reshape(weight.shape[0], -1)
         return weight if ref.level == UNPRUNED else weight * self._matrix(ref).mask()
 
+    def smoothed(self, ref: WeightRef) -> np.ndarray:
+        """Return what a layer of int8 multiplies smoothed features by, before it is quantised."""
+        weight = self.multiplied(ref)
+        return weight * smoothing(self.calibration[ref.smoothed]) if ref.smoothed else weight
+
     def _pack(self, ref: WeightRef) -> PackedLinear | PackedInt8:
         bias, element = self.checkpoint.weights[ref.bias] if ref.bias else None, ElementType.of(ref.element)
         weight = self.multiplied(ref)
@@ -111,7 +120,7 @@ class WeightStore:
         if matrix is not None and not ref.dense:
             columns, valid = matrix.group_columns()
         if ref.dot:
-            return pack_int8(weight, columns, valid, bias, ref.packing, DOT_PRODUCTS[ref.dot])
+            return pack_int8(self.smoothed(ref), columns, valid, bias, ref.packing, DOT_PRODUCTS[ref.dot])
         return pack_linear(weight, columns, valid, bias, ref.packing, element)
 
     def write(self, path: Path, layout: WeightLayout) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Self
 
+import numpy as np
+
 from rt3_tvm.pattern import SparseMatrix
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layout import REAL, ElementType
@@ -14,8 +16,8 @@ from rt3_tvm.schedules.linear_plan import LinearPlan, PlanKey
 WEIGHTS_ATTR = "rt3.weights"
 """Attribute of the lowered ``main``: what its parameters behind the inputs hold, in their order: printing changes names."""
 
-Kind = Literal["raw", "values", "offsets", "bias", "scales", "starts"]
-INT8_FACTS = ("dot",)
+Kind = Literal["raw", "values", "offsets", "bias", "scales", "starts", "factors"]
+INT8_FACTS = ("dot", "smoothed")
 """Fields of a reference that only int8 has, and that are no attributes where they are empty."""
 UNPRUNED = -1
 """Level of a weight that no level masks."""
@@ -27,7 +29,8 @@ class WeightRef:
 
     Equal references are stored once, whatever level or length uses them. ``transposed``: the model stores (cols, rows).
     Without ``packing`` the values and offsets are those of a table whose rows are looked up. ``element``: the name of what the
-    layer multiplies; ``dot``: the instruction, of int8.
+    layer multiplies; ``dot``: the instruction, of int8. ``smoothed``: the weight by whose calibration the features are smoothed
+    that the layer reads; empty without.
     """
 
     kind: Kind
@@ -39,6 +42,7 @@ class WeightRef:
     transposed: bool = False
     element: str = REAL.dtype
     dot: str = ""
+    smoothed: str = ""
 
     @property
     def name(self) -> str:
@@ -47,9 +51,10 @@ class WeightRef:
         bias = f".{self.bias}" if self.kind == "bias" and self.bias else ""
         packing = f".{self.packing}" if self.packing is not None else ""
         element = f".{ElementType.of(self.element).short}{self.dot}" if self.element != REAL.dtype else ""
+        smoothed = f".by.{self.smoothed}" if self.smoothed else ""
         dense = ".dense" if self.dense and self.level != UNPRUNED else ""
         suffix = f".level{self.level}" if self.level != UNPRUNED else ""
-        return f"{self.weight}{kind}{bias}{packing}{element}{dense}{suffix}"
+        return f"{self.weight}{kind}{bias}{packing}{element}{smoothed}{dense}{suffix}"
 
     def to_attrs(self) -> dict[str, Any]:
         """Return the reference as an attribute of a function: texts, numbers and a list, empty without a packing."""
@@ -95,6 +100,8 @@ class VariantContext:
         Globs of the names of weights that are multiplied in float32 all the same.
     tuned
         Plans that were measured; what has none gets the model's.
+    calibration
+        Of weights by name, the largest magnitude of each feature that their layers read, (cols,).
     """
 
     level: int
@@ -106,6 +113,7 @@ class VariantContext:
     element: ElementType = REAL
     keep_float: tuple[str, ...] = ()
     tuned: Mapping[PlanKey, LinearPlan] = field(default_factory=dict)
+    calibration: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def element_of(self, name: str) -> ElementType:
         """Return what is asked for of the layer of a weight."""

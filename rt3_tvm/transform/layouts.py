@@ -12,9 +12,10 @@ from tvm import IRModule, relax, tirx
 from tvm.ir.expr import GenericConst
 
 from rt3_tvm.schedules import kernel
-from rt3_tvm.schedules.convert import CONVERSIONS
+from rt3_tvm.schedules.convert import ConversionShape
 from rt3_tvm.schedules.int8_lines import Quantised
-from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL, FeatureMajor
+from rt3_tvm.schedules.quantise import QuantiseShape
 from rt3_tvm.transform.composites import is_real, static_shape
 from rt3_tvm.transform.context import VariantContext, WeightRef
 from rt3_tvm.transform.graph import constant
@@ -52,6 +53,15 @@ class Tokens:
         return tensor(self.layout.shape(self.tiles, self.features), self.layout.element.dtype)
 
 
+@dataclass(frozen=True)
+class QuantisedTensor:
+    """Steps of int8 and what a step of each token is worth; by the calibration of which weight, empty for none."""
+
+    steps: relax.Expr
+    scales: relax.Expr
+    smoothed: str
+
+
 def tensor(shape: tuple[int, ...], dtype: str = REAL.dtype) -> relax.TensorType:
     """Return a tensor type."""
     return relax.TensorType(shape, dtype)
@@ -84,9 +94,8 @@ class Layouts:
         self.feature_major: dict[relax.Var, relax.Expr] = {}
         self.heads_first: dict[relax.Var, relax.Expr] = {}
         self.score_tiles: dict[relax.Var, relax.Expr] = {}
-        self.converted: dict[
-            tuple[relax.Expr, FeatureMajor | Quantised], list[relax.Expr]
-        ] = {}  # by what was converted
+        self.converted: dict[tuple[relax.Expr, FeatureMajor], relax.Expr] = {}  # by what was converted
+        self.quantised: dict[tuple[relax.Expr, Quantised], QuantisedTensor] = {}
         self.tuples: dict[relax.Var, list[relax.Expr]] = {}  # feature-major fields
         self.bound_tuples: dict[relax.Var, list[relax.Expr]] = {}  # fields of the old module
         self.parameters: dict[str, relax.Var] = {}
@@ -129,19 +138,37 @@ class Layouts:
             self.feature_major[expr] = self.kernel("to_feature_major", t.sizes, [source], t.ty())
         return self.feature_major[expr]
 
-    def as_layout(self, expr: relax.Expr, layout: FeatureMajor | Quantised) -> list[relax.Expr]:
-        """Return a token tensor in a layout that linear layers multiply in, with what belongs to it: converted once for all."""
+    def as_layout(self, expr: relax.Expr, layout: FeatureMajor) -> relax.Expr:
+        """Return a token tensor in a layout that linear layers multiply in, converted once for all of them."""
         source, t = self.as_feature_major(expr), token_shape(expr)
         if layout == t.layout:
-            return [source]
+            return source
         if (source, layout) not in self.converted:
-            conversion = CONVERSIONS[layout.element]
-            shape = conversion.shape(t.layout, layout, t.tiles, t.features)
-            types = [tensor(*result) for result in conversion.results(shape)]
-            made = self.kernel(conversion.family, (shape,), [source], types if len(types) > 1 else types[0])
-            several = [relax.TupleGetItem(made, i) for i in range(len(types))]
-            self.converted[source, layout] = [self.builder.emit(s) for s in several] if len(types) > 1 else [made]
+            shape = ConversionShape(t.layout, layout, t.tiles, t.features)
+            ty = tensor(shape.target_shape, layout.element.dtype)
+            self.converted[source, layout] = self.kernel("convert", (shape,), [source], ty)
         return self.converted[source, layout]
+
+    def as_int8(self, expr: relax.Expr, read: Quantised, weight: str) -> QuantisedTensor:
+        """Return a token tensor quantised, once for all layers that read it; by the calibration of the first one's weight."""
+        source, t = self.as_feature_major(expr), token_shape(expr)
+        if (source, read) not in self.quantised:
+            shape = QuantiseShape(t.tiles, t.features, read.lines, read.dot)
+            types = [
+                tensor(read.lines.shape(t.tiles, t.features), INT8.dtype),
+                tensor((t.tiles, t.layout.token_tile)),
+            ]
+            known = self.context.calibration.get(weight)
+            static = known is not None and len(known) == t.features
+            args = (
+                [source, self.parameter(WeightRef("factors", weight), tensor((t.features + 1,)))]
+                if static
+                else [source]
+            )
+            made = self.kernel("quantise_static" if static else "quantise", (shape,), args, types)
+            steps, scales = (self.builder.emit(relax.TupleGetItem(made, i)) for i in range(2))
+            self.quantised[source, read] = QuantisedTensor(steps, scales, weight if static else "")
+        return self.quantised[source, read]
 
     def as_heads_first(self, expr: relax.Expr) -> relax.Expr:
         """Return the feature-major tensor behind a (batch, heads, length, dim) tensor."""

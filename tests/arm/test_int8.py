@@ -22,7 +22,7 @@ DOTS = {"A76": "sdot", "A53": "smull", "A7": "vmull"}
 def test_rows_compute_their_references(core, tmp_path):
     cpu, calls, wanted = CpuShape.of(arm.cluster_of(core)), [], []
     assert cpu.dot == DOTS[core]
-    for family in ("quantise", "pattern_linear_int8", "dense_linear_int8"):
+    for family in ("quantise", "quantise_static", "pattern_linear_int8", "dense_linear_int8"):
         example = SCHEDULES[family].example(cpu, SMALL)
         func = kernel(family, *example.arguments)
         outputs = [np.zeros([int(d) for d in p.ty.shape], str(p.ty.dtype)) for p in func.params[len(example.inputs) :]]

@@ -17,9 +17,13 @@ def lower_linear(lowering: Layouts, var: relax.Var, row: Composite, func: relax.
     if annotation is None:
         return False
     plan, t = annotation.plan, token_shape(args["x"])
-    x, *beside = lowering.as_layout(args["x"], plan.quantised or plan.layout)
+    if plan.quantised:
+        read = lowering.as_int8(args["x"], plan.quantised, annotation.matrix)
+        x, beside, smoothed = read.steps, [read.scales], read.smoothed
+    else:
+        x, beside, smoothed = lowering.as_layout(args["x"], plan.layout), [], ""
     flat = relax.op.reshape(x, (math.prod(static_shape(x)),))
-    operands = [lowering.builder.emit(flat), *beside, *_weights(lowering, annotation, row, args)]
+    operands = [lowering.builder.emit(flat), *beside, *_weights(lowering, annotation, row, args, smoothed)]
     out = Tokens(t.batch, t.length, plan.matrix.rows).ty()
     result: list[relax.Expr] = []
     for part in plan.parts:
@@ -29,15 +33,17 @@ def lower_linear(lowering: Layouts, var: relax.Var, row: Composite, func: relax.
     return True
 
 
-def _weights(lowering: Layouts, annotation: LinearAnnotation, row: Composite, args: Arguments) -> list[relax.Expr]:
+def _weights(
+    lowering: Layouts, annotation: LinearAnnotation, row: Composite, args: Arguments, smoothed: str
+) -> list[relax.Expr]:
     """Return what is packed of a weight, as the plan says: values, offsets and bias, and what values of int8 have besides."""
     plan = annotation.plan
+    dot = plan.quantised.dot if plan.quantised else ""
     bias = lowering.context.parameters[args["bias"].name] if "bias" in args else ""
 
     def weight(kind: Any, shape: tuple[int, ...], dtype: str) -> relax.Var:
         dense, element = plan.matrix.dense, plan.element.dtype
-        dot = plan.quantised.dot if plan.quantised else ""
-        facts = annotation.level, plan.packing, dense, row.transposed, element, dot
+        facts = annotation.level, plan.packing, dense, row.transposed, element, dot, smoothed
         ref = WeightRef(kind, annotation.matrix, bias, *facts)
         return lowering.parameter(ref, tensor(shape, dtype))
 
