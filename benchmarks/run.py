@@ -78,7 +78,7 @@ def linear(args: argparse.Namespace) -> Iterator[Row]:
         for rows, cols in SHAPES:
             for group in args.groups:
                 for sparsity in SPARSITIES if group else (0.0,):
-                    yield _linear_row(LinearCase(rows, cols, tokens, sparsity, group), args.rounds)
+                    yield _linear_row(LinearCase(rows, cols, tokens, sparsity, group, args.dtype), args.rounds)
 
 
 def few(args: argparse.Namespace) -> Iterator[Row]:
@@ -87,7 +87,7 @@ def few(args: argparse.Namespace) -> Iterator[Row]:
         for rows, cols in SHAPES[:3]:
             for group in (0, 1, 4, 8):
                 for sparsity in SPARSITIES if group else (0.0,):
-                    yield _linear_row(LinearCase(rows, cols, tokens, sparsity, group), args.rounds)
+                    yield _linear_row(LinearCase(rows, cols, tokens, sparsity, group, args.dtype), args.rounds)
 
 
 def _linear_row(case: LinearCase, rounds: int) -> Row:
@@ -360,7 +360,9 @@ def main() -> None:
         default=list(arm_ladder.CORES),
         help="of arm and arm_loops; default A7,A53,A55,A76,X1",
     )
-    parser.add_argument("--dtype", default="float32", help="of arm: what linear layers multiply; default float32")
+    parser.add_argument(
+        "--dtype", default="float32", help="of arm, linear and few: what linear layers multiply; default float32"
+    )
     parser.add_argument("--dims", type=lambda t: t.split(","), default=list(tuning.WIDTHS), help="of tune")
     parser.add_argument("--log", type=Path, default=Path("build/tune"), help="of tune: folder of its log, gone on with")
     parser.add_argument("--trials", type=int, default=64, help="of tune: for each matrix")

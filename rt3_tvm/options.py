@@ -16,6 +16,10 @@ from rt3_tvm.pattern import EACH_BLOCK, PatternShape
 
 T = TypeVar("T", bound=type)
 
+FLOAT32 = "float32"
+DTYPES = (FLOAT32, "float16", "int8")
+"""What linear layers can multiply, by name; which of it a core has is known when its device is."""
+
 
 @dataclass(frozen=True)
 class Kind:

@@ -16,6 +16,8 @@ LANE_WORDS = LANE_BYTES // COLUMNS
 """Of four weights each, a vector of which cores that multiply by a lane of it load."""
 LARGEST = 127.0
 """Of a quantised activation: -128 has no counterpart."""
+LEAST = 2.0**-100
+"""What the largest magnitude of activations is at least: their steps are 0 then, and 1 / scale is a number."""
 ZERO_POINT = 128
 """What activations of unsigned dot products lie above their number."""
 
@@ -52,14 +54,14 @@ def smoothing(largest: npt.NDArray) -> npt.NDArray:
 
     Half of what features differ by goes to the weights, on a logarithmic scale.
     """
-    most = max(float(largest.max(initial=0.0)), float(np.finfo(REAL.dtype).tiny))
+    most = max(float(largest.max(initial=0.0)), LEAST)
     return np.sqrt(np.maximum(largest / most, SMALLEST_FEATURE)).astype(REAL.dtype)
 
 
 def static_factors(largest: npt.NDArray) -> npt.NDArray:
     """Return what a static quantiser multiplies each feature by, and behind them what one step is worth: (cols + 1,)."""
     divisors = smoothing(largest)
-    step = max(float((largest / divisors).max(initial=0.0)), float(np.finfo(REAL.dtype).tiny)) / LARGEST
+    step = max(float((largest / divisors).max(initial=0.0)), LEAST) / LARGEST
     return np.append(1.0 / (divisors * step), step).astype(REAL.dtype)
 
 

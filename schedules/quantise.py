@@ -13,13 +13,11 @@ from tvm.script import tirx as T
 
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
 from rt3_tvm.schedules.int8_lines import PARTS, Lines
-from rt3_tvm.schedules.int8_packing import LARGEST
+from rt3_tvm.schedules.int8_packing import LARGEST, LEAST
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
 from rt3_tvm.schedules.linear_decisions import largest_divisor
 from rt3_tvm.schedules.tasks import TASKS_ATTR
 
-LEAST = 2.0**-100
-"""What the largest magnitude of a token is at least: its quantised values are 0 then, and 1 / scale is a number."""
 UNROLLED = 4
 """Features of an iteration."""
 CHAINS = 2

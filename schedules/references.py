@@ -12,11 +12,12 @@ from tvm import tirx
 from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.convert import ConversionShape
 from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.int8_packing import LARGEST, LEAST
 from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, FeatureMajor
 from rt3_tvm.schedules.linear_plan import LinearPart, LinearPlan
 from rt3_tvm.schedules.matmul import MatmulShape
-from rt3_tvm.schedules.quantise import LARGEST, LEAST, QuantiseShape
+from rt3_tvm.schedules.quantise import QuantiseShape
 
 Arrays = list[np.ndarray]
 

@@ -7,6 +7,7 @@ the weights each time, more copies than the caches hold, it waits for memory: wh
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -55,18 +56,17 @@ def bench_latency(
             progress(f"everything but the linear layers, {clock / 1e9:.3f} GHz")
             rows.append(TableRow(0, 0, DENSE_GROUP, 1.0, clock, _rest_seconds(model, options.tokens), 0.0))
             for case in _cases(shapes, options):
-                progress(f"{case.rows}x{case.cols}, V={case.group}, sparsity {case.sparsity:g}")
+                progress(f"{case.rows}x{case.cols}, V={case.group}, sparsity {case.sparsity:g}, {case.dtype}")
                 rows.append(_measure(case, clock))
     return TableLatency(devices.load("host").cluster.core, options.tokens, 1, tuple(rows))
 
 
 def _cases(shapes: list[tuple[int, int]], options: LatencyOptions) -> Iterator[LinearCase]:
-    for rows, cols in shapes:
-        yield LinearCase(rows, cols, options.tokens, 0.0, DENSE_GROUP)
-        for group in options.groups:
+    for dtype, (rows, cols) in product(options.dtype, shapes):
+        yield LinearCase(rows, cols, options.tokens, 0.0, DENSE_GROUP, dtype)
+        for group, sparsity in product(options.groups, options.sparsity):
             if rows % group == 0:
-                for sparsity in options.sparsity:
-                    yield LinearCase(rows, cols, options.tokens, sparsity, group)
+                yield LinearCase(rows, cols, options.tokens, sparsity, group, dtype)
 
 
 def _measure(case: LinearCase, hz: float) -> TableRow:
@@ -88,7 +88,7 @@ def _measure(case: LinearCase, hz: float) -> TableRow:
         kernel = LinearKernel(case, columns, valid, weight, bias, x, Path(folder), copies)
         times = time_interleaved({"warm": kernel, "cold": kernel.cold}, ROUNDS)
     warm, cold = times["warm"].median * 1e-3, times["cold"].median * 1e-3
-    return TableRow(case.rows, case.cols, case.group, density, hz, warm, max(0.0, cold - warm))
+    return TableRow(case.rows, case.cols, case.group, density, hz, warm, max(0.0, cold - warm), case.dtype)
 
 
 def _rest_seconds(model: torch.nn.Module, tokens: int) -> float:

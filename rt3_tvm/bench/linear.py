@@ -52,6 +52,7 @@ class LinearResult:
             "gflops": self.gflops,
             "ours_spread_ms": [self.ours.low, self.ours.high],
             "dense_spread_ms": [best.low, best.high],
+            "dtype": self.plan.element.dtype,
             "kernel": str(self.plan),
             "packing": self.plan.packing.__dict__,
             "decisions": [p.decisions.__dict__ for p in self.plan.parts if p.decisions],

@@ -19,6 +19,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     linear.add_argument("--tokens", type=int, default=128, metavar="T")
     linear.add_argument("--sparsity", type=float, default=0.75, metavar="S")
     linear.add_argument("--group", type=int, default=4, metavar="V", help="0: our dense kernel")
+    linear.add_argument("--dtype", default="float32", help="what our kernel multiplies, with what it takes to convert")
     linear.add_argument("--json", action="store_true")
     linear.set_defaults(drive=drive_linear)
     model = what.add_parser("model", help="every level of a bundle against dense rivals")
@@ -63,13 +64,14 @@ def drive_linear(args: argparse.Namespace) -> None:
     from rt3_tvm.bench.linear import bench_linear
     from rt3_tvm.bench.linear_kernel import LinearCase
 
-    result = bench_linear(LinearCase(args.rows, args.cols, args.tokens, args.sparsity, args.group)).to_json()
+    case = LinearCase(args.rows, args.cols, args.tokens, args.sparsity, args.group, args.dtype)
+    result = bench_linear(case).to_json()
     if args.json:
         print(json.dumps(result))
         return
     print(
         f"{args.rows}x{args.cols}, {args.tokens} tokens, group {args.group}, sparsity {result['sparsity']:.3f}: "
-        f"ours {result['ours_ms']:.4f} ms ({result['gflops']:.1f} GFLOP/s of kept weights), "
+        f"ours in {result['dtype']} {result['ours_ms']:.4f} ms ({result['gflops']:.1f} GFLOP/s of kept weights), "
         f"{result['dense_name']} {result['dense_ms']:.4f} ms, speed-up {result['speedup']:.2f}, "
         f"max abs error {result['max_abs_err']:.1e}"
     )

@@ -24,8 +24,7 @@ from rt3_tvm.model import InputSpec
 from rt3_tvm.schedules import ACTIVATION_ATTR
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
 from rt3_tvm.schedules.int8_lines import Lines
-from rt3_tvm.schedules.int8_packing import LARGEST, quantised, row_scales
-from rt3_tvm.schedules.quantise import LEAST
+from rt3_tvm.schedules.int8_packing import LARGEST, LEAST, quantised, row_scales
 from rt3_tvm.transform.context import WeightRef
 
 ROUNDING = 1e-5

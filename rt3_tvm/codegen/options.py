@@ -7,11 +7,21 @@ from itertools import pairwise
 from pathlib import Path
 
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.options import FREQUENCIES, MILLISECONDS, NAMES, PATH, TEXT, WHOLE, documented, option, switch, wholes
+from rt3_tvm.options import (
+    DTYPES,
+    FREQUENCIES,
+    MILLISECONDS,
+    NAMES,
+    PATH,
+    TEXT,
+    WHOLE,
+    documented,
+    option,
+    switch,
+    wholes,
+)
 
 MAX_THREADS = 64
-DTYPES = ("float32", "float16", "int8")
-"""Element types by name; which of them a core has is known when its device is."""
 
 _levels = partial(option, either="levels")
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from rt3_tvm import rt3
 from rt3_tvm.device import Device, frequency_name, lowest_in_time
 from rt3_tvm.errors import Rt3Error
+from rt3_tvm.options import DTYPES, FLOAT32
 
 TABLE_FORMAT = "rt3-latency-1"
 DENSE_GROUP = 0
@@ -36,6 +37,8 @@ class MatrixLoad:
         Whether tokens look rows up in it: no product, so only RT3's own count takes time for it.
     saved_adds
         Additions that the dense product saves; None: one for each row.
+    dtype
+        What is multiplied. RT3's model counts multiplications, whatever they are of.
     """
 
     rows: int
@@ -44,6 +47,7 @@ class MatrixLoad:
     group: int = DENSE_GROUP
     lookup: bool = False
     saved_adds: int | None = None
+    dtype: str = FLOAT32
 
     @property
     def weights(self) -> int:
@@ -97,6 +101,7 @@ class TableRow:
     """A kernel, or with ``rows`` 0 everything but the linear layers, as it was measured at one frequency.
 
     ``compute_s`` follows the clock (operands in the caches), ``memory_s`` is what waiting for cold weights adds and does not.
+    ``dtype``: what it multiplies.
     """
 
     rows: int
@@ -106,6 +111,7 @@ class TableRow:
     hz: float
     compute_s: float
     memory_s: float
+    dtype: str = FLOAT32
 
     def seconds_at(self, hz: float) -> float:
         """Return the s at another frequency."""
@@ -114,7 +120,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class TableLatency:
-    """Latencies that were measured, by matrix shape, group, density and frequency; see ``rt3 bench latency``.
+    """Latencies that were measured, by matrix shape, group, density, element type and frequency; see ``rt3 bench latency``.
 
     At a frequency that was not measured, those of the nearest one are scaled. Between densities the line is straight; below the
     sparsest one that was measured a matrix takes as long as there. ``core``: LLVM's name of the core it was measured on.
@@ -140,28 +146,28 @@ class TableLatency:
         return sorted({row.hz for row in self.table})
 
     @cached_property
-    def _curves(self) -> dict[tuple[int, int, int, float], list[TableRow]]:
-        curves: dict[tuple[int, int, int, float], list[TableRow]] = {}
+    def _curves(self) -> dict[tuple[int, int, int, str, float], list[TableRow]]:
+        curves: dict[tuple[int, int, int, str, float], list[TableRow]] = {}
         for row in sorted(self.table, key=lambda r: r.density):
-            curves.setdefault((row.rows, row.cols, row.group, row.hz), []).append(row)
+            curves.setdefault((row.rows, row.cols, row.group, row.dtype, row.hz), []).append(row)
         return curves
 
     def seconds(self, hz: float, loads: Loads) -> float:
         """Return the s of one inference at a frequency."""
         nearest = min(self._frequencies, key=lambda f: abs(f - hz))
-        total = self._at(0, 0, DENSE_GROUP, 1.0, nearest, hz)
+        total = self._at(MatrixLoad(0, 0), nearest, hz)
         for m in loads:
             if not m.lookup:
-                dense = self._at(m.rows, m.cols, DENSE_GROUP, 1.0, nearest, hz)
-                sparse = self._at(m.rows, m.cols, m.group, m.density, nearest, hz) if m.group else dense
-                total += min(dense, sparse)  # the compiler takes the dense kernel where it is faster
+                dense = self._at(replace(m, group=DENSE_GROUP, density=1.0), nearest, hz)
+                total += min(dense, self._at(m, nearest, hz)) if m.group else dense  # as the compiler chooses
         return total
 
-    def _at(self, rows: int, cols: int, group: int, density: float, measured_hz: float, hz: float) -> float:
-        curve = self._curves.get((rows, cols, group, measured_hz))
+    def _at(self, m: MatrixLoad, measured_hz: float, hz: float) -> float:
+        rows, cols, density = m.rows, m.cols, m.density
+        curve = self._curves.get((rows, cols, m.group, m.dtype, measured_hz))
         if curve is None:
-            known = sorted({f"{r.rows}x{r.cols} V={r.group}" for r in self.table if r.rows})
-            what = f"{rows}x{cols} with V={group}" if rows else "everything but the linear layers"
+            known = sorted({f"{r.rows}x{r.cols} V={r.group}{_named(r.dtype)}" for r in self.table if r.rows})
+            what = f"{rows}x{cols} with V={m.group}{_named(m.dtype)}" if rows else "everything but the linear layers"
             raise Rt3Error(
                 f"{self.path}: no latency of {what}: it has {', '.join(known)}: measure with rt3 bench latency"
             )
@@ -207,6 +213,11 @@ class TableLatency:
         )
 
 
+def _named(dtype: str) -> str:
+    """Return what is said of an element type beside a group: nothing of float32."""
+    return "" if dtype == FLOAT32 else f" {dtype}"
+
+
 def _read_row(row: Any, where: str) -> TableRow:
     if not isinstance(row, dict):
         raise Rt3Error(f"{where}: must be a table, not {row!r}")
@@ -225,9 +236,12 @@ def _read_row(row: Any, where: str) -> TableRow:
         if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
             raise Rt3Error(f"{where}: '{key}' must be a number in [{low:g}, {high:g}], not {value!r}")
         values[key] = int(value) if key in ("rows", "cols", "group") else float(value)
-    if set(row) - set(limits):
-        raise Rt3Error(f"{where}: unknown key '{min(set(row) - set(limits))}'")
-    return TableRow(**values)
+    unknown = set(row) - set(limits) - {"dtype"}
+    if unknown:
+        raise Rt3Error(f"{where}: unknown key '{min(unknown)}'")
+    if row.get("dtype", FLOAT32) not in DTYPES:
+        raise Rt3Error(f"{where}: 'dtype' must be one of {', '.join(DTYPES)}, not {row['dtype']!r}")
+    return TableRow(**values, dtype=row.get("dtype", FLOAT32))
 
 
 def latency_model(name: str, tokens: int) -> LatencyModel:

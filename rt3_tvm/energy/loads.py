@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rt3_tvm.energy.latency import DENSE_GROUP, MatrixLoad, at_density
 from rt3_tvm.errors import Rt3Error
+from rt3_tvm.options import FLOAT32
 from rt3_tvm.pattern import SparseMatrix
 from rt3_tvm.runtime.check import read_metadata
 
@@ -106,9 +107,13 @@ def _bundle_facts(path: Path) -> ModelFacts:
     levels = []
     for i, row in enumerate(metadata["levels"]):
         loads = tuple(
-            MatrixLoad(m["shape"][0], m["shape"][1], m["levels"][i]["density"], m["levels"][i]["group"] or DENSE_GROUP)
-            for m in metadata["matrices"].values()
-            if min(m["shape"]) >= SMALLEST
+            _load_at(m["shape"], m["levels"][i]) for m in metadata["matrices"].values() if min(m["shape"]) >= SMALLEST
         )
         levels.append(LevelFacts(loads, row["density"], row["frequency_hz"]))
     return ModelFacts(str(path), metadata["model"]["class"], tuple(levels), tokens=max(metadata["lengths"]))
+
+
+def _load_at(shape: list[int], level: dict[str, Any]) -> MatrixLoad:
+    """Return a matrix of a bundle at one level."""
+    dtype = level.get("dtype", FLOAT32)
+    return MatrixLoad(shape[0], shape[1], level["density"], level["group"] or DENSE_GROUP, dtype=dtype)

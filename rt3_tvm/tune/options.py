@@ -4,10 +4,10 @@ import math
 import re
 from dataclasses import dataclass
 
-from rt3_tvm.codegen.options import DTYPES, MAX_THREADS, CompileOptions
+from rt3_tvm.codegen.options import MAX_THREADS, CompileOptions
 from rt3_tvm.device import frequency_name, parse_frequency
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.options import NAMES, SHARES, TEXT, WHOLE, Kind, documented, option, wholes
+from rt3_tvm.options import DTYPES, NAMES, SHARES, TEXT, WHOLE, Kind, documented, option, wholes
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 LIST = "list"

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from rt3_tvm.bench.kernel import host
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.cli.main import main
 from rt3_tvm.runtime import load
@@ -108,26 +109,15 @@ def test_the_whole_path(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
-def test_bench_linear_json():
-    _, out, _ = rt3(
-        "bench",
-        "linear",
-        "--rows",
-        96,
-        "--cols",
-        64,
-        "--tokens",
-        20,
-        "--sparsity",
-        0.75,
-        "--group",
-        4,
-        "--json",
-        check=0,
-    )
+@pytest.mark.parametrize("element", host().elements, ids=lambda element: element.dtype)
+def test_bench_linear_json(element):
+    sizes = ("--rows", 96, "--cols", 64, "--tokens", 20, "--sparsity", 0.75, "--group", 4)
+    _, out, _ = rt3("bench", "linear", *sizes, "--dtype", element.dtype, "--json", check=0)
     facts = json.loads(out)
     assert {"ours_ms", "dense_ms", "dense_name", "speedup", "sparsity", "group", "max_abs_err"} <= facts.keys()
-    assert facts["sparsity"] == 0.75 and facts["max_abs_err"] < 1e-4
+    # A narrower type may not pay for so small a layer; the largest error is that of what was taken.
+    assert facts["dtype"] in (element.dtype, "float32")
+    assert facts["sparsity"] == 0.75 and facts["max_abs_err"] < (1e-4 if facts["dtype"] == "float32" else 0.05)
     assert facts["speedup"] == pytest.approx(facts["dense_ms"] / facts["ours_ms"])
 
 

@@ -1,6 +1,7 @@
 """Latency models: RT3's, tables, what is measured here, and bad input."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from rt3_tvm import device
 from rt3_tvm import model as models
 from rt3_tvm.bench.clock import CPUFREQ, pinned
+from rt3_tvm.bench.kernel import host
 from rt3_tvm.bench.latency import LatencyOptions, bench_latency
 from rt3_tvm.bench.peak import clock_hz
 from rt3_tvm.cli.main import main
@@ -73,6 +75,20 @@ def test_what_a_table_lacks_is_one_line():
         TABLE.seconds(1e9, (MatrixLoad(64, 32, 0.5, 8),))
 
 
+def test_element_types_are_kept_apart(tmp_path):
+    table = replace(TABLE, table=(*TABLE.table, TableRow(64, 32, 0, 1.0, 1e9, 0.004, 0.0, "int8")), path="t")
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(table.to_json()))
+    assert TableLatency.load(path) == table
+    dense = MatrixLoad(64, 32)
+    assert table.seconds(1e9, (dense,)) == TABLE.seconds(1e9, (dense,))
+    assert table.seconds(1e9, (replace(dense, dtype="int8"),)) == pytest.approx(0.002 + 0.004)
+    with pytest.raises(
+        Rt3Error, match=r"t: no latency of 64x32 with V=4 int8: it has 64x32 V=0, 64x32 V=0 int8, 64x32 V=4"
+    ):
+        table.seconds(1e9, (MatrixLoad(64, 32, 0.5, 4, dtype="int8"),))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -86,6 +102,10 @@ def test_what_a_table_lacks_is_one_line():
             r"rows\[0\]: 'compute_s' must be a number in \[0, 3600\]",
         ),
         ({"rows": [TABLE.table[0].__dict__ | {"more": 1}]}, r"rows\[0\]: unknown key 'more'"),
+        (
+            {"rows": [TABLE.table[0].__dict__ | {"dtype": "int4"}]},
+            r"rows\[0\]: 'dtype' must be one of float32, float16, int8, not 'int4'",
+        ),
     ],
 )
 def test_bad_tables(tmp_path, change, message):
@@ -132,7 +152,9 @@ def test_rt3_counts_tokens():
 @pytest.mark.slow
 def test_measured_table_of_a_model(monkeypatch):
     monkeypatch.setattr("rt3_tvm.bench.latency.ROUNDS", 1)  # how well it measures is not asked here
-    table = bench_latency(models.load("random-tiny"), LatencyOptions(32, (4,), (0.5,)))
+    dtypes = tuple({"float32", host().elements[-1].dtype})
+    table = bench_latency(models.load("random-tiny"), LatencyOptions(32, (4,), (0.5,), dtypes))
+    assert {r.dtype for r in table.table} == set(dtypes)
     shapes = {(r.rows, r.cols) for r in table.table}
     assert shapes == {(0, 0), (48, 48), (96, 48), (48, 96)}
     assert {r.hz for r in table.table} == {clock_hz()}, "all of it at the clock that was measured in this process"
@@ -175,6 +197,7 @@ def test_a_machine_without_cpufreq_says_so(tmp_path):
         (["--groups", "0"], "--groups 0: each must be at least 1"),
         (["--sparsity", "1.5"], "each must be in"),
         (["--freqs", "fast"], "give it as 1.4GHz"),
+        (["--dtype", "int4"], "--dtype 'int4' is unknown: choose from float32, float16, int8"),
     ],
 )
 def test_bad_latency_benchmarks_are_one_line(tmp_path, arguments, message, capsys):
