@@ -54,6 +54,9 @@ from rt3_tvm.transform.annotate_sparsity import linear_uses
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
 
+TWIN = "twin"
+"""Folder of the host twin beside the bundle that it verifies."""
+
 
 @dataclass
 class CompileReport:
@@ -99,7 +102,9 @@ def compile_checkpoint(
     """
     options = options or CompileOptions()
     output = Path(output)
-    check_target(output)
+    for path in (output, options.twin):
+        if path is not None:
+            check_target(path)
     device = devices.load(options.device)
     if options.cluster is not None:
         device = device.with_cluster(options.cluster)
@@ -113,7 +118,9 @@ def compile_checkpoint(
     logs = TuningLogs.of(CoreId.of(cluster.core, cpu), options.tuning_log)
     key = cache.key_of(
         checkpoint=checkpoint.digest,
-        options=replace(options, device="", cluster=None, dump_ir=None, latency=None, tuning_log=None).__dict__
+        options=replace(
+            options, device="", cluster=None, dump_ir=None, latency=None, tuning_log=None, twin=None
+        ).__dict__
         | {"frequencies": hz, "calibrate": file_digest(options.calibrate)},
         tuned=logs.decisive,
         name=output.name,
@@ -122,7 +129,7 @@ def compile_checkpoint(
         packages=[f"{name} {version(name)}" for name in ("apache-tvm", "torch", "transformers")],
     )
     use_cache = options.cache and options.dump_ir is None
-    if use_cache and (report := _from_cache(key, output, compiler)) is not None:
+    if use_cache and options.twin is None and (report := _from_cache(key, output, compiler)) is not None:
         progress(f"{output} was built before: taken from {cache.folder()}")
         report.latency_source, report.logs = latency_source, logs
         return report
@@ -158,6 +165,8 @@ def compile_checkpoint(
             place = _Place(Path(folder), target, compiler, build.seconds)
             metadata["verified"] = build.make_right(place, levels, metadata)
             replace_metadata(Path(folder) / "bundle.so", metadata)
+            if options.twin is not None:
+                _install_twin(Path(folder) / TWIN / "bundle.so", options.twin, metadata)
             _install(Path(folder) / "bundle.so", output)
             if use_cache:
                 cache.store(key, Path(folder) / "bundle.so")
@@ -217,6 +226,14 @@ def _from_cache(key: str, output: Path, compiler: list[str]) -> CompileReport | 
 def _install(source: Path, target: Path) -> None:
     with written_whole(target, mode=0o755) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def _install_twin(made: Path, output: Path, metadata: dict[str, Any]) -> None:
+    """Write the host twin of a bundle that is for another machine."""
+    if not made.exists():
+        raise Rt3Error("`twin`: the bundle runs on this machine itself")
+    replace_metadata(made, metadata | {"device": "host", "twin_of": metadata["device"]})
+    _install(made, output)
 
 
 class _Timer:
@@ -428,7 +445,7 @@ class _Build:
         machine = platform.machine()
         try:
             place = _Place(
-                folder / "twin", devices.load("host").cluster.target_dict(), choose_compiler(machine, None, machine)
+                folder / TWIN, devices.load("host").cluster.target_dict(), choose_compiler(machine, None, machine)
             )
             place.folder.mkdir()
             (place.folder / WEIGHTS_FILE).symlink_to(folder / WEIGHTS_FILE)

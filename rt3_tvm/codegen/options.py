@@ -86,6 +86,12 @@ class CompileOptions:
         PATH.called("PATH"),
         "plans of kernels as rt3 tune measured them: a log or a folder of logs; default those of this core that come along",
     )
+    twin: Path | None = option(
+        None,
+        PATH.called("FILE"),
+        "of a bundle for another machine, write also what verified it: the same plans and weights, built for this machine, "
+        "to measure accuracy with",
+    )
     verify: bool = switch(
         True,
         "leave out the comparison of every level and length with masked PyTorch; the bundle says so",
@@ -106,5 +112,7 @@ class CompileOptions:
             raise Rt3Error(f"`deadline_s` {self.deadline_s} s must be finite and not negative")
         if not all(a > b > 0 for a, b in pairwise((math.inf, *(self.frequencies or ())))):
             raise Rt3Error(f"`frequencies` {self.frequencies} Hz: give them from the highest to the lowest, each once")
+        if self.twin is not None and not self.verify:
+            raise Rt3Error("`twin` is what verifies a bundle: it needs `verify`")
         if self.latency is not None and (self.frequencies is not None or self.deadline_s == 0):
             raise Rt3Error("`latency` needs `deadline_s`, and no `frequencies`: they follow from both")

@@ -82,7 +82,9 @@ def test_what_is_no_faster_in_int8_stays_wider():
 @pytest.fixture(scope="module")
 def built(checkpoint, tmp_path_factory):
     path = tmp_path_factory.mktemp("int8") / "m.so"
-    options = replace(A76_OPTIONS, dtype=("float32", "int8"), keep_float=("*.query.weight",))
+    options = replace(
+        A76_OPTIONS, dtype=("float32", "int8"), keep_float=("*.query.weight",), twin=path.with_name("twin.so")
+    )
     return path, compile(checkpoint, path, options).metadata
 
 
@@ -99,6 +101,28 @@ def test_levels_prove_themselves_each_by_its_own_measure(built):
         assert row["exact_calls"] == 2 * (2 * (4 + 5) + 2) and row["exact_error"] < 2e-6 and row["float_error"] < 5e-5
     text = "\n".join(map(str, summary.tables(summary.describe(path))))
     assert "every call of int8 against integers" in text
+
+
+def test_the_twin_computes_the_same_here(built, checkpoint):
+    """It is what accuracy is measured with: float32 as PyTorch, int8 near it."""
+    path, metadata = built
+    ids = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, 30))
+    with load(path.with_name("twin.so")) as twin:
+        assert twin.metadata["twin_of"] == "rk3588" and twin.metadata["levels"] == metadata["levels"]
+        for level, (least, most) in enumerate(((0.0, 1e-5), (1e-4, 0.1))):
+            twin.set_level(level)
+            with torch.inference_mode():
+                wanted = checkpoint.torch_model(level)(torch.from_numpy(ids)).last_hidden_state.numpy()
+            assert least < rms_error(twin(input_ids=ids)["last_hidden_state"], wanted) < most
+
+
+def test_a_bundle_for_this_machine_has_no_twin(checkpoint, tmp_path):
+    here = CompileOptions(lengths=(9,), cache=False, twin=tmp_path / "twin.so")
+    with pytest.raises(Rt3Error, match=r"^twin: the bundle runs on this machine itself$"):
+        compile(checkpoint, tmp_path / "m.so", here)
+    with pytest.raises(Rt3Error, match=r"^twin is what verifies a bundle: it needs verify$"):
+        CompileOptions(twin=tmp_path / "twin.so", verify=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_dtypes_stand_in_the_metadata(built):
