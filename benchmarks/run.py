@@ -1,9 +1,10 @@
 """One driver for all benchmarks: ``python benchmarks/run.py [CASE ...]``; prints Markdown, and JSON lines with --json.
 
 Cases: linear (pattern_linear against the best dense layer), few (the same for 1 to 8 tokens), families (every row of SCHEDULES
-by itself), model (every level against dense rivals), architectures (a dense and a sparse level of each), density (latency over
-density), threads (one against two), ops (where the time goes), compile (time and peak memory of rt3 compile), verify (what its
-verification adds), switch and memory (C programs on a bundle), peak (multiply-adds of one core). Run them on an otherwise idle
+by itself), model (every level against dense rivals), dtypes (float32 and int8 beside ONNX Runtime's int8), architectures (a dense
+and a sparse level of each), density (latency over density), threads (one against two), ops (where the time goes), compile (time
+and peak memory of rt3 compile), verify (what its verification adds), switch and memory (C programs on a bundle), peak
+(multiply-adds of one core). Run them on an otherwise idle
 machine. Only where they are named: tune (plans that tuning finds against untuned ones: an hour or more, or --budget), arm
 (instructions of bundles for ARM cores, counted under qemu-user, on any machine) and arm_loops (inner loops for them).
 """
@@ -141,6 +142,24 @@ def model(args: argparse.Namespace) -> Iterator[Row]:
             for length in lengths:
                 facts: Row = {"model": name, "group": group, "tokens": length}
                 yield from _model_rows(facts, bench_model(bundle, length, list(RIVALS), args.rounds))
+            bundle.unlink()
+
+
+def dtypes(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield levels of both models' dimensions in float32 and int8 beside ONNX Runtime, with what they took to compile."""
+    rivals = ["onnxruntime", "onnxruntime-int8"]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, dtype in product(("random-distilbert", "random-minilm"), ("float32", "int8")):
+            start = time.perf_counter()
+            bundle = _bundle(folder, name, "0,0.5,0.75,0.8125", 4, "--seq-len", "128", "--dtype", dtype)
+            seconds = time.perf_counter() - start
+            with load(bundle) as opened:
+                sections = {row["level"]: row["bytes"] for row in opened.metadata["weight_sections"]}
+            facts: Row = {"model": name, "dtype": dtype, "prune_and_compile_s": seconds}
+            for row in _model_rows(facts, bench_model(bundle, None, rivals, args.rounds)):
+                what = str(row["what"])
+                level = int(what.removeprefix("level ")) if what.startswith("level") else None
+                yield row | {"weights_mib": sections[level] / 2**20 if level is not None else ""}
             bundle.unlink()
 
 
@@ -326,6 +345,7 @@ CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "few": few,
     "families": families,
     "model": model,
+    "dtypes": dtypes,
     "architectures": architectures,
     "density": density,
     "threads": threads,
