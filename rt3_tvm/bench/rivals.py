@@ -1,10 +1,11 @@
-"""Dense rivals on this machine, one row each: PyTorch always, ONNX Runtime and OpenVINO where installed (extra ``bench``)."""
+"""Dense rivals on this machine, one row each: PyTorch always, the others where they are installed (their extra says what)."""
 
 import importlib.util
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from rt3_tvm import model as models
+from rt3_tvm.bench import executorch
 from rt3_tvm.errors import Rt3Error, choices
 from rt3_tvm.export import ExportForm
 
@@ -20,12 +22,13 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Rival:
-    """A dense implementation: the packages it needs and how it makes a call of a linear layer or of a model."""
+    """A dense implementation: the packages it needs, of which extra, and how it makes a call of a linear layer or of a model."""
 
     packages: tuple[str, ...]
     linear: Callable[[np.ndarray, np.ndarray, np.ndarray, int], Call]
     model: Callable[[torch.nn.Module, dict[str, np.ndarray], int], Call]
     by_default: bool = True
+    extra: str = "bench"
 
     @property
     def missing(self) -> list[str]:
@@ -147,6 +150,12 @@ def _openvino_model(model: torch.nn.Module, inputs: dict[str, np.ndarray], threa
     return _openvino_call(_onnx_model(model, inputs), inputs, threads)
 
 
+def _executorch(int8: bool) -> Rival:
+    packages = ("executorch", "torchao")
+    calls = (partial(call, int8=int8) for call in (executorch.linear, executorch.model))
+    return Rival(packages, *calls, by_default=False, extra="executorch")
+
+
 ONNX = ("onnx", "onnxscript")
 RIVALS: dict[str, Rival] = {
     "torch": Rival(("torch",), _torch_linear, _torch_model),
@@ -156,6 +165,9 @@ RIVALS: dict[str, Rival] = {
     "onnxruntime-int8": Rival(
         ("onnxruntime", *ONNX), _onnxruntime_int8_linear, _onnxruntime_int8_model, by_default=False
     ),
+    # XNNPACK is made for phones: only on request.
+    "executorch": _executorch(int8=False),
+    "executorch-int8": _executorch(int8=True),
 }
 
 
@@ -167,5 +179,6 @@ def installed_rivals(names: list[str] | None = None) -> dict[str, Rival]:
         if name not in RIVALS:
             raise Rt3Error(f"unknown rival '{name}': choose from {choices(RIVALS)}")
         if RIVALS[name].missing:
-            raise Rt3Error(f"rival '{name}' needs {', '.join(RIVALS[name].missing)}: pip install 'rt3-tvm[bench]'")
+            needed, extra = ", ".join(RIVALS[name].missing), RIVALS[name].extra
+            raise Rt3Error(f"rival '{name}' needs {needed}: pip install 'rt3-tvm[{extra}]'")
     return {name: RIVALS[name] for name in names}

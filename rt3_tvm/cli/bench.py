@@ -27,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     model.add_argument(
         "--against",
         metavar="NAMES",
-        help="torch,onnxruntime,openvino,onnxruntime-int8; default what is installed of the fp32 ones",
+        help="torch,onnxruntime,openvino,onnxruntime-int8,executorch,executorch-int8; default the first three, where installed",
     )
     model.add_argument(
         "--seq-len", dest="length", type=int, metavar="T", help="length of the input; default the longest"
