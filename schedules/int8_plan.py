@@ -10,7 +10,7 @@ from functools import cache
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
 from rt3_tvm.schedules.int8_linear import Int8Kernel
-from rt3_tvm.schedules.int8_lines import COLUMNS, PARTS, Lines
+from rt3_tvm.schedules.int8_lines import COLUMNS, PARTS, Lines, Quantised
 from rt3_tvm.schedules.int8_packing import int8_kept
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8
 from rt3_tvm.schedules.linear_decisions import (
@@ -39,6 +39,11 @@ MOST_LINES = 2
 def lines_of(cpu: CpuShape) -> Lines:
     """Return how activations of int8 lie for a core."""
     return DOT_PRODUCTS[cpu.dot].lines(cpu.vector_bytes)
+
+
+def quantised_for(cpu: CpuShape) -> Quantised:
+    """Return the activations that kernels of a core read."""
+    return Quantised(cpu.dot, lines_of(cpu))
 
 
 def zips(parts: list[int]) -> int:
@@ -105,7 +110,8 @@ def split_lines(cpu: CpuShape, shape: LinearShape) -> list[LinearShape]:
     return [shape.part(0, whole), shape.part(whole, shape.tiles - whole)] if 0 < whole < shape.tiles else [shape]
 
 
-def _packings(cpu: CpuShape, matrix: MatrixShape) -> Iterator[LinearPacking]:
+def int8_packings(cpu: CpuShape, matrix: MatrixShape) -> Iterator[LinearPacking]:
+    """Yield the packings that a matrix can have."""
     dot, most = DOT_PRODUCTS[cpu.dot], min(MAX_ROWS, cpu.cost(INT8).held or MAX_ROWS)
     for rows in (r for r in range(1, most + 1) if matrix.group % r == 0):
         for unroll in UNROLLED:
@@ -117,7 +123,7 @@ def _packings(cpu: CpuShape, matrix: MatrixShape) -> Iterator[LinearPacking]:
 def _cheapest(cpu: CpuShape, matrix: MatrixShape) -> tuple[float, LinearPacking]:
     tiles = FEATURE_MAJOR.tiles(TYPICAL_TOKENS)
     found = []
-    for packing in _packings(cpu, matrix):
+    for packing in int8_packings(cpu, matrix):
         shape = int8_shape(cpu, matrix, packing, tiles)
         best = min(int8_cycles(cpu, kernel) for kernel in kernels(cpu, shape, packing))
         lone = by_word(cpu, packing) * shape.kept / COLUMNS * shape.rows * tiles / lines_of(cpu).tiles

@@ -21,8 +21,8 @@ from rt3_tvm.schedules.int8_plan import (
     best_int8_cycles,
     choose_int8_decisions,
     choose_int8_packing,
-    lines_of,
     quantise_cycles,
+    quantised_for,
     split_lines,
 )
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, FLOAT16, FLOAT32, INT8, REAL, ElementType, FeatureMajor
@@ -117,6 +117,11 @@ class LinearPlan:
     def tiles(self) -> int:
         """Token tiles of its input."""
         return self.tokens.tiles(self.layout)
+
+    @property
+    def multiplied(self) -> ElementType:
+        """What its kernels multiply: that of the activations that they read."""
+        return INT8 if self.quantised is not None else self.layout.element
 
     @property
     def value_shape(self) -> tuple[int, int, int, int]:
@@ -387,7 +392,7 @@ def plan_of_family(
 def _int8_plan(
     family: str, cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount, packing: LinearPacking
 ) -> LinearPlan:
-    read = Quantised(cpu.dot, lines_of(cpu))
+    read = quantised_for(cpu)
     whole = whole_shape(matrix, tokens, packing, FEATURE_MAJOR, read)
     parts = (LinearPart(part, choose_int8_decisions(cpu, part, packing)) for part in split_lines(cpu, whole))
     return LinearPlan(family, FEATURE_MAJOR, matrix, tokens, packing, tuple(parts), INT8, quantised=read)

@@ -12,6 +12,7 @@ from typing import Any, Self
 import tvm
 
 from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.int8_lines import Quantised
 from rt3_tvm.schedules.layout import REAL, ElementType, FeatureMajor
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, MatrixShape
 from rt3_tvm.schedules.linear_plan import MEASURED, TUNED, LinearPlan, PlanKey, TokenCount, plan_from, plan_linear
@@ -100,7 +101,7 @@ def plan_to_json(plan: LinearPlan) -> dict[str, Any]:
         "layout": asdict(plan.layout) | {"element": plan.layout.element.dtype},
         "packing": asdict(plan.packing),
         "parts": parts,
-    }
+    } | ({"quantised": [plan.quantised.dot, *asdict(plan.quantised.lines).values()]} if plan.quantised else {})
 
 
 def plan_of_json(data: Mapping[str, Any], task: LinearTask, source: str = TUNED) -> LinearPlan:
@@ -112,7 +113,8 @@ def plan_of_json(data: Mapping[str, Any], task: LinearTask, source: str = TUNED)
         parts.append((int(row["first"]), int(row["tiles"]), LinearDecisions(**decisions) if decisions else None))
     packing = LinearPacking(**data["packing"])
     layout = FeatureMajor(**data["layout"] | {"element": ElementType.of(data["layout"]["element"])})
-    return plan_from(str(data["family"]), matrix, task.tokens, layout, packing, parts, task.element, source)
+    read = Quantised.of(data["quantised"]) if "quantised" in data else None
+    return plan_from(str(data["family"]), matrix, task.tokens, layout, packing, parts, task.element, source, read)
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     """Return a plan of a record as a text that is equal for equal plans."""
     parts = ";".join(",".join(f"{k}={v}" for k, v in sorted(part.items())) for part in plan["parts"])
     packing, layout = (",".join(f"{k}={v}" for k, v in sorted(plan[name].items())) for name in ("packing", "layout"))
-    return f"{plan['family']} {'dense' if plan['dense'] else 'sparse'} {layout} {packing} {parts}"
+    read = "".join(f" {fact}" for fact in plan.get("quantised", ()))
+    return f"{plan['family']} {'dense' if plan['dense'] else 'sparse'} {layout} {packing} {parts}{read}"
 
 
 Needs = Mapping[tuple[MatrixShape, ElementType], Iterable[TokenCount]]

@@ -67,14 +67,16 @@ ENTRY(fill_numbers) {
   return none(result);
 }
 
-/* fill_columns(tensor, columns, step): a table (column blocks, groups, kept) of `step` times the columns that a group
+/* fill_columns(tensor, columns, step): a table ([column blocks,] groups, kept) of `step` times the columns that a group
  * keeps, ascending over the blocks, spread over all columns. */
 ENTRY(fill_columns) {
   (void)self;
   const DLTensor *tensor = count == 3 ? tensor_of(&args[0]) : NULL;
-  if (tensor == NULL || tensor->ndim != 3) return -1;
+  if (tensor == NULL || tensor->ndim < 2 || tensor->ndim > 3) return -1;
   const int64_t columns = args[1].v_int64, step = args[2].v_int64;
-  const int64_t blocks = tensor->shape[0], groups = tensor->shape[1], kept = tensor->shape[2], all = blocks * kept;
+  const int64_t *shape = tensor->shape + tensor->ndim - 2;
+  const int64_t blocks = tensor->ndim == 3 ? tensor->shape[0] : 1, groups = shape[0], kept = shape[1];
+  const int64_t all = blocks * kept;
   uint32_t state = 1;
   for (int64_t g = 0; g < groups; ++g) {
     for (int64_t k = 0; k < all; ++k) {

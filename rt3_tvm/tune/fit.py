@@ -93,7 +93,7 @@ def fit_records(records: Iterable[Record], cpu: CpuShape) -> list[Fit]:
     for record in records:
         plan = plan_of_json(record.plan, record.task)
         if record.ratio is not None and record.device.get("hz") and plan_cycles(cpu, plan):
-            by_element.setdefault(plan.layout.element, []).append(record)
+            by_element.setdefault(plan.multiplied, []).append(record)
     return [_Fitting(cpu, e, found).fit() for e, found in by_element.items() if len(found) >= FEW_RECORDS]
 
 

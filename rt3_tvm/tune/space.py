@@ -5,14 +5,15 @@ offered than what the model of the core chooses from: other numbers of columns a
 blocks; and the dense kernel where much is kept.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.few_tokens import STACK_BYTES
-from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, ElementType
+from rt3_tvm.schedules.int8_plan import int8_cycles, int8_packings, kernels, quantised_for, split_lines
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL, ElementType
 from rt3_tvm.schedules.linear_decisions import (
     LINE_BYTES,
     LONGEST_SUM,
@@ -88,7 +89,7 @@ class LinearSpace:
     def _forms(self) -> Iterator[Form]:
         matrix, sparse = self.matrix, self.matrix.kept / self.matrix.cols < DENSE_FROM
         for m in (matrix,) if sparse or matrix.dense else (matrix, MatrixShape.dense_of(matrix.rows, matrix.cols)):
-            for packing in packings(self.cpu, m, self.element):
+            for packing in KINDS.get(self.element, FLOAT).packings(self.cpu, m, self.element):
                 yield Form(m, packing)
 
     def _trials(self, form: Form) -> Iterator[Trial]:
@@ -100,19 +101,22 @@ class LinearSpace:
 
     def _plans(self, form: Form, tokens: TokenCount) -> list[LinearPlan]:
         """Return the plans with a packing, the one that the model takes to be the fastest first."""
-        family = "dense_linear" if form.matrix.dense else "pattern_linear"
+        kind = KINDS.get(self.element, FLOAT)
+        family = ("dense_linear" if form.matrix.dense else "pattern_linear") + kind.suffix
         layout, plans = layout_of(self.element, tokens), []
-        whole = whole_shape(form.matrix, tokens, form.packing, layout)
-        for parts in _splits(whole):
-            ranked = [_ranked(self.cpu, form.packing, part) for part in parts]
+        read = quantised_for(self.cpu) if self.element is INT8 else None
+        whole = whole_shape(form.matrix, tokens, form.packing, layout, read)
+        for parts in kind.splits(self.cpu, whole):
+            ranked = [kind.ranked(self.cpu, form.packing, part) for part in parts]
             for i in range(max(map(len, ranked)) if all(ranked) else 0):
                 chosen = [
                     (part.first, part.tiles, options[min(i, len(options) - 1)])
                     for part, options in zip(parts, ranked, strict=True)
                 ]
-                plans.append(plan_from(family, form.matrix, tokens, layout, form.packing, chosen, self.element))
+                facts = form.matrix, tokens, layout, form.packing, chosen, self.element
+                plans.append(plan_from(family, *facts, quantised=read))
         plans.sort(key=lambda plan: plan_cycles(self.cpu, plan))
-        return [*self._few(form, tokens), *plans]
+        return [*(self._few(form, tokens) if read is None else ()), *plans]
 
     def _few(self, form: Form, tokens: TokenCount) -> Iterator[LinearPlan]:
         """Yield the plan with the kernel for a handful of tokens, where it can serve them: it reads real activations."""
@@ -125,6 +129,8 @@ class LinearSpace:
 
 def plan_cycles(cpu: CpuShape, plan: LinearPlan) -> float:
     """Return the modelled cycles of a plan; 0 for the kernel of a handful of tokens, which the model does not know."""
+    if plan.quantised is not None:
+        return sum(int8_cycles(cpu, plan.int8(part, "none")) for part in plan.parts)
     return sum(linear_cycles(cpu, p.shape, plan.packing, p.decisions) for p in plan.parts if p.decisions)
 
 
@@ -150,7 +156,7 @@ def _steps(most: int) -> list[int]:
     return steps
 
 
-def _splits(whole: LinearShape) -> Iterator[Sequence[LinearShape]]:
+def _splits(_cpu: CpuShape, whole: LinearShape) -> Iterator[Sequence[LinearShape]]:
     """Yield the ways to serve the tiles: by one kernel, or by one for whole register blocks and one for the rest."""
     yield [whole]
     first = whole.tiles // MAX_TILES * MAX_TILES
@@ -178,3 +184,33 @@ def _aligned(vectors: int, lanes: int, shape: LinearShape) -> bool:
     """Return whether a register block is a part of a token tile, or whole ones."""
     in_tile = max(1, shape.layout.token_tile // lanes)
     return vectors % in_tile == 0 or in_tile % vectors == 0
+
+
+def _int8_ranked(cpu: CpuShape, packing: LinearPacking, shape: LinearShape) -> list[LinearDecisions]:
+    return [k.decisions for k in sorted(kernels(cpu, shape, packing), key=lambda k: int8_cycles(cpu, k))]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the plans of an element type are found.
+
+    ``suffix``: of its families. ``packings``: of a matrix. ``splits``: the ways to serve the tiles. ``ranked``: the register
+    blocks of a packing, the fastest by the model first.
+    """
+
+    suffix: str
+    packings: Callable[[CpuShape, MatrixShape, ElementType], Iterator[LinearPacking]]
+    splits: Callable[[CpuShape, LinearShape], Iterable[Sequence[LinearShape]]]
+    ranked: Callable[[CpuShape, LinearPacking, LinearShape], list[LinearDecisions]]
+
+
+FLOAT = Kind("", packings, _splits, _ranked)
+KINDS = {
+    INT8: Kind(
+        "_int8",
+        lambda cpu, matrix, _element: int8_packings(cpu, matrix),
+        lambda cpu, whole: [split_lines(cpu, whole)],
+        _int8_ranked,
+    )
+}
+"""By element type; all others are as floats are."""

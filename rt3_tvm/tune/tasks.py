@@ -14,7 +14,7 @@ from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export.padding import Interface
 from rt3_tvm.frontend import import_model
 from rt3_tvm.schedules.cpu import CpuShape
-from rt3_tvm.schedules.layout import FLOAT16, FLOAT32, REAL, ElementType
+from rt3_tvm.schedules.layout import REAL, ElementType
 from rt3_tvm.schedules.linear_decisions import MatrixShape
 from rt3_tvm.schedules.linear_plan import LinearPlan, TokenCount, plan_linear
 from rt3_tvm.schedules.tuned import LinearTask
@@ -23,9 +23,6 @@ from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import run_phases, shared_phases
 from rt3_tvm.tune.options import TuneOptions
 from rt3_tvm.tune.space import plan_cycles
-
-TUNED = (FLOAT32, FLOAT16)
-"""Element types whose plans are tuned; those of others stay modelled."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +99,11 @@ def _weighed(uses: Uses, threads: int, cpu: CpuShape) -> list[MatrixTask]:
         whole = TokenCount(tokens.batch, plan.layout.token_tile)
         return plan_cycles(cpu, plan) or plan_cycles(cpu, plan_linear(cpu, matrix, whole, element))
 
-    tuned = {need: tokens for need, tokens in uses.items() if need[1] in TUNED}
-    cost = {(m, e): sum(cycles(m, t, e) * n for t, n in tokens.items()) for (m, e), tokens in tuned.items()}
+    cost = {(m, e): sum(cycles(m, t, e) * n for t, n in tokens.items()) for (m, e), tokens in uses.items()}
     whole = sum(cost.values())
     tasks = [
         MatrixTask(m, tuple(sorted(tokens, key=_order)), threads, e, sum(tokens.values()), cost[m, e] / whole)
-        for (m, e), tokens in tuned.items()
+        for (m, e), tokens in uses.items()
     ]
     return sorted(tasks, key=lambda task: -task.share)
 

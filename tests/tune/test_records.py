@@ -8,10 +8,20 @@ import pytest
 from rt3_tvm import device as devices
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.schedules.cpu import CpuShape
-from rt3_tvm.schedules.layout import FLOAT16, FLOAT32, REAL
+from rt3_tvm.schedules.layout import FLOAT16, FLOAT32, INT8, REAL
 from rt3_tvm.schedules.linear_decisions import MatrixShape
 from rt3_tvm.schedules.linear_plan import MEASURED, TUNED, TokenCount, plan_linear
-from rt3_tvm.schedules.tuned import FINAL, TRIAL, CoreId, LinearTask, Record, choose_plans, plan_of_json, plan_to_json
+from rt3_tvm.schedules.tuned import (
+    FINAL,
+    TRIAL,
+    CoreId,
+    LinearTask,
+    Record,
+    choose_plans,
+    plan_of_json,
+    plan_text,
+    plan_to_json,
+)
 from rt3_tvm.schedules.tuning_log import TuningLogs, read_log
 from rt3_tvm.tune.log import Log, line_of, merge
 from rt3_tvm.tune.space import LinearSpace
@@ -41,12 +51,14 @@ EQUAL, FASTER, SLOWER, NOISE = (1.0, 1.0, 1.0), (0.8, 0.82, 0.85), (1.05, 1.1, 1
 DEFAULTS = [record(i, plan, EQUAL) for i, plan in enumerate(DEFAULT)]
 
 
-@pytest.mark.parametrize("element", [FLOAT32, FLOAT16])
+@pytest.mark.parametrize("element", [FLOAT32, FLOAT16, INT8], ids=lambda element: element.dtype)
 def test_every_plan_of_a_space_is_read_back(element):
     few = (TokenCount(1, 5), *TOKENS)
     space = LinearSpace(A76, MATRIX, few, element).trials
-    assert {trial.plans[0].family for trial in space} >= {"few_token_linear", "pattern_linear"}
-    for trial in space[::20]:
+    families = {"pattern_linear_int8"} if element is INT8 else {"few_token_linear", "pattern_linear"}
+    assert {trial.plans[0].family for trial in space} >= families
+    assert len({plan_text(plan_to_json(trial.plans[-1])) for trial in space}) > 5
+    for trial in space[:: max(1, len(space) // 20)]:
         for plan, tokens in zip(trial.plans, few, strict=True):
             read = plan_of_json(json.loads(json.dumps(plan_to_json(plan))), LinearTask(MATRIX, tokens, element))
             assert read == plan and plan.element is element

@@ -12,14 +12,20 @@ from dataclasses import replace
 import pytest
 
 import rt3_tvm
+from rt3_tvm.bench.kernel import host
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.runtime.check import read_metadata
-from rt3_tvm.schedules.tuned import FINAL, TRIAL
+from rt3_tvm.schedules.int8_plan import quantised_for
+from rt3_tvm.schedules.layout import INT8
+from rt3_tvm.schedules.linear_decisions import MatrixShape
+from rt3_tvm.schedules.linear_plan import TokenCount
+from rt3_tvm.schedules.tuned import FINAL, TRIAL, CoreId, choose_plans
 from rt3_tvm.schedules.tuning_log import read_log
 from rt3_tvm.tune import boards as boards_module
 from rt3_tvm.tune.boards import local_board, tracked_boards
 from rt3_tvm.tune.options import TuneOptions
-from rt3_tvm.tune.run import Setting, tune
+from rt3_tvm.tune.run import Setting, tune, tune_tasks
+from rt3_tvm.tune.tasks import MatrixTask
 
 LENGTHS = (16, 40)
 pytest.importorskip("xgboost")
@@ -43,6 +49,21 @@ def test_a_log_has_the_untuned_plan_the_trials_and_a_decision(log):
         assert any(r.plan == r.against and r.stage == FINAL for r in mine)
         assert len({r.text for r in mine if r.plan != r.against}) >= 6
     assert all(r.seconds > 0 and r.device["hz"] > 1e8 and not r.error for r in records)
+
+
+@pytest.mark.skipif(INT8 not in host().elements, reason="kernels of this machine do not multiply int8")
+def test_plans_of_int8_are_measured_and_chosen(tmp_path):
+    tokens = TokenCount(1, 16), TokenCount(1, 80)
+    task = MatrixTask(MatrixShape(64, 96, 32, 4), tokens, element=INT8)
+    report = tune_tasks([task], options(), Setting.of(options()), local_board(), tmp_path)
+    assert not report.failed
+    records, _ = read_log(report.log)
+    assert {r.plan["family"] for r in records if r.stage == FINAL} == {"pattern_linear_int8"}
+    assert {r.task.tokens for r in records} == set(tokens) and all(r.seconds > 0 for r in records)
+    core = CoreId.of(Setting.of(options()).device.cluster.core, host())
+    plans = choose_plans(records, core, host(), {(task.matrix, INT8): tokens}, 1)
+    assert set(plans) <= {(task.matrix, t, INT8) for t in tokens}
+    assert all(plan.quantised == quantised_for(host()) for plan in plans.values())
 
 
 def test_the_compiler_takes_it_and_the_bundle_is_verified(tiny_checkpoint, log, tmp_path):
