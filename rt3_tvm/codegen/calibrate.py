@@ -19,13 +19,16 @@ from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.model import NUMBERS, InputSpec, inputs_of, quiet
 from rt3_tvm.tasks.sentences import load_tokenizer, padded, read_sentences
+from rt3_tvm.trials import Trial
 
 ROWS = 8
 """Rows of a batch of calibration."""
-MOST_SENTENCES = 256
+MOST_SENTENCES = 128
 """Of a text, from its beginning."""
 LONGEST = 128
 """Tokens of a sentence, at most."""
+TYPICAL = 4
+"""Batches of calibration whose first rows a bundle is verified with."""
 
 Inputs = Mapping[str, np.ndarray]
 Largest = dict[str, np.ndarray]
@@ -90,6 +93,22 @@ def _sentences(path: Path, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     sentences = read_sentences(path)[:MOST_SENTENCES]
     encoded = padded(tokenizer, dict(tokenizer(sentences, truncation=True, max_length=LONGEST)))
     return {name: value.numpy() for name, value in encoded.items()}
+
+
+def typical_trials(batches: list[Inputs], specs: tuple[InputSpec, ...], batch: int, length: int) -> tuple[Trial, ...]:
+    """Return trials of what a model was calibrated with, cut off at a length: what is not typical loses more than int8."""
+    trials = []
+    for arrays in batches[:TYPICAL]:
+        cut = {
+            s.name: arrays[s.name][:batch, :length] if "length" in s.axes else arrays[s.name][:batch]
+            for s in specs
+            if s.name in arrays
+        }
+        mask = next((cut[s.name] != 0 for s in specs if s.mask and s.name in cut), None)
+        tokens = next(iter(cut.values())).shape[:2] if any("length" in s.axes for s in specs) else None
+        real = mask if mask is not None else None if tokens is None else np.ones(tokens, np.bool_)
+        trials.append(Trial("typical", cut, real))
+    return tuple(trials)
 
 
 def calibrate(checkpoint: Checkpoint, model: torch.nn.Module, batches: list[Inputs]) -> Largest:

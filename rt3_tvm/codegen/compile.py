@@ -23,7 +23,7 @@ from rt3_tvm import device as devices
 from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint, Level
 from rt3_tvm.codegen import cache
-from rt3_tvm.codegen.calibrate import calibrate, read_calibration
+from rt3_tvm.codegen.calibrate import Inputs, calibrate, read_calibration, typical_trials
 from rt3_tvm.codegen.cpu_features import required_features
 from rt3_tvm.codegen.differing import Built, Variant, first_difference
 from rt3_tvm.codegen.elements import level_elements
@@ -297,6 +297,7 @@ class _Build:
         self.imported: ImportedModel | None = None
         self.model = checkpoint.dense_model()
         self.calibrated: dict[str, Any] = {}
+        self.typical: list[Inputs] = []
 
     def timed(self, name: str) -> _Timer:
         return _Timer(self.seconds, name)
@@ -332,9 +333,9 @@ class _Build:
             return
         self.progress(f"calibrate with {path}")
         with self.timed("calibrate"):
-            batches = read_calibration(path, self.checkpoint, interface.specs)
-            self.store.calibration = calibrate(self.checkpoint, self.checkpoint.dense_model(), batches)
-        rows = sum(len(next(iter(batch.values()))) for batch in batches)
+            self.typical = read_calibration(path, self.checkpoint, interface.specs)
+            self.store.calibration = calibrate(self.checkpoint, self.checkpoint.dense_model(), self.typical)
+        rows = sum(len(next(iter(batch.values()))) for batch in self.typical)
         self.calibrated = {"calibrated": {"file": path.name, "rows": rows}}
 
     def _context(self, i: int, level: Level, length: int, imported: ImportedModel) -> VariantContext:
@@ -428,7 +429,9 @@ class _Build:
         lengths = tuple(sorted({p.length for p in self.plans}))
         exact = imported.interface.padding is Padding.EXACT
         dtypes = tuple(element.dtype for element in self.elements)
-        proof = Proof(self.checkpoint, self.model, imported.outputs, lengths, self.options.batch, exact, dtypes)
+        sizes = lengths, self.options.batch, exact, dtypes
+        typical = partial(typical_trials, self.typical, imported.inputs, self.options.batch) if self.typical else None
+        proof = Proof(self.checkpoint, self.model, imported.outputs, *sizes, typical)
         if runs_here(place.bundle):
             self.progress("verify every level and length")
             return self._verified(place, proof)

@@ -44,6 +44,8 @@ class Proof:
         Whether other lengths are refused, because padding shows in the outputs.
     dtypes
         What the linear layers of each level multiply; empty: float32.
+    typical
+        From a length to what levels of int8 are compared on that were calibrated; None: on the same as all.
     """
 
     checkpoint: Checkpoint
@@ -53,6 +55,13 @@ class Proof:
     batch: int
     exact_lengths: bool = False
     dtypes: tuple[str, ...] = ()
+    typical: Callable[[int], tuple[Trial, ...]] | None = None
+
+    def trials_of(self, level: int) -> dict[int, tuple[Trial, ...]]:
+        """Return the trials of a level, by length."""
+        if self.typical is None or self.dtype(level) != INT8.dtype:
+            return self.trials
+        return {length: self.typical(length) for length in self.lengths}
 
     @property
     def tolerances(self) -> dict[str, float]:
@@ -113,10 +122,10 @@ def runs_here(bundle: Path) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Emulated:
-    """What a bundle for another CPU gave under qemu-user for one trial, by level; ``skipped`` says why it gave nothing."""
+    """What a bundle for another CPU gave under qemu-user for a trial of each level; ``skipped`` says why it gave nothing."""
 
     length: int
-    trial: Trial
+    trials: Mapping[int, Trial]
     command: str = ""
     outputs: Mapping[int, dict[str, np.ndarray]] = field(default_factory=dict)
     skipped: str = ""
@@ -134,9 +143,10 @@ class Emulated:
         rows = []
         for level, got in self.outputs.items():
             proof.checkpoint.mask(proof.model, level)
-            found = proof.compare(level, self.trial, got, reference(proof.model, self.trial))
+            trial = self.trials[level]
+            found = proof.compare(level, trial, got, reference(proof.model, trial))
             if not found.tolerated:
-                failure = Failure(level, self.length, self.trial, found)
+                failure = Failure(level, self.length, trial, found)
                 raise JobError(f"the bundle is wrong under {self.command}: {failure}; its kernels are right here")
             rows.append({"level": level, "length": self.length, "error": float(f"{found.error:.3g}")})
         return {"command": self.command, "errors": rows}
@@ -150,17 +160,19 @@ def emulate_bundle(path: Path, proof: Proof, target: dict[str, Any], compiler: l
     JobError
         The bundle fails or dies.
     """
-    length = proof.lengths[0]
-    trials = proof.trials[length]
-    trial = next((t for t in trials if "padded" in t.name), trials[0])
-    names = tuple(o.name for o in proof.outputs)
+    length, names = proof.lengths[0], tuple(o.name for o in proof.outputs)
+    levels = sorted({0, len(proof.checkpoint.levels) - 1})
+    trials = {level: _for_emulation(proof.trials_of(level)[length]) for level in levels}
     try:
         emulator = find_emulator(target, compiler, path, soname)
-        levels = sorted({0, len(proof.checkpoint.levels) - 1})
-        outputs = {level: emulator.run(level, trial, names) for level in levels}
+        outputs = {level: emulator.run(level, trial, names) for level, trial in trials.items()}
     except Unavailable as error:
-        return Emulated(length, trial, skipped=str(error))
-    return Emulated(length, trial, " ".join(emulator.command), outputs)
+        return Emulated(length, trials, skipped=str(error))
+    return Emulated(length, trials, " ".join(emulator.command), outputs)
+
+
+def _for_emulation(trials: tuple[Trial, ...]) -> Trial:
+    return next((t for t in trials if "padded" in t.name), trials[0])
 
 
 def verify_bundle(path: Path, proof: Proof, explain: Callable[[Failure], str]) -> dict[str, Any]:
@@ -176,7 +188,7 @@ def verify_bundle(path: Path, proof: Proof, explain: Callable[[Failure], str]) -
         for level in range(len(proof.checkpoint.levels)):
             proof.checkpoint.mask(proof.model, level)
             bundle.set_level(level)
-            for length, trials in proof.trials.items():
+            for length, trials in proof.trials_of(level).items():
                 wanted = [torch_side.submit(reference, proof.model, trial) for trial in trials]
                 given = [bundle(**trial.inputs) for trial in trials]
                 # Comparing may disturb the model: not before PyTorch is done with it.

@@ -8,12 +8,13 @@ import torch
 import transformers
 
 from rt3_tvm import CompileOptions, PruneOptions, compile, prune
-from rt3_tvm.codegen.calibrate import calibrate, read_calibration
+from rt3_tvm.codegen.calibrate import calibrate, read_calibration, typical_trials
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export.padding import Interface
 from rt3_tvm.model import load as load_model
 from rt3_tvm.model import source_directory
 from rt3_tvm.schedules.int8_packing import smoothing, static_factors
+from rt3_tvm.trials import TOLERANCES
 from tests.run.test_int8 import A76_OPTIONS, SIZES
 from tests.run.test_models import tiny
 
@@ -104,6 +105,19 @@ def test_a_calibrated_bundle_proves_itself(metadata):
     verified = metadata["verified"]
     assert all(row["exact_error"] < 2e-6 and row["float_error"] < 5e-5 for row in verified["int8"])
     assert all(1e-4 < row["error"] < 0.1 for row in verified["errors"])
+
+
+def test_levels_of_int8_are_compared_on_what_is_typical(checkpoint, typical, tmp_path, monkeypatch):
+    """Tokens that calibration has not seen are cut off: what they lose says nothing."""
+    np.savez(tmp_path / "few.npz", **{name: array[:2] for name, array in typical.items()})
+    monkeypatch.setitem(TOLERANCES, "int8", 0.04)
+    options = replace(A76_OPTIONS, lengths=(40,), batch=1, dtype=("float32", "int8"), calibrate=tmp_path / "few.npz")
+    errors = compile(checkpoint, tmp_path / "m.so", options).metadata["verified"]["errors"]
+    assert errors[0]["error"] < 1e-5 and errors[1]["error"] < 0.04
+    trials = typical_trials(
+        [{"input_ids": np.ones((5, 60), np.int64)}], Interface.of(checkpoint.dense_model()).specs, 2, 40
+    )
+    assert trials[0].inputs["input_ids"].shape == trials[0].real.shape == (2, 40) and trials[0].real.all()
 
 
 def test_another_file_is_another_bundle(checkpoint, file, tmp_path, monkeypatch):
