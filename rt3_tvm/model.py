@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -336,13 +337,25 @@ def _height_and_width(size: int | list[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+LARGEST_INPUT = 1 << 28
+"""Numbers of the largest image or sound: 1 GiB."""
+
+
 def give_input_shape(model: torch.nn.Module, shape: Sequence[int]) -> None:
     """Say the shape of a model's one input, without its batch: where its configuration leaves it open, or for another size."""
     if "input_ids" in inspect.signature(model.forward).parameters:
         raise Rt3Error(f"`input_shape` {tuple(shape)}: {type(model).__name__} takes input_ids, of any length")
-    if not shape or any(n < 1 for n in shape):
-        raise Rt3Error(f"`input_shape` {tuple(shape)}: give the axes behind the batch, each at least 1")
-    setattr(config_of(model), INPUT_SHAPE, list(shape))
+    setattr(config_of(model), INPUT_SHAPE, list(_checked_shape(shape)))
+
+
+def _checked_shape(shape: Any) -> Sequence[int]:
+    """Return the axes of an input behind its batch, if they can be ones."""
+    whole = isinstance(shape, list | tuple) and all(type(n) is int and n >= 1 for n in shape)
+    if not whole or not shape or math.prod(shape) > LARGEST_INPUT:
+        raise Rt3Error(
+            f"`input_shape` {shape}: give the axes behind the batch, each at least 1 and of {LARGEST_INPUT} numbers at most"
+        )
+    return shape
 
 
 def _fixed_input(model: torch.nn.Module, name: str) -> InputSpec:
@@ -361,7 +374,7 @@ def _fixed_input(model: torch.nn.Module, name: str) -> InputSpec:
             f"{type(model).__name__} takes {name} of a shape that its configuration leaves open, without {missing[0]}: "
             f"give its `input_shape`, {meaning}"
         )
-    return InputSpec(name, axes=("batch", *(axes(config) if given is None else given)), dtype=NUMBERS)
+    return InputSpec(name, axes=("batch", *_checked_shape(axes(config) if given is None else given)), dtype=NUMBERS)
 
 
 def inputs_of(model: torch.nn.Module) -> tuple[InputSpec, ...]:

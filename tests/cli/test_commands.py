@@ -279,6 +279,11 @@ def test_an_input_of_open_shape_is_asked_for_and_given(capsys, open_shape, tmp_p
     [
         ("random-tiny", "3,32,32", "--input-shape (3, 32, 32): BertModel takes input_ids, of any length"),
         ("random-vit", "3,0,32", "--input-shape (3, 0, 32): give the axes behind the batch, each at least 1"),
+        (
+            "random-vit",
+            "3,99999,99999",
+            "--input-shape (3, 99999, 99999): give the axes behind the batch, each at least 1 and of",
+        ),
         ("random-vit", "3x32x32", "'3x32x32': give the axes behind the batch, separated by commas"),
         ("random-vit", "224,224", "ViTModel fails on pixel_values (1, 224, 224)"),
     ],

@@ -1,5 +1,7 @@
 """Whole models, every level, against PyTorch with the masks applied: max abs error <= 2e-4."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import tvm
 from rt3_tvm import CompileOptions, PruneOptions, compile, load, prune
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.model import inputs_of
 from rt3_tvm.pattern import PatternShape
 from rt3_tvm.transformer_lm import TransformerLM, TransformerLMConfig
 from tests.conftest import data_directory, reference
@@ -253,6 +256,18 @@ def test_vision_transformer(vit, rng, batch):
 def test_bad_images(vit, shape, dtype, message):
     with load(vit[1]) as bundle, pytest.raises(Rt3Error, match=message):
         bundle(pixel_values=np.zeros(shape, dtype))
+
+
+@pytest.mark.parametrize(
+    "shape", ["wide", [3, -1, 32], [], 5, [3, "32", 32], [3, True, 32], [10**9, 10**9], [3, [32], 32]]
+)
+def test_a_forged_shape_of_images_is_one_line(vit, shape):
+    description = vit[0].description
+    forged = replace(vit[0], description=description | {"config": description["config"] | {"rt3_input_shape": shape}})
+    with pytest.raises(
+        Rt3Error, match=r"^input_shape [^\n]*: give the axes behind the batch, each at least 1 and of \d+ num"
+    ):
+        inputs_of(forged.dense_model())
 
 
 def test_images_have_no_length(vit, tmp_path):
