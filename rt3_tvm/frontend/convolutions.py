@@ -1,10 +1,10 @@
 """Convolutions -> Relax, over one axis or several: linear layers on the windows that a kernel sees."""
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from tvm import relax
 
@@ -24,7 +24,7 @@ def convolution(node: torch.fx.Node, importer: Any) -> relax.Var:
         raise Rt3Error(f"{node.name}: transposed convolutions are not supported")
     source = _padded(source, padding, emit)
     outputs, of_group, *window = shape_of(kernel)
-    if of_group == 1 and outputs == groups > 1:
+    if of_group == 1 and outputs == groups > 1 and len(window) <= 2:
         return _biased(_each_channel(source, kernel, stride, dilation, emit), bias, emit)
     windows, counts = _windows(source, window, stride, dilation, emit)
     if groups == 1:
@@ -69,11 +69,11 @@ def _windows_along(source: relax.Expr, axis: int, count: int, sizes: tuple[int, 
         if shape[axis] != count * width:  # what is left at the end fills no window
             source = emit(relax.op.strided_slice(source, [axis], [0], [count * width], [1]))
         return emit(relax.op.reshape(source, (*shape[:axis], count, width, *shape[axis + 1 :])))
-    reach = (count - 1) * step + 1
-    cuts = [
-        emit(relax.op.strided_slice(source, [axis], [k * apart], [k * apart + reach], [step])) for k in range(width)
-    ]
-    return emit(relax.op.stack(cuts, axis=axis + 1))
+    source = emit(
+        relax.op.nn.pad(source, [0, 0] * len(shape))
+    )  # computed once, not again for every window that sees it
+    places = np.arange(count, dtype=np.int32)[:, None] * step + np.arange(width, dtype=np.int32) * apart
+    return emit(relax.op.take(source, relax.const(places), axis=axis, mode="clip"))
 
 
 def _product(windows: relax.Expr, kernel: relax.Expr, bias: relax.Expr | None, emit: Emit) -> relax.Var:
@@ -97,21 +97,19 @@ def _product_of_groups(windows: relax.Expr, kernel: relax.Expr, groups: int, emi
 def _each_channel(
     source: relax.Expr, kernel: relax.Expr, stride: Sequence[int], dilation: Sequence[int], emit: Emit
 ) -> relax.Var:
-    """Return a convolution of each channel with a kernel of its own: shifted sources times one weight a channel, added up."""
-    channels, _, *window = shape_of(kernel)
-    extents = shape_of(source)[2:]
-    reach = [(_count(*sizes) - 1) * sizes[2] + 1 for sizes in zip(extents, window, stride, dilation, strict=True)]
-    axes, flat = list(range(2, 2 + len(window))), emit(relax.op.reshape(kernel, (channels, math.prod(window))))
-    total = None
-    for number, place in enumerate(itertools.product(*map(range, window))):
-        begin = [k * apart for k, apart in zip(place, dilation, strict=True)]
-        end = [b + r for b, r in zip(begin, reach, strict=True)]
-        shifted = emit(relax.op.strided_slice(source, axes, begin, end, list(stride)))
-        weight = emit(relax.op.strided_slice(flat, [1], [number], [number + 1], [1]))
-        term = emit(relax.op.multiply(shifted, emit(relax.op.reshape(weight, (channels, *(1 for _ in window))))))
-        total = term if total is None else emit(relax.op.add(total, term))
-    assert total is not None
-    return total
+    """Return a convolution of each channel with a kernel of its own: an operator, for it makes no matrix worth a kernel."""
+    batch, channels, *extents = shape_of(source)
+    window = shape_of(kernel)[2:]
+    counts = [_count(*sizes) for sizes in zip(extents, window, stride, dilation, strict=True)]
+    lone = [1] * (2 - len(window))  # a sequence is an image of one row
+    out = relax.op.nn.conv2d(
+        emit(relax.op.reshape(source, (batch, channels, *lone, *extents))),
+        emit(relax.op.reshape(kernel, (channels, 1, *lone, *window))),
+        strides=[*lone, *stride],
+        dilation=[*lone, *dilation],
+        groups=channels,
+    )
+    return emit(relax.op.reshape(emit(out), (batch, channels, *counts)))
 
 
 def _biased(x: relax.Var, bias: relax.Expr | None, emit: Emit) -> relax.Var:

@@ -7,6 +7,7 @@ from tvm import relax, te, tirx
 
 from rt3_tvm.schedules import vector_math
 from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.transform.layouts import OPAQUE
 from rt3_tvm.transform.lower.matmul import legalize_matmul
 
 
@@ -41,7 +42,16 @@ def _cumsum(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return builder.call_te(cumsum, source, primfunc_name_hint="cumsum")
 
 
+def _pad(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Legalise padding as a kernel that nothing is fused with: what many windows read is computed once, and spelt out once."""
+    padded = call.op.get_attr("FLegalize")(builder, call)
+    kernel = padded.args[0]
+    builder.update_func(kernel, builder.get()[kernel].with_attr("op_pattern", OPAQUE))
+    return padded
+
+
 OURS = {
+    "relax.nn.pad": _pad,
     "relax.cumsum": _cumsum,
     "relax.exp": _elementwise(vector_math.exp),
     "relax.erf": _elementwise(vector_math.erf),

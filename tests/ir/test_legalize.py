@@ -9,6 +9,7 @@ from tvm.script import tirx as T
 from rt3_tvm.schedules import vector_math
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.matmul import BatchIndex, MatmulShape, matmul, register_block
+from rt3_tvm.transform.layouts import OPAQUE
 from rt3_tvm.transform.legalize import OURS, legalize_passes
 from tests.ir.before_after import Kernels, applied, check_unchanged
 
@@ -118,7 +119,7 @@ def test_what_needs_a_library_elsewhere_is_arithmetic(name):
 
 def test_every_operator_of_ours_is_one_of_these():
     names = {f"relax.{'nn.' if name[:4] in ('gelu', 'silu') else ''}{name}" for name in FUNCTIONS}
-    assert names | {"relax.cumsum"} == OURS.keys()
+    assert names | {"relax.cumsum", "relax.nn.pad"} == OURS.keys()
 
 
 def test_a_cumulative_sum_is_a_sum_for_each_element():
@@ -196,3 +197,22 @@ class Aliases:
 
 def test_what_only_renames_a_buffer_stays():
     check_unchanged(legalize_passes(CPU), Aliases)
+
+
+def test_padding_is_a_kernel_that_nothing_is_fused_with():
+    """What overlapping windows read would else be computed, and spelt out, once for each window."""
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((4, 8), "float32")):
+            with R.dataflow():
+                a = R.nn.relu(x)
+                b = R.nn.pad(a, [0, 0, 1, 1])
+                y = R.negative(b)
+                R.output(y)
+            return y
+
+    functions = {v.name_hint: f for v, f in applied(legalize_passes(CPU), Before).functions_items()}
+    assert len(functions) == 4  # main, and a kernel each
+    assert [int(f.attrs["op_pattern"]) for n, f in functions.items() if "pad" in n] == [OPAQUE]
