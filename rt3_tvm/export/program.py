@@ -26,6 +26,7 @@ from rt3_tvm.model import (
     OutputSpec,
     config_of,
     example_inputs,
+    has_length,
     inputs_of,
     max_length,
     quiet,
@@ -102,6 +103,9 @@ def outputs_of(model: torch.nn.Module, specs: tuple[InputSpec, ...]) -> tuple[Ou
     kinds: dict[tuple[int, int], Axis] = {BATCHES: "batch", lengths: "length"}
     with torch.no_grad(), quiet():
         results = [ExportForm(model)(**example_inputs(specs, b, t)) for b, t in zip(BATCHES, lengths, strict=True)]
+    varied = [
+        f"batch {b}" + (f" of {t} tokens" if has_length(specs) else "") for b, t in zip(BATCHES, lengths, strict=True)
+    ]
     specs_out = []
     for name in results[0]:
         first, second = (tuple(r[name].shape) for r in results)
@@ -109,7 +113,7 @@ def outputs_of(model: torch.nn.Module, specs: tuple[InputSpec, ...]) -> tuple[Ou
         for a, b in zip(first, second, strict=True):
             if a != b and (a, b) not in kinds:
                 raise Rt3Error(
-                    f"output '{name}': an axis of {a} for {lengths[0]} tokens, {b} for {lengths[1]}: neither batch nor length"
+                    f"output '{name}': an axis of {a} for {varied[0]}, {b} for {varied[1]}: neither batch nor length"
                 )
             axes.append(kinds.get((a, b), int(a)))
         specs_out.append(OutputSpec(name, tuple(axes)))

@@ -11,6 +11,7 @@ import tvm
 from rt3_tvm import CompileOptions, PruneOptions, compile, load, prune
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.export.program import outputs_of
 from rt3_tvm.model import inputs_of
 from rt3_tvm.pattern import PatternShape
 from rt3_tvm.transformer_lm import TransformerLM, TransformerLMConfig
@@ -295,6 +296,34 @@ def test_the_language_model_is_a_transformer_encoder(rng):
         mask = torch.nn.Transformer.generate_square_subsequent_mask(9)
         want = model.decoder(model.encoder(x, mask, is_causal=True))
         torch.testing.assert_close(model(ids)["logits"], want, atol=1e-5, rtol=1e-5)
+
+
+class Halved(torch.nn.Module):
+    """A model whose outputs have an axis that is a multiple of another."""
+
+    def __init__(self, takes):
+        super().__init__()
+        self.config = transformers.ViTConfig(image_size=8, vocab_size=9, pad_token_id=0)
+        self.forward = getattr(self, takes)
+
+    def text(self, input_ids):
+        return {"y": input_ids[:, ::2].float()}
+
+    def image(self, pixel_values):
+        return {"y": pixel_values.flatten(0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("takes", "message"),
+    [
+        ("text", "an axis of 4 for batch 2 of 8 tokens, 8 for batch 3 of 16 tokens: neither batch nor length"),
+        ("image", "an axis of 6 for batch 2, 9 for batch 3: neither batch nor length"),
+    ],
+)
+def test_an_axis_that_is_neither_batch_nor_length_is_one_line(takes, message):
+    model = Halved(takes)
+    with pytest.raises(Rt3Error, match=f"^output 'y': {message}$"):
+        outputs_of(model, inputs_of(model))
 
 
 def test_a_model_that_tvm_cannot_import_is_one_line(tmp_path, monkeypatch):
