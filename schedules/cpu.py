@@ -52,10 +52,10 @@ class CoreCost:
 
 CORE_COSTS: dict[str, dict[ElementType, CoreCost]] = {
     # A Xeon in a virtual machine: a 512-bit load for each multiply-add does not keep up (`benchmarks/run.py peak`); fitted to
-    # `benchmarks/run.py linear`.
+    # `benchmarks/run.py linear`, and those of int8 to all register blocks of 768 x 768, V=1 to 8 and dense.
     "avx512": {
         FLOAT32: CoreCost(fma=0.63, load=0.72, broadcast=0.21),
-        INT8: CoreCost(fma=0.65, load=0.72, broadcast=0.21, zip=1.4),
+        INT8: CoreCost(fma=0.45, load=0.4, broadcast=0.15, zip=0.7),
     },
     # 16 registers, some of them for broadcasts of weights: their multiply-adds take no lane.
     "cortex-a7": {FLOAT32: CoreCost(held=12), INT8: CoreCost(0.9, zip=0.3, held=4)},
@@ -83,7 +83,7 @@ serves twice as many multiply-adds. A row says what a core has, and is asked for
 DEFAULT_COSTS = {FLOAT32: CoreCost(), FLOAT16: CoreCost(broadcast=0.1)}
 DOT_COSTS = {
     "sdot": CoreCost(0.5, broadcast=0.12),
-    "vpdpbusd": CoreCost(0.6, zip=0.7),
+    "vpdpbusd": CoreCost(0.5, zip=0.7),
     "vpmaddubsw": CoreCost(1.3, zip=0.7),
     "smull": CoreCost(2.0, broadcast=0.5, held=8),
     "vmull": CoreCost(2.5, broadcast=0.5, held=4),

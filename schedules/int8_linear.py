@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.cpu import STACK_BYTES, CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS, quad, repeated
 from rt3_tvm.schedules.int8_lines import COLUMNS, PARTS, Lines
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
@@ -55,10 +55,18 @@ class Int8Kernel:
     @property
     def passes(self) -> list[list[tuple[int, int]]]:
         """For each pass the line and the part of each vector of its register block."""
-        if self.block_lines > 1:
-            return [[(line, part) for line in range(self.block_lines) for part in range(PARTS)]]
         step = self.decisions.vectors
-        return [[(0, part) for part in range(first, first + step)] for first in range(0, self.parts, step)]
+        return [self.block[first : first + step] for first in range(0, len(self.block), step)]
+
+    @property
+    def block(self) -> list[tuple[int, int]]:
+        """The line and the part of each vector of the lines of a register block."""
+        return [(line, part) for line in range(self.block_lines) for part in range(self.parts)]
+
+    @property
+    def zips_once(self) -> bool:
+        """Whether lines are zipped once for all rows: where those keep the same columns, and what comes out stays close."""
+        return self.shape.dense and self.shape.kept * self.lines.tokens * self.block_lines <= STACK_BYTES
 
     @property
     def sums(self) -> int:
@@ -112,6 +120,8 @@ def int8_linear(k: Int8Kernel) -> tirx.PrimFunc:
                 for four columns: acc += values * zip(X of the columns)
                 Y = acc * scales * token scales + bias
                 for Y of the pass: Y = act(Y)
+
+    Where all rows keep the same columns, a line is zipped before its row blocks.
     """
     shape, rows, lines, tile = k.shape, k.packing.rows, k.lines, FEATURE_MAJOR.token_tile
     row_blocks, tables, quads = shape.rows // rows, shape.rows // shape.group, shape.kept // COLUMNS
@@ -119,6 +129,8 @@ def int8_linear(k: Int8Kernel) -> tirx.PrimFunc:
     x_size = lines.count(tiles) * shape.cols * lines.tokens
     blocks = lines.count(shape.tiles) // k.block_lines
     first_line = shape.first // lines.tiles
+    at_once = (quads, len(k.block)) if k.zips_once else (DOT_PRODUCTS[k.dot].quads, k.decisions.vectors)
+    zipped_shape = *at_once, lines.tokens
 
     @T.prim_func(s_tir=True)
     def int8_linear(
@@ -133,9 +145,10 @@ def int8_linear(k: Int8Kernel) -> tirx.PrimFunc:
         starts = T.match_buffer(d, (row_blocks, rows), "int32")
         Y = T.match_buffer(y, FEATURE_MAJOR.shape(tiles, shape.rows), real)
         loaded = T.sblock_alloc_buffer((COLUMNS, lines.tokens), INT8.dtype)
-        zipped = T.sblock_alloc_buffer((DOT_PRODUCTS[k.dot].quads, k.decisions.vectors, lines.tokens), INT8.dtype)
+        zipped = T.sblock_alloc_buffer(zipped_shape, INT8.dtype)
         acc = T.sblock_alloc_buffer((rows, k.decisions.vectors * lines.lanes), "int32")
         for lb in range(blocks):
+            _begin_lines(k, _Buffers(X, values, offsets, starts, loaded, zipped, acc), lb * k.block_lines + first_line)
             for rb in T.serial(row_blocks, annotations={TASKS_ATTR: 1}):
                 _register_blocks(
                     k,
@@ -155,6 +168,13 @@ def int8_kernel(k: Int8Kernel, cpu: CpuShape) -> tirx.PrimFunc:
     buffers = {"weights": ["values", "scales", "bias"], "pointers": ["X", "values", "offsets"]}
     sizes = {"lanes": cpu.vector_bytes // COLUMNS, "line": k.lines.tokens}
     return func.with_attr(BY_LANE_ATTR, buffers | sizes | {"fuse": False})
+
+
+def _begin_lines(k: Int8Kernel, b: _Buffers, line: Any) -> None:
+    """Emit the zips of all columns of the lines of a register block, where they are made once."""
+    if k.zips_once:
+        with T.serial(k.shape.kept // COLUMNS) as q:
+            _zip(k, b, (line, 0, q), k.block, q)
 
 
 def _register_blocks(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], finish: Any) -> None:
@@ -177,10 +197,31 @@ def _register_blocks(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], finis
 
 
 def _add(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], i: Any, vectors: list[tuple[int, int]]) -> None:
-    """Emit what one sum of int32 takes of all that a register block has."""
-    line, row_block, table = at
-    _zip(k, b, (line, table, i), vectors)
-    _multiply(k, b, (row_block, i), vectors)
+    """Emit the dot products of one sum of int32 of all that a register block has, and the zips that they want."""
+    (line, row_block, table), dot, lanes, width = at, DOT_PRODUCTS[k.dot], k.lines.lanes, k.lines.tokens
+    quads = [i * dot.quads + q for q in range(dot.quads)]
+    if not k.zips_once:
+        for q, four in enumerate(quads):
+            _zip(k, b, (line, table, four), vectors, q)
+    for r in range(k.packing.rows):
+        weights = [repeated(b.values[row_block, q, r], width) for q in quads]
+        for v, vector in enumerate(vectors):
+            places = [(q, k.block.index(vector)) for q in quads] if k.zips_once else [(q, v) for q in range(dot.quads)]
+            x = [_vector(b.quads, *place, 0, lanes=width) for place in places]
+            _store(b.acc, dot.accumulate(_vector(b.acc, r, v * lanes, lanes=lanes), x, weights), r, v * lanes)
+
+
+def _zip(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], vectors: list[tuple[int, int]], to: Any) -> None:
+    """Emit the loads of four lines, and the zips of some of their vectors: ``at`` is the line, the table and which four."""
+    (line, table, four), width = at, k.lines.tokens
+    for part_line in range(k.block_lines):
+        base = (line + part_line) * (k.shape.cols * width)
+        for c in range(COLUMNS):
+            start = base + _column(k, b, table, four * COLUMNS + c)
+            _store(b.lines, _vector(b.x, start, lanes=width), c, 0)
+        loaded = [_vector(b.lines, c, 0, lanes=width) for c in range(COLUMNS)]
+        for v, part in ((v, part) for v, (at_line, part) in enumerate(vectors) if at_line == part_line):
+            _store(b.quads, quad(loaded, part), to, v, 0)
 
 
 def _column(k: Int8Kernel, b: _Buffers, table: Any, index: Any) -> Any:
@@ -188,31 +229,6 @@ def _column(k: Int8Kernel, b: _Buffers, table: Any, index: Any) -> Any:
     if not k.looks_up:
         return index * k.lines.tokens
     return T.Cast("int32", b.offsets[table, index]) * (k.lines.tokens // OFFSET_UNIT)
-
-
-def _zip(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], vectors: list[tuple[int, int]]) -> None:
-    """Emit the loads of the lines of a sum, and the zips of the vectors of a pass."""
-    (line, table, i), width, quads = at, k.lines.tokens, DOT_PRODUCTS[k.dot].quads
-    for q in range(quads):
-        for part_line in range(k.block_lines):
-            base = (line + part_line) * (k.shape.cols * width)
-            for c in range(COLUMNS):
-                start = base + _column(k, b, table, (i * quads + q) * COLUMNS + c)
-                _store(b.lines, _vector(b.x, start, lanes=width), c, 0)
-            four = [_vector(b.lines, c, 0, lanes=width) for c in range(COLUMNS)]
-            for v, part in ((v, part) for v, (at_line, part) in enumerate(vectors) if at_line == part_line):
-                _store(b.quads, quad(four, part), q, v, 0)
-
-
-def _multiply(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any], vectors: list[tuple[int, int]]) -> None:
-    """Emit the dot products of a sum."""
-    (row_block, i), dot, lanes = at, DOT_PRODUCTS[k.dot], k.lines.lanes
-    quads, width = range(dot.quads), k.lines.tokens
-    for r in range(k.packing.rows):
-        weights = [repeated(b.values[row_block, i * dot.quads + q, r], width) for q in quads]
-        for v in range(len(vectors)):
-            x = [_vector(b.quads, q, v, 0, lanes=width) for q in quads]
-            _store(b.acc, dot.accumulate(_vector(b.acc, r, v * lanes, lanes=lanes), x, weights), r, v * lanes)
 
 
 def _finish(k: Int8Kernel, buffers: tuple[tirx.Buffer, ...], at: tuple[Any, Any], vectors: Any) -> None:

@@ -46,49 +46,57 @@ def quantised_for(cpu: CpuShape) -> Quantised:
     return Quantised(cpu.dot, lines_of(cpu))
 
 
-def zips(parts: list[int]) -> int:
-    """Return the zips that make some parts of a line: bytes of two pairs of lines for each half, then pairs of bytes."""
-    return 2 * len({part // 2 for part in parts}) + len(parts)
+def _zips(vectors: list[tuple[int, int]]) -> int:
+    """Return the zips that make some vectors: bytes of two pairs of lines for each half of a line, then pairs of bytes."""
+    return 2 * len({(line, part // 2) for line, part in vectors}) + len(vectors)
 
 
 def int8_cycles(cpu: CpuShape, kernel: Int8Kernel) -> float:
-    """Return the modelled cycles of one call, weights in L2."""
+    """Return the modelled cycles of one call, weights in L2.
+
+    Zips and dot products take turns in the vector units; loads overlap with them, though not perfectly (a cubic norm).
+    """
     cost, shape, rows, lines = cpu.cost(INT8), kernel.shape, kernel.packing.rows, kernel.lines
+    once, blocks = kernel.zips_once, lines.count(shape.tiles) / kernel.block_lines
     x_bytes = lines.tokens * shape.cols * kernel.block_lines
     beyond_l1 = max(0.0, 1.0 - L1_SHARE * cpu.l1d_bytes / x_bytes)
     line = cost.load + cost.l2_line * lines.tokens / LINE_BYTES * beyond_l1
-    offsets = COLUMNS * cost.offset if kernel.looks_up else 0.0
-    loads = COLUMNS * kernel.block_lines * line + offsets
-    loads += rows * (cost.broadcast + cost.l2_line * COLUMNS / LINE_BYTES)
+    looked_up = COLUMNS * (cost.offset if kernel.looks_up else 0.0)
+    weights = rows * (cost.broadcast + cost.l2_line * COLUMNS / LINE_BYTES)
     total, dots, iterations = 0.0, shape.kept / COLUMNS, kernel.sums / kernel.packing.unroll
     for vectors in kernel.passes:
-        mixed = sum(zips([p for at, p in vectors if at == n]) for n in range(kernel.block_lines)) * cost.zip
+        mixed = 0.0 if once else _zips(vectors) * cost.zip
+        loads = weights + (len(vectors) * line if once else COLUMNS * kernel.block_lines * line + looked_up)
         multiplies = rows * len(vectors) * cost.fma
-        one = (multiplies**3 + mixed**3 + loads**3) ** (1 / 3)
+        one = ((multiplies + mixed) ** 3 + loads**3) ** (1 / 3)
         total += dots * one + iterations * ITERATION_CYCLES + cost.visit + FINISH_CYCLES * rows * len(vectors)
-    return total * lines.count(shape.tiles) / kernel.block_lines * shape.rows / rows
-
-
-def _vectors(cpu: CpuShape, packing: LinearPacking, shape: LinearShape) -> Iterator[int]:
-    """Yield the vectors of tokens that a register block can have, smaller ones first; one where not even that fits."""
-    lines, dot, held = lines_of(cpu), DOT_PRODUCTS[cpu.dot], cpu.cost(INT8).held or cpu.registers
-    parts, whole = min(PARTS, shape.tokens // lines.lanes), shape.tiles % lines.tiles == 0
-    several = [PARTS * n for n in range(2, MOST_LINES + 1) if whole and lines.count(shape.tiles) % n == 0]
-    for v in (*(v for v in range(1, parts + 1) if parts % v == 0), *several):
-        # Beside the accumulators: what they are multiplied by, and the lines that it is made of. Of few rows LLVM makes that of a
-        # whole iteration ahead.
-        ahead = packing.unroll if packing.rows <= FEW_ROWS else 1
-        accumulators, beside = packing.rows * v, v * dot.quads * ahead + COLUMNS + dot.temporaries
-        if v == 1 or (accumulators + beside < cpu.registers and accumulators <= held):
-            yield v
+    zipping = dots * (2 * COLUMNS * kernel.block_lines * cost.load + _zips(kernel.block) * cost.zip)
+    return blocks * (total * shape.rows / rows + (zipping if once else 0.0))
 
 
 def kernels(
     cpu: CpuShape, shape: LinearShape, packing: LinearPacking, activation: str = "none"
 ) -> Iterator[Int8Kernel]:
-    """Yield the kernels that a packing can have."""
-    for v in _vectors(cpu, packing, shape):
-        yield Int8Kernel(shape, packing, LinearDecisions(v), cpu.dot, lines_of(cpu), activation)
+    """Yield the kernels that a packing can have, those of fewer vectors of tokens first; one vector where not even that fits."""
+    lines = lines_of(cpu)
+    parts, whole = min(PARTS, shape.tokens // lines.lanes), shape.tiles % lines.tiles == 0
+    several = [PARTS * n for n in range(2, MOST_LINES + 1) if whole and lines.count(shape.tiles) % n == 0]
+    for vectors in (*(v for v in range(1, parts + 1) if parts % v == 0), *several):
+        kernel = Int8Kernel(shape, packing, LinearDecisions(vectors), cpu.dot, lines, activation)
+        if vectors == 1 or _fits(cpu, kernel):
+            yield kernel
+
+
+def _fits(cpu: CpuShape, kernel: Int8Kernel) -> bool:
+    """Return whether a register block stays in registers.
+
+    Beside the accumulators: what they are multiplied by, and the lines that it is made of. Of few rows LLVM makes that of a
+    whole iteration ahead.
+    """
+    dot, rows, vectors = DOT_PRODUCTS[cpu.dot], kernel.packing.rows, kernel.decisions.vectors
+    ahead = kernel.packing.unroll if rows <= FEW_ROWS else 1
+    beside = vectors * dot.quads * ahead + (0 if kernel.zips_once else COLUMNS) + dot.temporaries
+    return rows * vectors + beside < cpu.registers and rows * vectors <= (cpu.cost(INT8).held or cpu.registers)
 
 
 @cache

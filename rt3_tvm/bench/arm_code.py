@@ -71,7 +71,20 @@ class Function:
                 of_stack.add(_whole(one.operands.split(",", 1)[0]))
             else:
                 of_stack -= _written(one)
-        return frozenset(found)
+        return frozenset(k for k in found if not any(k in loop and self._moves(k, loop) for loop in self.loops))
+
+    def _moves(self, store: int, loop: range) -> bool:
+        """Return whether a store of a loop goes to another address in each iteration: it fills a buffer."""
+        writers: dict[str, list[Instruction]] = {}
+        for one in (self.instructions[k] for k in loop):
+            for name in _written(one) if not one.is_store else ():
+                writers.setdefault(name, []).append(one)
+        fixed = {f"{letter}{n}" for letter in "xr" for n in range(31)} | {"sp"}
+        fixed -= writers.keys()
+        while new := {n for n, by in writers.items() if all(_points_at_stack(o, fixed) for o in by)} - fixed:
+            fixed |= new
+        base, _ = self.instructions[store].memory or ("", False)
+        return _whole(base) in writers.keys() - fixed
 
 
 def _target(one: Instruction) -> int:

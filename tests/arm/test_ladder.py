@@ -61,7 +61,8 @@ CASES = [(t, True, k) for k, texts in KINDS.items() for t in texts]
 CASES += [(t, False, k) for k, texts in KINDS_32.items() for t in texts]
 
 SPILLS = {
-    # two nested loops: the inner one stores to the stack thrice, by sp and by a register that was set to an address of it
+    # two nested loops: the inner one stores to the stack thrice, by sp and by a register that was set to an address of it; and
+    # it fills a buffer there
     "aarch64-linux-gnu": """
     .globl f
 f:  sub sp, sp, #128
@@ -69,7 +70,13 @@ f:  sub sp, sp, #128
     add x9, sp, #32
     mov x10, x0
 1:  mov w3, #4
+    add x11, sp, #48
 2:  str q0, [sp, #16]
+    str q1, [x11]
+    sub x12, x11, #16
+    str q1, [x12]
+    add x12, x11, #32
+    mov x11, x12
     stp q0, q1, [x9]
     st1 {v2.4s}, [x9]
     str q0, [x10], #16
