@@ -58,8 +58,9 @@ CORE_COSTS: dict[str, dict[ElementType, CoreCost]] = {
         INT8: CoreCost(fma=0.45, load=0.4, broadcast=0.15, zip=0.7),
     },
     # 16 registers, some of them for broadcasts of weights: their multiply-adds take no lane.
-    "cortex-a7": {FLOAT32: CoreCost(held=12), INT8: CoreCost(0.9, zip=0.3, held=4)},
-    "cortex-a15": {FLOAT32: CoreCost(held=12), INT8: CoreCost(0.9, zip=0.3, held=4)},
+    # Their costs of int8 are as many instructions as those of float32, counted.
+    "cortex-a7": {FLOAT32: CoreCost(held=12), INT8: CoreCost(1.2, 0.7, 0.4, 0.35, zip=0.45, held=4)},
+    "cortex-a15": {FLOAT32: CoreCost(held=12), INT8: CoreCost(1.2, 0.7, 0.4, 0.35, zip=0.45, held=4)},
     # In-order cores: one 128-bit multiply-add a cycle on A55 (half on A53), a 128-bit load in two (A53: three).
     # From the vendor's optimisation guides as LLVM's scheduling models have them; modelled, not measured.
     "cortex-a53": {

@@ -6,6 +6,8 @@ expressions; ``x`` is four columns of each of some tokens, beside each other, ``
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -32,8 +34,10 @@ class DotProduct:
         How many times four columns are summed before they reach an accumulator of int32.
     temporaries
         Registers that a sum takes on its way.
+    pairs
+        Whether x is pairs of columns instead of quads, and w two weights, repeated.
     accumulate
-        From an accumulator and the x and w of as many quads to the accumulator with their products.
+        From an accumulator and the x and w of as many quads, or their pairs, to the accumulator with their products.
     to_int
         From a vector of float32 to int32, rounded to nearest, ties to even.
     narrow
@@ -44,6 +48,7 @@ class DotProduct:
     unsigned: bool
     quads: int
     temporaries: int
+    pairs: bool
     accumulate: Callable[[Expr, Sequence[Expr], Sequence[Expr]], Expr]
     to_int: Callable[[Expr], Expr]
     narrow: Callable[[Sequence[Expr]], Expr]
@@ -51,6 +56,10 @@ class DotProduct:
     def lines(self, vector_bytes: int) -> Lines:
         """Return how activations lie for vectors of that size."""
         return Lines(vector_bytes, self.unsigned)
+
+    def zip(self, lines: Sequence[Expr], part: int) -> list[Expr]:
+        """Return four columns of each token of one part of a line, as ``accumulate`` takes them: a quad, or two pairs."""
+        return pairs(lines, part) if self.pairs else [quad(lines, part)]
 
 
 def lanes_of(vector: Expr) -> int:
@@ -91,9 +100,21 @@ def repeated(word: Expr, bytes_: int) -> Expr:
     return tirx.reinterpret(f"int8x{bytes_}", tirx.Broadcast(word, bytes_ // 4))
 
 
-def _half(vector: Expr, high: bool) -> Expr:
-    count = lanes_of(vector) // 2
-    return tirx.Shuffle([vector], list(range(count * high, count * high + count)))
+def pairs(lines: Sequence[Expr], part: int) -> list[Expr]:
+    """Return the first two columns of each token of one part of a line, beside each other, and the two others.
+
+    By LLVM's own name for it: of a shuffle it would make one of 64 bits for each half, in a register of its own.
+    """
+    assert len(lines) == COLUMNS and lanes_of(lines[0]) == LANE_BYTES
+    mixed = [intrinsic(f"int8x{2 * LANE_BYTES}", "llvm.vector.interleave2", lines[i], lines[i + 1]) for i in (0, 2)]
+    half = LANE_BYTES // 2
+    return [tirx.Shuffle([m], list(range(half * part, half * (part + 1)))) for m in mixed]
+
+
+def pair_of(words: Expr, index: int) -> Expr:
+    """Return one pair of a vector of weights, repeated."""
+    lanes = 2 * lanes_of(words)
+    return tirx.reinterpret("int8x8", tirx.Shuffle([tirx.reinterpret(f"int16x{lanes}", words)], [index] * 4))
 
 
 def _sdot(acc: Expr, x: Sequence[Expr], w: Sequence[Expr]) -> Expr:
@@ -117,23 +138,17 @@ def _vpmaddubsw(acc: Expr, x: Sequence[Expr], w: Sequence[Expr]) -> Expr:
     return acc + intrinsic(f"int32x{bytes_ // 4}", to_ints, words, ones)
 
 
-def _products(x: Sequence[Expr], w: Sequence[Expr], high: bool) -> Expr:
-    """Return the products of one half of two quads, those of equal columns summed: smull, smlal."""
-    terms = [_half(a, high).astype("int16x8") * _half(b, high).astype("int16x8") for a, b in zip(x, w, strict=True)]
-    return terms[0] + terms[1]
+def _products(x: Sequence[Expr], w: Sequence[Expr]) -> Expr:
+    """Return the products of some pairs, summed over pairs, in int16: smull, and smlal for the others."""
+    return reduce(add, (a.astype("int16x8") * b.astype("int16x8") for a, b in zip(x, w, strict=True)))
 
 
 def _smull(acc: Expr, x: Sequence[Expr], w: Sequence[Expr]) -> Expr:
-    low, high = (_products(x, w, half) for half in (False, True))
-    pairs = intrinsic("int16x8", "llvm.aarch64.neon.addp.v8i16", low, high)
-    return acc + intrinsic("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", pairs)
+    return acc + intrinsic("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", _products(x, w))
 
 
 def _vmull(acc: Expr, x: Sequence[Expr], w: Sequence[Expr]) -> Expr:
-    halves = (_products(x, w, half) for half in (False, True))
-    low, high = (intrinsic("int16x4", "llvm.arm.neon.vpadd.v4i16", _half(p, False), _half(p, True)) for p in halves)
-    pairs = tirx.Shuffle([low, high], list(range(8)))
-    return intrinsic("int32x4", "llvm.arm.neon.vpadals.v4i32.v8i16", acc, pairs)
+    return intrinsic("int32x4", "llvm.arm.neon.vpadals.v4i32.v8i16", acc, _products(x, w))
 
 
 def _fcvtns(x: Expr) -> Expr:
@@ -183,10 +198,10 @@ def _packed(parts: Sequence[Expr]) -> Expr:
 
 
 DOT_PRODUCTS: dict[str, DotProduct] = {
-    "sdot": DotProduct(BITS_8, False, 1, 0, _sdot, _fcvtns, _truncated),
-    "vpdpbusd": DotProduct(BITS_8, True, 1, 0, _vpdpbusd, _cvtps2dq, _packed),
-    "vpmaddubsw": DotProduct(BITS_7, True, 1, 1, _vpmaddubsw, _cvtps2dq, _packed),
-    "smull": DotProduct(BITS_7, False, 2, 4, _smull, _fcvtns, _truncated),
-    "vmull": DotProduct(BITS_7, False, 2, 4, _vmull, _by_adding, _truncated),
+    "sdot": DotProduct(BITS_8, False, 1, 0, False, _sdot, _fcvtns, _truncated),
+    "vpdpbusd": DotProduct(BITS_8, True, 1, 0, False, _vpdpbusd, _cvtps2dq, _packed),
+    "vpmaddubsw": DotProduct(BITS_7, True, 1, 1, False, _vpmaddubsw, _cvtps2dq, _packed),
+    "smull": DotProduct(BITS_7, False, 2, 4, True, _smull, _fcvtns, _truncated),
+    "vmull": DotProduct(BITS_7, False, 2, 4, True, _vmull, _by_adding, _truncated),
 }
 """By the name of the instruction: 64-bit ARM with and without dot products, x86 with and without VNNI, 32-bit ARM."""

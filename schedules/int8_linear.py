@@ -7,14 +7,15 @@ register block is left: an int8 line of X is so short that they stay in L1.
 
 from dataclasses import dataclass
 from functools import cache
+from math import gcd
 from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
 from rt3_tvm.schedules.cpu import STACK_BYTES, CpuShape
-from rt3_tvm.schedules.dot_products import DOT_PRODUCTS, quad, repeated
-from rt3_tvm.schedules.int8_lines import COLUMNS, PARTS, Lines
+from rt3_tvm.schedules.dot_products import DOT_PRODUCTS, pair_of, repeated
+from rt3_tvm.schedules.int8_lines import COLUMNS, LANE_WORDS, PARTS, Lines
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
 from rt3_tvm.schedules.packing import OFFSET_UNIT
@@ -199,16 +200,29 @@ def _register_blocks(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], finis
 def _add(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], i: Any, vectors: list[tuple[int, int]]) -> None:
     """Emit the dot products of one sum of int32 of all that a register block has, and the zips that they want."""
     (line, row_block, table), dot, lanes, width = at, DOT_PRODUCTS[k.dot], k.lines.lanes, k.lines.tokens
-    quads = [i * dot.quads + q for q in range(dot.quads)]
+    quads, piece = [i * dot.quads + q for q in range(dot.quads)], width // 2 if dot.pairs else width
     if not k.zips_once:
         for q, four in enumerate(quads):
             _zip(k, b, (line, table, four), vectors, q)
     for r in range(k.packing.rows):
-        weights = [repeated(b.values[row_block, q, r], width) for q in quads]
+        weights = _weights(k, b, (row_block, i), r)
         for v, vector in enumerate(vectors):
             places = [(q, k.block.index(vector)) for q in quads] if k.zips_once else [(q, v) for q in range(dot.quads)]
-            x = [_vector(b.quads, *place, 0, lanes=width) for place in places]
+            x = [_vector(b.quads, *at, first, lanes=piece) for at in places for first in range(0, width, piece)]
             _store(b.acc, dot.accumulate(_vector(b.acc, r, v * lanes, lanes=lanes), x, weights), r, v * lanes)
+
+
+def _weights(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any], row: int) -> list[tirx.Expr]:
+    """Return the weights of a row for one sum of int32, as its instruction wants them: ``at`` is the row block and which sum."""
+    (row_block, i), dot, rows = at, DOT_PRODUCTS[k.dot], k.packing.rows
+    if not dot.pairs:
+        return [repeated(b.values[row_block, i * dot.quads + q, row], k.lines.tokens) for q in range(dot.quads)]
+    found, lanes = [], gcd(LANE_WORDS, dot.quads * rows)
+    for word in (q * rows + row for q in range(dot.quads)):  # of the row block's, which lie behind one another
+        first = word // lanes * lanes
+        words = _vector(b.values, row_block, i * dot.quads, first, lanes=lanes)
+        found += [pair_of(words, 2 * (word - first) + which) for which in (0, 1)]
+    return found
 
 
 def _zip(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], vectors: list[tuple[int, int]], to: Any) -> None:
@@ -221,7 +235,8 @@ def _zip(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], vectors: list[tup
             _store(b.lines, _vector(b.x, start, lanes=width), c, 0)
         loaded = [_vector(b.lines, c, 0, lanes=width) for c in range(COLUMNS)]
         for v, part in ((v, part) for v, (at_line, part) in enumerate(vectors) if at_line == part_line):
-            _store(b.quads, quad(loaded, part), to, v, 0)
+            for i, piece in enumerate(pieces := DOT_PRODUCTS[k.dot].zip(loaded, part)):
+                _store(b.quads, piece, to, v, i * (width // len(pieces)))
 
 
 def _column(k: Int8Kernel, b: _Buffers, table: Any, index: Any) -> Any:

@@ -18,6 +18,8 @@ LANE_BYTES = 16
 """Zips and narrowing stay within so many bytes."""
 COLUMNS = 4
 """Columns that a dot product sums."""
+LANE_WORDS = LANE_BYTES // COLUMNS
+"""Of four weights each: a vector of them, on cores that multiply by a lane of it."""
 PARTS = 4
 """Vectors of float32 that are as many numbers as a vector of int8."""
 

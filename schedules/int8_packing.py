@@ -7,13 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rt3_tvm.schedules.dot_products import DotProduct
-from rt3_tvm.schedules.int8_lines import COLUMNS, LANE_BYTES
+from rt3_tvm.schedules.int8_lines import COLUMNS, LANE_WORDS
 from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.schedules.linear_decisions import LinearPacking
 from rt3_tvm.schedules.packing import OFFSET_UNIT, offset_dtype
 
-LANE_WORDS = LANE_BYTES // COLUMNS
-"""Of four weights each, a vector of which cores that multiply by a lane of it load."""
 LARGEST = 127.0
 """Of a quantised activation: -128 has no counterpart."""
 LEAST = 2.0**-100

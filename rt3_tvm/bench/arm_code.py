@@ -15,6 +15,7 @@ _FUNCTION = re.compile(r"([0-9a-f]+) <(.*)>:")
 _LINE = re.compile(r"\s*([0-9a-f]+):\s+(\S.*)")
 _COMMENT = re.compile(r"\s+(//|@|;).*")
 _TARGET = re.compile(r"\b([0-9a-f]+)\s*<")
+_WRITES_BACK = re.compile(r"\[(\w+)[^\]]*\](?:!|, )")
 _CALLS = re.compile(r"(bl|blr|blx)(\.\w+)?")
 _COMPARES = re.compile(r"(f?cmp\w*|f?ccmp\w*|tst|teq|cmn|vcmp\w*)(\..*)?")
 _KEPT = {True: range(19, 31), False: range(4, 12)}
@@ -77,7 +78,7 @@ class Function:
         """Return whether a store of a loop goes to another address in each iteration: it fills a buffer."""
         writers: dict[str, list[Instruction]] = {}
         for one in (self.instructions[k] for k in loop):
-            for name in _written(one) if not one.is_store else ():
+            for name in _moved_base(one) | (set() if one.is_store else _written(one)):
                 writers.setdefault(name, []).append(one)
         fixed = {f"{letter}{n}" for letter in "xr" for n in range(31)} | {"sp"}
         fixed -= writers.keys()
@@ -121,6 +122,12 @@ def _written(one: Instruction) -> set[str]:
         loaded = re.findall(r"\w+", one.operands.partition("[")[0] if "[" in one.operands else one.operands)
         return {_whole(name) for name in loaded} - {"sp"}
     return {_whole(one.operands.split(",", 1)[0])} - {"sp"}
+
+
+def _moved_base(one: Instruction) -> set[str]:
+    """Return the register of an address that a load or store moves behind or ahead of itself."""
+    found = _WRITES_BACK.search(one.operands)
+    return {_whole(found[1])} if found else set()
 
 
 def disassembler(triple: str) -> str:

@@ -71,10 +71,13 @@ f:  sub sp, sp, #128
     mov x10, x0
 1:  mov w3, #4
     add x11, sp, #48
+    add x13, sp, #64
 2:  str q0, [sp, #16]
     str q1, [x11]
     sub x12, x11, #16
     str q1, [x12]
+    str q1, [x13]
+    str q1, [x13], #16
     add x12, x11, #32
     mov x11, x12
     stp q0, q1, [x9]
