@@ -21,7 +21,7 @@ from tests.run.test_models import tiny
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    return prune(tiny("BertModel", **SIZES), PruneOptions((0.5, 0.75)))
+    return prune(tiny("BertModel", **SIZES), PruneOptions((0.25, 0.5)))
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ A76_OPTIONS = CompileOptions("rk3588", cluster="big0", lengths=(9, 40), batch=2,
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    return prune(tiny("BertModel", **SIZES), PruneOptions((0.5, 0.75)))
+    return prune(tiny("BertModel", **SIZES), PruneOptions((0.25, 0.5)))
 
 
 @pytest.fixture(scope="module")
