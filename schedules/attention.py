@@ -13,158 +13,207 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
-from rt3_tvm.schedules.attention_shape import MASKED, AttentionShape
+from rt3_tvm.schedules.attention_blocks import AttentionBlocks
+from rt3_tvm.schedules.attention_shape import LOWEST, AttentionShape
 from rt3_tvm.schedules.cpu import CpuShape
-from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
+from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.schedules.linear_decisions import SMALL_FILE, largest_divisor
 from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
 from rt3_tvm.schedules.tasks import BY_LANE_ATTR, by_lane, share_loop
-from rt3_tvm.schedules.vector_math import exp_of_negative
+from rt3_tvm.schedules.vector_math import VectorUnit, largest_power, softmax_weight
 
 SOMETHING = 1e-30
 """What a sum of weights begins at."""
 
 
-def register_rows(cpu: CpuShape, layout: FeatureMajor = FEATURE_MAJOR) -> int:
-    """Return the rows times a tile of queries that fill the accumulators: 16 where there are 32 registers, else 8."""
-    tile = layout.token_tile
-    return (16 if cpu.registers > 16 else 8) * min(cpu.lanes(layout.element), tile) // tile
-
-
-def _scores(shape: AttentionShape, block: int) -> Callable:
-    """Return S = biased(K Q^T) of the key tiles that a query tile sees, a register block of keys at a time."""
-    batch, heads, dim, kv_heads = shape.batch, shape.heads, shape.dim, shape.kv_heads
-    tile, real, zero = shape.layout.token_tile, REAL.dtype, REAL.const(0.0)
-    (tiles, key_tiles), share = shape.tiles, heads // kv_heads
-    keys_of, scores_of = shape.key_bias_shape, shape.score_bias_shape
+def _begin(shape: AttentionShape, blocks: AttentionBlocks) -> Callable:
+    """Return the queries of a task, multiplied by the scale, and the biases of its keys, both in powers of 2."""
+    batch, heads, dim, tile = shape.batch, shape.heads, shape.dim, shape.layout.token_tile
+    own, factor = blocks.tiles(tile), REAL.const(shape.factor)
+    keys_of = shape.key_bias_shape
 
     @T.inline
-    def scores(Q, K, key_bias, score_bias, S, h, b, i):
-        """S = shape.biased(K Q^T) of the key tiles that the query tile sees, a register block of keys at a time."""
-        for kt, kb in T.grid(shape.seen(i), tile // block):
+    def begin(Q, key_bias, scaled, bias, h, b, i):
+        for d, u in T.grid(dim, own * tile):
+            with T.sblock("scale"):
+                vd, vu = T.axis.remap("SS", [d, u])
+                T.reads(Q[0 : batch * shape.tiles[0], 0 : heads * dim, 0:tile])
+                T.writes(scaled[vd, vu])
+                scaled[vd, vu] = (
+                    Q[b * shape.tiles[0] + i * own + T.floordiv(vu, tile), h * dim + vd, T.floormod(vu, tile)] * factor
+                )
+        for kt, t in T.grid(shape.seen(i, own), tile):
+            with T.sblock("bias"):
+                vkt, vt = T.axis.remap("SS", [kt, t])
+                T.reads(key_bias[0 : keys_of[0], 0 : keys_of[1], 0, 0 : keys_of[3]])
+                T.writes(bias[vkt * tile + vt])
+                bias[vkt * tile + vt] = shape.bias_of_key(key_bias, b, h, (shape.first(i, own) + vkt) * tile + vt)
+
+    return begin
+
+
+def _scores(shape: AttentionShape, blocks: AttentionBlocks) -> Callable:
+    """Return S = ended(K Q^T) of the key tiles that a task sees, a register block at a time, and the largest of each query."""
+    batch, dim, kv_heads, tile = shape.batch, shape.dim, shape.kv_heads, shape.layout.token_tile
+    key_tiles, share, own = shape.tiles[1], shape.heads // kv_heads, blocks.tiles(tile)
+    widest, real = shape.hides.widest(own) * tile, REAL.dtype
+    zero, lowest = REAL.const(0.0), REAL.const(LOWEST)
+    block, queries, unrolled = blocks.keys, blocks.queries, largest_divisor(dim, blocks.unrolled)
+    scores_of = shape.score_bias_shape
+
+    def started(of_key: tirx.Expr) -> tirx.Expr:
+        return of_key if shape.starts_biased else zero
+
+    @T.inline
+    def scores(scaled, K, bias, score_bias, S, largest, h, b, i):
+        for ub, kt, kb in T.grid(own * tile // queries, shape.seen(i, own), tile // block):
             with T.sblock("keys"):
-                vkt, vkb = T.axis.remap("SS", [kt, kb])
+                vub, vkt, vkb = T.axis.remap("SSS", [ub, kt, kb])
                 T.reads(
-                    Q[0 : batch * tiles, 0 : heads * dim, 0:tile],
+                    scaled[0:dim, 0 : own * tile],
                     K[0 : batch * key_tiles, 0 : kv_heads * dim, 0:tile],
-                    key_bias[0 : keys_of[0], 0 : keys_of[1], 0, 0 : keys_of[3]],
+                    bias[0:widest],
                     score_bias[0 : scores_of[0], 0 : scores_of[1], 0 : scores_of[2]],
                 )
-                T.writes(S[vkt * tile + vkb * block : vkt * tile + vkb * block + block, 0:tile])
-                acc = T.sblock_alloc_buffer((block, tile), real)
-                for d, j, t in T.grid(dim, block, tile):
+                T.writes(S[0:widest, 0 : own * tile])
+                acc = T.sblock_alloc_buffer((block, queries), real)
+                for d0, d1, j, u in T.grid(dim // unrolled, unrolled, block, queries):
                     with T.sblock("score"):
-                        vd = T.axis.reduce(dim, d)
-                        vj, vt = T.axis.remap("SS", [j, t])
+                        vd = T.axis.reduce(dim, d0 * unrolled + d1)
+                        vj, vu = T.axis.remap("SS", [j, u])
                         with T.init():
-                            acc[vj, vt] = zero
-                        acc[vj, vt] = (
-                            acc[vj, vt]
-                            + K[b * key_tiles + shape.first(i) + vkt, T.floordiv(h, share) * dim + vd, vkb * block + vj]
-                            * Q[b * tiles + i, h * dim + vd, vt]
+                            acc[vj, vu] = started(bias[vkt * tile + vkb * block + vj])
+                        acc[vj, vu] = (
+                            acc[vj, vu]
+                            + K[b * key_tiles + shape.first(i, own) + vkt, T.floordiv(h, share) * dim + vd, vkb * block + vj]
+                            * scaled[vd, vub * queries + vu]
                         )
-                for j, t in T.grid(block, tile):
-                    with T.sblock("bias"):
-                        vj, vt = T.axis.remap("SS", [j, t])
-                        S[vkt * tile + vkb * block + vj, vt] = shape.biased(
-                            acc[vj, vt],
-                            key_bias,
+                for j, u in T.grid(block, queries):
+                    with T.sblock("end"):
+                        vj, vu = T.axis.remap("SS", [j, u])
+                        S[vkt * tile + vkb * block + vj, vub * queries + vu] = shape.ended(
+                            acc[vj, vu],
+                            bias[vkt * tile + vkb * block + vj],
                             score_bias,
-                            (b, h, i, vt, (shape.first(i) + vkt) * tile + vkb * block + vj),
+                            (
+                                b,
+                                h,
+                                (i * own * tile) + vub * queries + vu,
+                                (shape.first(i, own) + vkt) * tile + vkb * block + vj,
+                            ),
                         )
+            for j, u in T.grid(block, queries):
+                with T.sblock("max"):
+                    vub, vkt, vkb, vj, vu = T.axis.remap("SRRRS", [ub, kt, kb, j, u])
+                    with T.init():
+                        largest[vub * queries + vu] = lowest
+                    largest[vub * queries + vu] = T.max(
+                        largest[vub * queries + vu], S[vkt * tile + vkb * block + vj, vub * queries + vu]
+                    )
 
     return scores
 
 
-def _softmax(shape: AttentionShape) -> Callable:
-    """Return P = exp(S - largest), what is hidden exactly 0, and total = their sum.
+def _softmax(shape: AttentionShape, blocks: AttentionBlocks, unit: VectorUnit) -> Callable:
+    """Return P = 2**(S - largest) but for a factor, what is hidden exactly 0, and one = 1 / their sum.
 
     A query that only pads its tile may see no key at all, behind the end of a window: its sum begins at SOMETHING, so
     that it becomes 0 and no NaN, which as a key would spoil real queries. A sum of real weights is 1 or more and absorbs it.
     """
-    tile, real = shape.layout.token_tile, REAL.dtype
-    masked, something = REAL.const(MASKED), REAL.const(SOMETHING)
+    tile, own, real = shape.layout.token_tile, blocks.tiles(shape.layout.token_tile), REAL.dtype
+    widest, queries, rows = shape.hides.widest(own) * tile, blocks.weights, blocks.rows
+    something = REAL.const(SOMETHING)
 
     @T.inline
-    def softmax(S, P, total, i):
-        largest = T.sblock_alloc_buffer((tile,), real)
-        for c, t in T.grid(shape.seen(i) * tile, tile):
-            with T.sblock("max"):
-                vc, vt = T.axis.remap("RS", [c, t])
-                with T.init():
-                    largest[vt] = masked
-                largest[vt] = T.max(largest[vt], S[vc, vt])
-        for c, t in T.grid(shape.seen(i) * tile, tile):
-            with T.sblock("exp"):
-                vc, vt = T.axis.remap("SS", [c, t])
-                P[vc, vt] = shape.hidden(
-                    exp_of_negative(S[vc, vt] - largest[vt]), i * tile + vt, shape.first(i) * tile + vc, 0.0
-                )
-        for c, t in T.grid(shape.seen(i) * tile, tile):
-            with T.sblock("sum"):
-                vc, vt = T.axis.remap("RS", [c, t])
-                with T.init():
-                    total[vt] = something
-                total[vt] = total[vt] + P[vc, vt]
+    def softmax(S, P, largest, one, i):
+        base = T.sblock_alloc_buffer((own * tile,), real)
+        total = T.sblock_alloc_buffer((own * tile,), real)
+        for u in range(own * tile):
+            with T.sblock("base"):
+                vu = T.axis.spatial(own * tile, u)
+                base[vu] = largest_power(largest[vu], unit)
+        for ub, c0 in T.grid(own * tile // queries, shape.seen(i, own) * tile // rows):
+            for c1, u in T.grid(rows, queries):
+                with T.sblock("exp"):
+                    vc = T.axis.spatial(widest, c0 * rows + c1)
+                    vu = T.axis.spatial(own * tile, ub * queries + u)
+                    P[vc, vu] = softmax_weight(S[vc, vu], base[vu], unit)
+            for c1, u in T.grid(rows, queries):
+                with T.sblock("sum"):
+                    vc = T.axis.reduce(widest, c0 * rows + c1)
+                    vu = T.axis.spatial(own * tile, ub * queries + u)
+                    with T.init():
+                        total[vu] = something
+                    total[vu] = total[vu] + P[vc, vu]
+        for u in range(own * tile):
+            with T.sblock("invert"):
+                vu = T.axis.spatial(own * tile, u)
+                one[vu] = REAL.const(1.0) / total[vu]
 
     return softmax
 
 
-def _context(shape: AttentionShape, rows: int) -> Callable:
-    """Return Y = V P / total, a register block of features at a time."""
-    batch, v_dim, kv_heads, widest = shape.batch, shape.v_dim, shape.kv_heads, shape.hides.widest
-    tile, real, zero = shape.layout.token_tile, REAL.dtype, REAL.const(0.0)
-    (tiles, key_tiles), share = shape.tiles, shape.heads // kv_heads
+def _context(shape: AttentionShape, blocks: AttentionBlocks) -> Callable:
+    """Return Y = V P / total, a register block of features and queries at a time."""
+    batch, v_dim, kv_heads, tile = shape.batch, shape.v_dim, shape.kv_heads, shape.layout.token_tile
+    (tiles, key_tiles), share, own = shape.tiles, shape.heads // shape.kv_heads, blocks.tiles(tile)
+    widest, real, zero = shape.hides.widest(own), REAL.dtype, REAL.const(0.0)
+    rows, queries, unrolled = blocks.features, blocks.mixed, largest_divisor(tile, blocks.unrolled)
 
     @T.inline
-    def context(V, P, total, Y, h, b, i):
-        for db in range(v_dim // rows):
+    def context(V, P, one, Y, h, b, i):
+        for db, ub in T.grid(v_dim // rows, own * tile // queries):
             with T.sblock("features"):
-                vdb = T.axis.spatial(v_dim // rows, db)
+                vdb, vub = T.axis.remap("SS", [db, ub])
                 T.reads(
                     V[0 : batch * key_tiles, 0 : kv_heads * v_dim, 0:tile],
-                    P[0 : widest * tile, 0:tile],
-                    total[0:tile],
+                    P[0 : widest * tile, 0 : own * tile],
+                    one[0 : own * tile],
                 )
-                T.writes(Y[b * tiles + i, h * v_dim + vdb * rows : h * v_dim + vdb * rows + rows, 0:tile])
-                mix = T.sblock_alloc_buffer((rows, tile), real)
-                for kt, kl, r, t in T.grid(shape.seen(i), tile, rows, tile):
+                T.writes(Y[b * tiles + i * own : b * tiles + i * own + own, h * v_dim : h * v_dim + v_dim, 0:tile])
+                mix = T.sblock_alloc_buffer((rows, queries), real)
+                for kt, k0, k1, r, u in T.grid(shape.seen(i, own), tile // unrolled, unrolled, rows, queries):
                     with T.sblock("context"):
-                        vkt, vkl, vr, vt = T.axis.remap("RRSS", [kt, kl, r, t])
+                        vkt, vr, vu = T.axis.remap("RSS", [kt, r, u])
+                        vk = T.axis.reduce(tile, k0 * unrolled + k1)
                         with T.init():
-                            mix[vr, vt] = zero
-                        mix[vr, vt] = (
-                            mix[vr, vt]
+                            mix[vr, vu] = zero
+                        mix[vr, vu] = (
+                            mix[vr, vu]
                             + V[
-                                b * key_tiles + shape.first(i) + vkt,
+                                b * key_tiles + shape.first(i, own) + vkt,
                                 T.floordiv(h, share) * v_dim + vdb * rows + vr,
-                                vkl,
+                                vk,
                             ]
-                            * P[vkt * tile + vkl, vt]
+                            * P[vkt * tile + vk, vub * queries + vu]
                         )
-                for r, t in T.grid(rows, tile):
+                for r, u in T.grid(rows, queries):
                     with T.sblock("divide"):
-                        vr, vt = T.axis.remap("SS", [r, t])
-                        Y[b * tiles + i, h * v_dim + vdb * rows + vr, vt] = mix[vr, vt] / total[vt]
+                        vr, vu = T.axis.remap("SS", [r, u])
+                        Y[
+                            b * tiles + i * own + T.floordiv(vub * queries + vu, tile),
+                            h * v_dim + vdb * rows + vr,
+                            T.floormod(vub * queries + vu, tile),
+                        ] = mix[vr, vu] * one[vub * queries + vu]
 
     return context
 
 
 @cache  # TVMScript is parsed anew on every call
-def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
+def attention(shape: AttentionShape, blocks: AttentionBlocks, unit: VectorUnit) -> tirx.PrimFunc:
     """Return the kernel (q, k, v, key_bias, score_bias) -> y.
 
     q and y are (batch * tiles, heads * dim, 16), k and v (batch * key tiles, kv heads * dim, 16), ``key_bias`` (batch or 1,
     heads or 1, 1, keys), ``score_bias`` (.. * tiles, keys, 16), each query tile's 16 beside each other; biases that the shape
-    does not have have one element. ``register_rows``: keys of a register block of scores, and the most features of one of
-    the context.
+    does not have have one element.
     """
     batch, heads, dim, v_dim, kv_heads = shape.batch, shape.heads, shape.dim, shape.v_dim, shape.kv_heads
     layout, tile, dtype, real = shape.layout, shape.layout.token_tile, shape.layout.element.dtype, REAL.dtype
-    (tiles, key_tiles), widest = shape.tiles, shape.hides.widest
+    (tiles, key_tiles), own = shape.tiles, blocks.tiles(shape.layout.token_tile)
+    widest = shape.hides.widest(own) * tile
     keys_of, scores_of = shape.key_bias_shape, shape.score_bias_shape
-    scores = _scores(shape, largest_divisor(tile, register_rows))
-    softmax, context = _softmax(shape), _context(shape, largest_divisor(v_dim, register_rows))
+    begin, scores = _begin(shape, blocks), _scores(shape, blocks)
+    softmax, context = _softmax(shape, blocks, unit), _context(shape, blocks)
 
     @T.prim_func(s_tir=True)
     def attention(q: T.handle, k: T.handle, v: T.handle, m: T.handle, s: T.handle, y: T.handle):
@@ -174,8 +223,8 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
         key_bias = T.match_buffer(m, keys_of, real)
         score_bias = T.match_buffer(s, scores_of, real)
         Y = T.match_buffer(y, layout.shape(batch * tiles, heads * v_dim), dtype)
-        for h, b, i in T.grid(heads, batch, tiles):
-            with T.sblock("tile"):
+        for h, b, i in T.grid(heads, batch, tiles // own):
+            with T.sblock("task"):
                 vh, vb, vi = T.axis.remap("SSS", [h, b, i])
                 T.reads(
                     Q[0 : batch * tiles, 0 : heads * dim, 0:tile],
@@ -184,59 +233,70 @@ def attention(shape: AttentionShape, register_rows: int = 4) -> tirx.PrimFunc:
                     key_bias[0 : keys_of[0], 0 : keys_of[1], 0, 0 : keys_of[3]],
                     score_bias[0 : scores_of[0], 0 : scores_of[1], 0 : scores_of[2]],
                 )
-                T.writes(Y[vb * tiles + vi, vh * v_dim : vh * v_dim + v_dim, 0:tile])
-                S = T.sblock_alloc_buffer((widest * tile, tile), real)
-                P = T.sblock_alloc_buffer((widest * tile, tile), real)
-                total = T.sblock_alloc_buffer((tile,), real)
-                scores(Q, K, key_bias, score_bias, S, vh, vb, vi)
-                softmax(S, P, total, vi)
-                context(V, P, total, Y, vh, vb, vi)
+                T.writes(Y[vb * tiles + vi * own : vb * tiles + vi * own + own, vh * v_dim : vh * v_dim + v_dim, 0:tile])
+                scaled = T.sblock_alloc_buffer((dim, own * tile), real)
+                bias = T.sblock_alloc_buffer((widest,), real)
+                S = T.sblock_alloc_buffer((widest, own * tile), real)
+                P = T.sblock_alloc_buffer((widest, own * tile), real)
+                largest = T.sblock_alloc_buffer((own * tile,), real)
+                one = T.sblock_alloc_buffer((own * tile,), real)
+                begin(Q, key_bias, scaled, bias, vh, vb, vi)
+                scores(scaled, K, bias, score_bias, S, largest, vh, vb, vi)
+                softmax(S, P, largest, one, vi)
+                context(V, P, one, Y, vh, vb, vi)
 
     return attention
 
 
 def attention_of(shape: AttentionShape, cpu: CpuShape) -> tirx.PrimFunc:
-    """Return the kernel for a core: as many register rows as it has registers, and loads by lane where it multiplies so."""
-    func = attention(shape, register_rows(cpu, shape.layout))
+    """Return the kernel for a core: blocks that fit its registers, and loads by lane where it multiplies so."""
+    func = attention(shape, AttentionBlocks.of(shape, cpu), cpu.unit)
     if not cpu.by_lane:
         return func
     # A vector of each feature of V, for as many keys, takes registers that a small file has not.
-    weights = ["K", "V"] if cpu.registers > SMALL_FILE else ["K"]
-    return func.with_attr(BY_LANE_ATTR, by_lane(cpu, shape.layout, weights, ["Q", "K", "V"]))
+    weights = ["K", "bias", "V"] if cpu.registers > SMALL_FILE else ["K", "bias"]
+    few = cpu.cost(shape.layout.element).held > 0
+    return func.with_attr(BY_LANE_ATTR, by_lane(cpu, shape.layout, weights, ["K", "V"]) | {"few": few})
 
 
 def schedule_attention(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Vectors over queries everywhere; score and context blocks in registers."""
     sch = Schedule(func)
-    if func.attrs and "V" in func.attrs.get(BY_LANE_ATTR, {}).get("weights", ()):
-        # A vector of each feature of V is as many keys: they are its lanes.
-        sch.unroll(sch.split(loop_of(sch, "context", "kl"), [None, lanes])[1])
     for step in STEPS:
-        vectorise(sch, step.block, "t", lanes, step.registers)
+        vectorise(sch, step.block, step.vector, lanes, step.registers)
         if step.summed:
-            begin_before(sch, step.block, step.summed, (*step.registers, "t_0"))
-    share_loop(sch, loop_of(sch, "tile", "h"))  # heads: each thread reads K and V of its own
+            begin_before(sch, step.block, step.summed, (*step.registers[step.inner :], f"{step.vector}_0"))
+    share_loop(sch, loop_of(sch, "task", "h"))  # heads: each thread reads K and V of its own
     return sch.mod["main"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A block of the kernel; the outermost loop that it is summed over; which loop is a register block beside the queries."""
+    """A block of the kernel; the outermost loop that it is summed over; the loops around its vectors that are unrolled.
+
+    The first ``inner`` of those are summed over too.
+    """
 
     block: str
     summed: str = ""
     registers: tuple[str, ...] = ()
+    inner: int = 0
+    vector: str = "u"
 
 
 STEPS = (
-    Step(
-        "score", "d", ("j",)
-    ),  # a key is a scalar for all queries, each vector of queries is loaded once for the block of keys
-    Step("bias", registers=("j",)),  # what the block has left in registers is scaled there
-    Step("max", "c"),
-    Step("exp"),  # its polynomial fills the registers: a block of rows would spill
-    Step("sum", "c"),
-    Step("context", "kt", ("r",)),  # as for scores: a feature of a value is a scalar, weights of queries are vectors
+    Step("scale"),
+    Step("bias", vector="t"),
+    # A key is a scalar for all queries, each vector of queries is loaded once for the block of keys.
+    Step("score", "d0", ("d1", "j"), 1),
+    Step("end", registers=("j",)),  # what the block has left in registers ends there
+    Step("max", "kt", ("j",), 1),
+    Step("base"),
+    Step("exp", registers=("c1",)),
+    Step("sum", "c0", ("c1",), 1),
+    Step("invert"),
+    # As for scores: a feature of a value is a scalar, weights of queries are vectors.
+    Step("context", "kt", ("k1", "r"), 1),
     Step("divide", registers=("r",)),
 )
 """The blocks in their order."""

@@ -57,15 +57,22 @@ class StaticMask:
         """Return which keys are inside of the band, (queries, keys)."""
         return _band(queries, keys, self.left, self.right)
 
+    def blocks(self, count: int) -> list[tuple[int, int]]:
+        """Return the first tile of keys, and the one behind the last, that one of ``count`` tiles of queries sees."""
+        starts = range(0, len(self.tiles), count)
+        return [
+            (min(first for first, _ in block), max(last for _, last in block))
+            for block in (self.tiles[start : start + count] for start in starts)
+        ]
+
+    def widest(self, count: int) -> int:
+        """Return the most tiles of keys that ``count`` tiles of queries see."""
+        return max(last - first for first, last in self.blocks(count))
+
     @cached_property
     def pairs(self) -> int:
         """Tiles of queries times the tiles of keys that they see."""
         return sum(last - first for first, last in self.tiles)
-
-    @cached_property
-    def widest(self) -> int:
-        """Most tiles of keys that a tile of queries sees."""
-        return max(last - first for first, last in self.tiles)
 
 
 def analyse(bias: np.ndarray) -> tuple[StaticMask, bool]:

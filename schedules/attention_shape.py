@@ -1,5 +1,6 @@
 """Sizes of attention, and what becomes of a score before the softmax."""
 
+import math
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -8,8 +9,11 @@ from rt3_tvm.schedules.attention_mask import StaticMask
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
 from rt3_tvm.schedules.vector_math import tanh
 
-MASKED = -3.4e38
-"""Score of the keys that a band hides and of those that only pad a tile."""
+LOG2_E = math.log2(math.e)
+HIDDEN = -3e38
+"""Score of the keys that a band hides and of those that only pad a tile: their weight is 0 whatever the largest score is."""
+LOWEST = -1.5 * 2.0**30
+"""What biases below it are. Numbers of its size have no bits for a score: where all keys are hidden by biases they weigh the same."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +67,19 @@ class AttentionShape:
         """Floating-point operations of both products, on whole tiles."""
         return 2.0 * self.batch * self.heads * (self.dim + self.v_dim) * self.hides.pairs * self.layout.token_tile**2
 
-    def hidden(self, score: tirx.Expr, q: tirx.Expr, k: tirx.Expr, value: float) -> tirx.Expr:
-        """Return a score, or ``value`` where the key is outside of the band or only pads its tile."""
-        left, right, other = self.hides.left, self.hides.right, REAL.const(value)
+    def hidden(self, score: tirx.Expr, q: tirx.Expr, k: tirx.Expr) -> tirx.Expr:
+        """Return a score, or HIDDEN where the key is outside of the band or only pads its tile."""
+        left, right, other = self.hides.left, self.hides.right, REAL.const(HIDDEN)
         if right is not None:
             score = tirx.Select(k <= q + right, score, other)
         if left is not None:
             score = tirx.Select(k >= q - left, score, other)
         return tirx.Select(k < self.keys, score, other) if self.keys % self.layout.token_tile else score
 
-    def capped(self, score: tirx.Expr) -> tirx.Expr:
-        """Return a scaled score behind the soft cap."""
-        if not self.soft_cap:
-            return score * REAL.const(self.scale)
-        return REAL.const(self.soft_cap) * tanh(score * REAL.const(self.scale / self.soft_cap))
+    @property
+    def factor(self) -> float:
+        """What queries are multiplied by, so that their products with keys are powers of 2, or what is capped."""
+        return self.scale / self.soft_cap if self.soft_cap else self.scale * LOG2_E
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -95,26 +98,43 @@ class AttentionShape:
         batch, heads = self.score_bias or (1, 1)
         return (batch * heads * self.tiles[0], self.keys, self.layout.token_tile) if self.score_bias else (1, 1, 1)
 
-    def first(self, tile: tirx.Expr) -> tirx.Expr | int:
-        """Return the first tile of keys that a tile of queries sees."""
-        return piecewise([first for first, _ in self.hides.tiles], tile)
+    def first(self, i: tirx.Expr, tiles: int = 1) -> tirx.Expr | int:
+        """Return the first tile of keys that a block of some tiles of queries sees."""
+        return piecewise([first for first, _ in self.hides.blocks(tiles)], i)
 
-    def seen(self, tile: tirx.Expr) -> tirx.Expr | int:
-        """Return how many tiles of keys a tile of queries sees."""
-        return piecewise([last for _, last in self.hides.tiles], tile) - self.first(tile)
+    def seen(self, i: tirx.Expr, tiles: int = 1) -> tirx.Expr | int:
+        """Return how many tiles of keys a block of some tiles of queries sees."""
+        return piecewise([last for _, last in self.hides.blocks(tiles)], i) - self.first(i, tiles)
 
-    def biased(self, score: tirx.Expr, key_bias: tirx.Buffer, score_bias: tirx.Buffer, at: tuple) -> tirx.Expr:
-        """Return what goes into the softmax of a product at (sequence, head, tile of queries, query of the tile, key)."""
-        b, h, i, t, key = at
-        tile, (key_batch, key_heads, _, _) = self.layout.token_tile, self.key_bias_shape
-        score, key_ = self.capped(score), key if self.keys % tile == 0 else tirx.min(key, self.keys - 1)
-        if self.key_bias:
-            score = score + key_bias[b if key_batch > 1 else 0, h if key_heads > 1 else 0, 0, key_]
+    def key(self, key: tirx.Expr) -> tirx.Expr:
+        """Return a key that there is, for one that may only pad its tile."""
+        return key if self.keys % self.layout.token_tile == 0 else tirx.min(key, self.keys - 1)
+
+    def bias_of_key(self, key_bias: tirx.Buffer, b: tirx.Expr, h: tirx.Expr, key: tirx.Expr) -> tirx.Expr:
+        """Return what is added to all scores of a key, in powers of 2."""
+        if not self.key_bias:
+            return REAL.const(0.0)
+        batch, heads = self.key_bias
+        bias = key_bias[b if batch > 1 else 0, h if heads > 1 else 0, 0, self.key(key)]
+        return tirx.max(bias * REAL.const(LOG2_E), REAL.const(LOWEST))
+
+    @property
+    def starts_biased(self) -> bool:
+        """Whether sums begin at the bias of their key: it is 0, or hides, in most models, so that sums round as without it."""
+        return bool(self.key_bias) and not self.score_bias and not self.soft_cap
+
+    def ended(self, product: tirx.Expr, of_key: tirx.Expr, score_bias: tirx.Buffer, at: tuple) -> tirx.Expr:
+        """Return what goes into the softmax, in powers of 2, of a sum at (sequence, head, query, key)."""
+        b, h, q, key = at
+        score = REAL.const(self.soft_cap * LOG2_E) * tanh(product) if self.soft_cap else product
+        if not self.starts_biased and self.key_bias:
+            score = score + of_key
         if self.score_bias:
-            batch, heads = self.score_bias
+            tile, (batch, heads) = self.layout.token_tile, self.score_bias
             row = (b if batch > 1 else 0) * heads + (h if heads > 1 else 0)
-            score = score + score_bias[row * self.tiles[0] + i, key_, t]
-        return self.hidden(score, i * tile + t, key, MASKED)
+            of_score = score_bias[row * self.tiles[0] + tirx.floordiv(q, tile), self.key(key), tirx.floormod(q, tile)]
+            score = tirx.max(score + of_score * REAL.const(LOG2_E), REAL.const(LOWEST))
+        return self.hidden(score, q, key)
 
 
 def piecewise(values: list[int], i: tirx.Var) -> tirx.Expr | int:

@@ -9,6 +9,7 @@ import tvm
 from rt3_tvm.device import Cluster
 from rt3_tvm.device.types import ASSUMED_L1D_BYTES, ASSUMED_L2_BYTES
 from rt3_tvm.schedules.layout import FLOAT16, FLOAT32, INT8, ElementType
+from rt3_tvm.schedules.vector_math import VectorUnit
 
 STACK_BYTES = 64 * 1024
 """A buffer that a kernel wants close at hand is no larger."""
@@ -117,6 +118,16 @@ def dot_of(target: Mapping[str, Any], vector_bytes: int) -> str:
     return "vpdpbusd" if vnni else "vpmaddubsw"
 
 
+def unit_of(target: Mapping[str, Any]) -> VectorUnit:
+    """Return what the vectors of a target are converted by: 64-bit ARM has it all, 32-bit ARM of 2011 rounds no vector."""
+    arch = str(target.get("mtriple", "")).split("-", 1)[0]
+    if arch.startswith("aarch64"):
+        return VectorUnit(saturates=True, in_place=True)
+    if arch.startswith("arm"):
+        return VectorUnit(rounds=False, in_place=True)
+    return VectorUnit(rounds="sse4.1" in features_of(target))
+
+
 def elements_of(target: Mapping[str, Any]) -> list[ElementType]:
     """Return the floats that kernels can multiply on a target: float16 where 64-bit ARM has arithmetic on it (ARMv8.2)."""
     wide = str(target.get("mtriple", "")).startswith("aarch64")
@@ -128,7 +139,8 @@ class CpuShape:
     """A core: bytes and number of its vector registers, L1 data and L2 cache in bytes, costs by element type.
 
     ``by_lane``: multiplies by a lane of a vector, as ARM's do, so that weights are loaded as whole vectors; others broadcast
-    them from memory. ``fuse``: LLVM has to be told to fuse multiply-adds. ``dot``: what it multiplies int8 by.
+    them from memory. ``fuse``: LLVM has to be told to fuse multiply-adds. ``dot``: what it multiplies int8 by. ``unit``: what its
+    vectors are converted by.
     """
 
     vector_bytes: int
@@ -139,6 +151,7 @@ class CpuShape:
     by_lane: bool = False
     fuse: bool = False
     dot: str = ""
+    unit: VectorUnit = VectorUnit()
 
     @classmethod
     def of(cls, cluster: Cluster) -> "CpuShape":
@@ -153,7 +166,8 @@ class CpuShape:
         arch = str(target.get("mtriple", "")).split("-", 1)[0]
         by_lane = arch.startswith(("aarch64", "arm"))
         fuse = arch.startswith("arm") and "+vfp4" in target.get("mattr", ())  # without it, a call of fmaf for each lane
-        return cls(vector_bytes, cluster.registers, l1d, l2, tuple(costs.items()), by_lane, fuse, dot)
+        unit = unit_of(target)
+        return cls(vector_bytes, cluster.registers, l1d, l2, tuple(costs.items()), by_lane, fuse, dot, unit)
 
     @property
     def elements(self) -> list[ElementType]:

@@ -8,6 +8,7 @@ Errors are measured in ``tests/kernels/test_vector_math.py``.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.tirx import Expr as PrimExpr
@@ -28,6 +29,13 @@ EXP_POLYNOMIAL = (
 )
 # Added to a number below 2**22 it leaves no bits behind the point: the sum is rounded, and its low bits are the integer.
 ROUNDING = 1.5 * 2.0**23
+# 2**(r / 2) on |r| <= 1/2 but for a factor, as the product of (r**2 + a r + b): of least largest relative error, 8.1e-8.
+HALF_POWER = ((10.007266998291016, 31.589702606201172), (1.570393443107605, 52.726295471191406))
+POWER_FACTOR = 2.0 * math.prod(b for _, b in HALF_POWER) ** 2
+"""What weights of a softmax are multiples of."""
+BIAS_OF_POWERS = 128
+"""Of the exponent of those weights: what is even stays whole where numbers have no bits for what is odd."""
+MANTISSA = 23
 # Rational approximation of erf on [-4, 4], odd numerator over even denominator (coefficients as used by Eigen and XLA).
 ERF_LIMIT = 4.0
 ERF_NUMERATOR = (
@@ -79,6 +87,64 @@ def exp_of_negative(x: PrimExpr) -> PrimExpr:
     remainder = x - n * _f(LN2_HIGH) - n * _f(LN2_LOW)
     power = tirx.reinterpret(REAL.dtype, (bits + 127) << 23)
     return power * _polynomial(remainder, EXP_POLYNOMIAL)
+
+
+@dataclass(frozen=True)
+class VectorUnit:
+    """What a vector unit has.
+
+    Parameters
+    ----------
+    rounds
+        An instruction that rounds to whole numbers.
+    saturates
+        Conversions to unsigned numbers that make 0 of what is negative.
+    in_place
+        Multiply-adds that write over what they add to, so that a constant that is added is copied first.
+    """
+
+    rounds: bool = True
+    saturates: bool = False
+    in_place: bool = False
+
+    def product(self, a: PrimExpr, b: PrimExpr) -> PrimExpr:
+        """Return a product that several sums share; fused into each of them it would take a copy of a constant each time."""
+        return tirx.call_llvm_pure_intrin(REAL.dtype, "llvm.arithmetic.fence", a * b) if self.in_place else a * b
+
+    def whole(self, x: PrimExpr) -> PrimExpr:
+        """Return x rounded; without an instruction for it where it is below 2**22, and above 2**23, where all numbers are whole."""
+        if self.rounds:
+            return tirx.call_llvm_pure_intrin(REAL.dtype, "llvm.nearbyint", x)
+        # By way of its bits, as in ``exp_of_negative``.
+        return tirx.reinterpret(REAL.dtype, tirx.reinterpret("int32", x + _f(ROUNDING))) - _f(ROUNDING)
+
+    def power(self, e: PrimExpr) -> PrimExpr:
+        """Return 2**(e - 127) of a whole number, which the bits of e become the exponent of; 0 where e is not positive."""
+        if self.saturates:
+            bits = tirx.call_llvm_pure_intrin("uint32", "llvm.fptoui.sat", e * _f(2.0**MANTISSA))
+        else:
+            bits = tirx.Cast("int32", tirx.max(e, _f(0.0)) * _f(2.0**MANTISSA))
+        return tirx.reinterpret(REAL.dtype, bits)
+
+
+def largest_power(largest: PrimExpr, unit: VectorUnit) -> PrimExpr:
+    """Return what ``softmax_weight`` takes for the largest of some scores: whole, so that a difference to it rounds nothing."""
+    return unit.whole(largest) - _f(BIAS_OF_POWERS)
+
+
+def softmax_weight(score: PrimExpr, base: PrimExpr, unit: VectorUnit) -> PrimExpr:
+    """Return 2**(score - largest) times a factor that is the same for all, of what is not much above the largest.
+
+    Relative error below 6e-7; exactly 0 from 2**-128 on. ``base`` is ``largest_power`` of the largest; both are below 2**31 in
+    magnitude, a score may lie further below. Fewer instructions than ``exp``: the factor leaves polynomials
+    their leading coefficient, and sums with a square take no register for a constant that is added.
+    """
+    whole = unit.whole(score)
+    r = score - whole
+    square = unit.product(r, r)
+    (a0, b0), (a1, b1) = HALF_POWER
+    half = (square + _f(b0) + r * _f(a0)) * (square + _f(b1) + r * _f(a1))
+    return half * half * unit.power(whole - base)
 
 
 def erf(x: PrimExpr) -> PrimExpr:

@@ -55,17 +55,31 @@ class Function:
         """How many instructions of the innermost loops store to a fixed place of the stack."""
         return sum(self.kinds[k] == STACK_STORE for loop in self.loops for k in loop)
 
+    def _moved_in(self, loop: range) -> set[str]:
+        """Return the registers that a loop moves along: by an address that is written back, or by a sum with themselves."""
+        found = set()
+        for one in (self.instructions[k] for k in loop):
+            base, fixed = one.memory or ("", True)
+            parts = [_whole(part) for part in one.operands.split(",")]
+            if not fixed and _written_back(one):
+                found.add(_whole(base))
+            elif one.stem in ("add", "sub", "adds", "subs") and len(parts) in (2, 3) and parts[0] == parts[-2]:
+                found.add(parts[0])
+        return found - {"sp"}
+
     @cached_property
     def _stack_stores(self) -> frozenset[int]:
         """Positions of stores whose address is the stack pointer, or a register that was set to an address of the stack.
 
-        Read from top to bottom, without following branches: a register counts until something else is written to it.
+        Read from top to bottom, without following branches: a register counts until something else is written to it, and not
+        where the innermost loop of the store moves it along.
         """
         found, of_stack = set(), {"sp"}
+        moved = {k: self._moved_in(loop) for loop in self.loops for k in loop}
         for k, one in enumerate(self.instructions):
             if one.is_store:
                 base, fixed = one.memory or ("", False)
-                if fixed and _whole(base) in of_stack:
+                if fixed and _whole(base) in of_stack - moved.get(k, set()):
                     found.add(k)
                 continue
             if _points_at_stack(one, of_stack):
@@ -98,6 +112,12 @@ def _whole(register: str) -> str:
     """Return the 64-bit name of a register of 64-bit ARM that is named by its lower half."""
     name = register.strip(" !{}")
     return f"x{name[1:]}" if re.fullmatch(r"w\d+", name) else name
+
+
+def _written_back(one: Instruction) -> bool:
+    """Return whether an instruction that reads or writes memory moves the register of its address."""
+    behind = one.operands.rpartition("]")[2] if "]" in one.operands else one.operands.partition(",")[0]
+    return behind.strip() != "" and (behind.strip()[0] in ",!" or behind.strip()[-1] == "!")
 
 
 def _points_at_stack(one: Instruction, of_stack: set[str]) -> bool:

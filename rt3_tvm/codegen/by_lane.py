@@ -6,6 +6,7 @@ vectors that they lie in, of which multiply-adds take a lane; and the address of
 a line of X is one addition away.
 """
 
+import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -20,6 +21,10 @@ from rt3_tvm.schedules import BY_LANE_ATTR
 from rt3_tvm.schedules.layout import REAL
 
 
+WORTH_HOLDING = 3
+"""Constants of a loop from which on they are worth a vector that holds them."""
+
+
 @tirx.transform.prim_func_pass(opt_level=0, name="LoadByLane")
 class LoadByLane:
     """Rewrite the loads of kernels that ask for it by their attribute."""
@@ -32,6 +37,7 @@ class LoadByLane:
         body = weights_by_lane(func.body, [str(n) for n in marks["weights"]], int(marks["lanes"]))
         if marks["fuse"]:
             body = fused(body)
+        body = held_constants(largest_in_one(body), int(marks["lanes"]), bool(marks.get("few", False)))
         return func.with_body(from_pointers(body, [str(n) for n in marks["pointers"]], int(marks["line"])))
 
 
@@ -72,6 +78,65 @@ def fused(body: tirx.Stmt) -> tirx.Stmt:
         return tirx.BufferStore(store.buffer, product, store.indices)
 
     return tvm_ffi.structural_map(body, (tirx.BufferStore, fuse))
+
+
+def largest_in_one(body: tirx.Stmt) -> tirx.Stmt:
+    """Make each maximum and minimum of vectors one instruction: TVM's are a comparison and a choice, for what is no number."""
+
+    def one(expr: tirx.Max | tirx.Min) -> tirx.Expr:
+        dtype, name = str(expr.ty.dtype), "llvm.maximum" if isinstance(expr, tirx.Max) else "llvm.minimum"
+        return tirx.call_llvm_pure_intrin(dtype, name, expr.a, expr.b) if dtype.startswith(f"{REAL.dtype}x") else expr
+
+    return tvm_ffi.structural_map(body, [(tirx.Max, one), (tirx.Min, one)])
+
+
+def held_constants(body: tirx.Stmt, lanes: int, few: bool) -> tirx.Stmt:
+    """Keep the constants of innermost loops in registers: LLVM makes them anew in each iteration, three instructions each.
+
+    It does not know what a volatile load gives, and can but keep it. Powers of 2 it has to know: a conversion does such a
+    product. Where a core has ``few`` registers for that, it does not know the trip count either, by which it would unroll further.
+    """
+
+    def inside(loop: tirx.For) -> tirx.Stmt:
+        if _contains(loop.body, tirx.For):
+            return loop
+        held: dict[float, int] = {}
+        vector = tirx.Var("constants", PrimType(f"{REAL.dtype}x{lanes}"))
+
+        def hold(expr: tirx.Broadcast) -> tirx.Expr:
+            if not isinstance(expr.value, tirx.FloatImm) or str(expr.value.ty.dtype) != REAL.dtype:
+                return expr
+            value = float(expr.value.value)
+            if _power_of_2(value) or (len(held) == lanes and value not in held):
+                return expr
+            return tirx.Broadcast(tirx.Shuffle([vector], [held.setdefault(value, len(held))]), expr.lanes)
+
+        inner = tvm_ffi.structural_map(loop.body, (tirx.Broadcast, hold))
+        if len(held) < WORTH_HOLDING:
+            return loop
+        before, vector_of = _volatile([REAL.const(value) for value in held], lanes)
+        count, extent = loop.extent, tirx.Var("extent", "int32")
+        if few:
+            more, extent_of = _volatile([loop.extent], 1)
+            before, count = [*before, *more, tirx.Bind(extent, extent_of)], extent
+        here = tirx.For(loop.loop_var, loop.min, count, loop.kind, inner, annotations=loop.annotations)
+        return tirx.SeqStmt([*before, tirx.Bind(vector, vector_of), here])
+
+    return tvm_ffi.structural_map(body, (tirx.For, inside))
+
+
+def _power_of_2(value: float) -> bool:
+    return math.frexp(abs(value))[0] in (0.0, 0.5)
+
+
+def _volatile(values: list[tirx.Expr], lanes: int) -> tuple[list[tirx.Stmt], tirx.Expr]:
+    """Return the statements that write values, and the vector that they are read back as."""
+    dtype = str(values[0].ty.dtype)
+    buffer = tirx.decl_buffer((lanes,), dtype, "unknown")
+    places = [tirx.const(lane, "int32") for lane in range(len(values))]
+    stores = [tirx.BufferStore(buffer, value, [at]) for value, at in zip(values, places, strict=True)]
+    index = tirx.Ramp(places[0], tirx.const(1, "int32"), lanes) if lanes > 1 else places[0]
+    return [tirx.AllocBuffer(buffer, {"tirx.volatile": tirx.const(True, "bool")}), *stores], tirx.BufferLoad(buffer, [index])
 
 
 def from_pointers(body: tirx.Stmt, buffers: Collection[str], line: int) -> tirx.Stmt:

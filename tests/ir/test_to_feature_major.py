@@ -7,7 +7,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from rt3_tvm.schedules import border
-from rt3_tvm.schedules.attention import attention, register_rows
+from rt3_tvm.schedules.attention import attention_of
 from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layer_norm import NormShape, layer_norm
@@ -347,7 +347,7 @@ def test_heads_are_only_a_name_for_features():
         to_feature_major=INTO,
         layer_norm=kernel("layer_norm", layer_norm(NormShape(1, 8, 0.125, centred=False)), 4 * NUMBERS),
         rotary1=kernel("rotary", rotary(FEATURE_MAJOR, 1, 4, 2, 4), 3 * NUMBERS),
-        attention1=kernel("attention", attention(shape, register_rows(CPU)), 2 * 2 * (4 + 4) * 16 * 16),
+        attention1=kernel("attention", attention_of(shape, CPU), 2 * 2 * (4 + 4) * 16 * 16),
         from_feature_major=OUT,
     )
 

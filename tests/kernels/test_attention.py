@@ -6,8 +6,11 @@ from tvm import tirx
 from tvm.sym import Analyzer
 
 from rt3_tvm.schedules import attention
+from rt3_tvm.schedules.attention_blocks import AttentionBlocks
 from rt3_tvm.schedules.attention_mask import StaticMask, analyse
 from rt3_tvm.schedules.attention_shape import AttentionShape, piecewise
+from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.vector_math import VectorUnit
 from tests.kernels.harness import CPU, from_tiles, run_kernel, to_tiles
 
 MIN = np.finfo(np.float32).min
@@ -30,7 +33,7 @@ def reference(shape, q, k, v, bias):
     return mixed.transpose(0, 2, 1, 3).reshape(shape.batch, shape.length, -1)
 
 
-def check(rng, shape, key_bias=None, score_bias=None, register_rows=None):
+def check(rng, shape, key_bias=None, score_bias=None, blocks=None, unit=CPU.unit):
     def tokens(length, features):
         return rng.standard_normal((shape.batch, length, features)).astype(np.float32)
 
@@ -42,7 +45,7 @@ def check(rng, shape, key_bias=None, score_bias=None, register_rows=None):
     scores = np.zeros((1, 1, 1), np.float32)
     if score_bias is not None:
         scores = to_tiles(score_bias.reshape(-1, shape.length, shape.keys))
-    func = attention.attention(shape, register_rows or attention.register_rows(CPU))
+    func = attention.attention(shape, blocks or AttentionBlocks.of(shape, CPU), unit)
     run_kernel("attention", func, to_tiles(q), to_tiles(k), to_tiles(v), keys, scores, y)
     np.testing.assert_allclose(from_tiles(y, shape.batch, shape.length), want, atol=3e-6, rtol=0)
     assert np.isfinite(y).all()  # queries that pad a tile too: the next layer multiplies them, as keys, by zero
@@ -73,12 +76,68 @@ def test_bands(rng, length, left, right):
     check(rng, AttentionShape(2, length, 2, 12, 0.3, mask))
 
 
-@pytest.mark.parametrize("register_rows", [4, 8, 16])
+BLOCKS = {
+    "one key": AttentionBlocks(keys=1, features=1, unrolled=1),
+    "one tile": AttentionBlocks(keys=8, queries=16, features=2, mixed=16),
+    "two tiles": AttentionBlocks(keys=8, queries=32, features=4, mixed=32, weights=32, rows=2),
+    "two tiles, one by one": AttentionBlocks(keys=16, queries=32, features=5, mixed=16, weights=16, unrolled=4),
+}
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("soft_cap", [0.0, 2.0])
-def test_grouped_heads_and_soft_cap_under_a_causal_and_a_key_mask(rng, register_rows, soft_cap):
-    mask = StaticMask.band(33, 33, None, 0)
-    shape = AttentionShape(2, 33, 4, 12, 0.3, mask, key_bias=(2, 1), kv_heads=2, v_dim=20, soft_cap=soft_cap)
-    check(rng, shape, padding(rng, 2, 1, 33), register_rows=register_rows)
+@pytest.mark.parametrize("length", [33, 60])
+def test_grouped_heads_and_soft_cap_under_a_causal_and_a_key_mask(rng, blocks, soft_cap, length):
+    if length == 33 and BLOCKS[blocks].queries == 32:
+        pytest.skip("three tiles of queries are no pairs")
+    mask = StaticMask.band(length, length, None, 0)
+    shape = AttentionShape(2, length, 4, 16, 0.3, mask, key_bias=(2, 1), kv_heads=2, v_dim=20, soft_cap=soft_cap)
+    check(rng, shape, padding(rng, 2, 1, length), blocks=BLOCKS[blocks])
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize("saturates", [False, True])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_vector_units(rng, rounds, saturates, in_place):
+    shape = AttentionShape(2, 33, 2, 12, 0.3, key_bias=(2, 1))
+    check(rng, shape, padding(rng, 2, 1, 33), unit=VectorUnit(rounds, saturates, in_place))
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize("bias", [MIN, -np.inf, -1e9, -1e4])
+def test_where_biases_hide_all_keys_these_weigh_the_same(rng, bias, rounds):
+    """As in PyTorch but for -inf, where it has no number; keys that only pad their tile and those of a band stay hidden."""
+    hidden = np.full((1, 1, 1, 20), bias, np.float32)
+    mask = StaticMask.band(20, 20, None, 5)
+    shape = AttentionShape(1, 20, 1, 8, 1e-9 if bias > -1e9 else 0.3, mask, key_bias=(1, 1))
+    same = np.zeros_like(hidden)
+    want = AttentionShape(1, 20, 1, 8, 0.0, mask, key_bias=(1, 1))
+    q, k, v = (rng.standard_normal((1, 20, 8)).astype(np.float32) for _ in range(3))
+    y = np.full_like(to_tiles(v), np.nan)
+    func = attention.attention(shape, AttentionBlocks.of(shape, CPU), VectorUnit(rounds))
+    run_kernel("attention", func, to_tiles(q), to_tiles(k), to_tiles(v), hidden, np.zeros((1, 1, 1), np.float32), y)
+    np.testing.assert_allclose(from_tiles(y, 1, 20), reference(want, q, k, v, same), atol=3e-6, rtol=0)
+    assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize("size", [30.0, 1e3, 1e5])
+def test_large_scores_choose_the_largest(rng, size):
+    """Weights are powers of 2: what the largest exponent is must not matter."""
+    shape = AttentionShape(1, 32, 1, 8, size)
+    check(rng, shape)
+
+
+X86 = {
+    "avx2": CpuShape(32, 16, 32768),
+    "avx512": CpuShape(64, 32, 49152),
+}
+
+
+@pytest.mark.parametrize("core", X86)
+@pytest.mark.parametrize("length", [16, 100, 128])
+def test_blocks_of_cores(rng, core, length):
+    shape = AttentionShape(1, length, 2, 24, 0.3, StaticMask.band(length, length, 40, 3))
+    check(rng, shape, blocks=AttentionBlocks.of(shape, X86[core]))
 
 
 @pytest.mark.parametrize("length", [48, 21])

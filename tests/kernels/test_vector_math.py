@@ -55,3 +55,24 @@ def test_activation_against_torch(name, options):
 
 def test_every_activation_has_a_test():
     assert {f.__name__ for f in vector_math.ACTIVATIONS.values()} <= {name for name, *_ in (*NUMPY, *TORCH)}
+
+
+UNITS = [vector_math.VectorUnit(rounds, saturates) for rounds in (False, True) for saturates in (False, True)]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=str)
+@pytest.mark.parametrize("largest", [0.0, 0.4, -57.0, 1000.25, 3e5])
+def test_weights_of_a_softmax(unit, largest):
+    """2**(score - largest) but for one factor, which is the same for all; exactly 0 far below the largest."""
+    below = np.concatenate([np.linspace(-140, 0, 100_000), [-1e5, -1e9, -3e38, -200, -129, -0.5, 0.0]])
+    scores = (largest + np.resize(below, -(-len(below) // 16) * 16)).astype(np.float32)
+    x = te.placeholder(scores.shape, "float32", name="x")
+    base = te.compute(scores.shape, lambda i: vector_math.largest_power(x[i] * 0.0 + np.float32(largest), unit))
+    y = te.compute(scores.shape, lambda i: vector_math.softmax_weight(x[i], base[i], unit))
+    out = np.zeros_like(scores)
+    run_kernel("elementwise", te.create_prim_func([x, y]), scores, out)
+    exponent = scores.astype(np.float64) - np.round(np.float64(np.float32(largest)))
+    want = np.exp2(np.maximum(exponent, -1000.0)) * vector_math.POWER_FACTOR
+    shown = exponent > -vector_math.BIAS_OF_POWERS + 1.5
+    assert np.abs(out[shown] / want[shown] - 1).max() < 6e-7
+    assert (out[exponent < -vector_math.BIAS_OF_POWERS - 0.5] == 0).all() and np.isfinite(out).all()
