@@ -85,7 +85,11 @@ def _scores(shape: AttentionShape, blocks: AttentionBlocks) -> Callable:
                             acc[vj, vu] = started(bias[vkt * tile + vkb * block + vj])
                         acc[vj, vu] = (
                             acc[vj, vu]
-                            + K[b * key_tiles + shape.first(i, own) + vkt, T.floordiv(h, share) * dim + vd, vkb * block + vj]
+                            + K[
+                                b * key_tiles + shape.first(i, own) + vkt,
+                                T.floordiv(h, share) * dim + vd,
+                                vkb * block + vj,
+                            ]
                             * scaled[vd, vub * queries + vu]
                         )
                 for j, u in T.grid(block, queries):
@@ -233,7 +237,9 @@ def attention(shape: AttentionShape, blocks: AttentionBlocks, unit: VectorUnit) 
                     key_bias[0 : keys_of[0], 0 : keys_of[1], 0, 0 : keys_of[3]],
                     score_bias[0 : scores_of[0], 0 : scores_of[1], 0 : scores_of[2]],
                 )
-                T.writes(Y[vb * tiles + vi * own : vb * tiles + vi * own + own, vh * v_dim : vh * v_dim + v_dim, 0:tile])
+                T.writes(
+                    Y[vb * tiles + vi * own : vb * tiles + vi * own + own, vh * v_dim : vh * v_dim + v_dim, 0:tile]
+                )
                 scaled = T.sblock_alloc_buffer((dim, own * tile), real)
                 bias = T.sblock_alloc_buffer((widest,), real)
                 S = T.sblock_alloc_buffer((widest, own * tile), real)

@@ -9,7 +9,7 @@ from rt3_tvm.schedules.linear_decisions import SMALL_FILE, largest_divisor
 ACCUMULATORS, FEW_ACCUMULATORS = 16, 8
 """Vectors of a register block where there are 32 registers, and where there are 16."""
 UNROLLED = 16
-"""Features of a score, and keys of a context, that an iteration has."""
+"""Features of a score, and keys of a context, of an iteration; more and LLVM would keep all of K in registers."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class AttentionBlocks:
         Of a block of the context: features and queries.
     unrolled
         The most features, or keys, that an iteration sums over.
+    weights, rows
+        Queries and keys whose weights an iteration computes.
     """
 
     keys: int = 4
@@ -42,17 +44,24 @@ class AttentionBlocks:
     def of(cls, shape: AttentionShape, cpu: CpuShape) -> "AttentionBlocks":
         """Return the blocks for a core.
 
-        Two vectors of queries by twice a vector of keys need the fewest loads for 16 multiply-adds: two by two, where four
-        vectors of queries and one of keys were five. A vector that is a whole tile finds its second in the next tile, where there
-        is one. Values are read by key, which are the lanes of their vectors, so that more queries need fewer of those.
+        Sixteen multiply-adds of scores need two vectors of queries and two of keys, four of one and one of the other would be
+        five. A vector that is a whole tile finds its second in the next tile, where there is one. Values are read
+        by key, which are the lanes of their vectors: there more queries need fewer loads. 32-bit ARM takes no lanes, and has no
+        registers for the addresses of what is unrolled. In-order cores lay iterations of weights over each other.
         """
         tile, lanes = shape.layout.token_tile, cpu.lanes(shape.layout.element)
-        held = ACCUMULATORS if cpu.registers > SMALL_FILE else FEW_ACCUMULATORS
-        queries = min(2 * lanes, 2 * tile if shape.tiles[0] % 2 == 0 else tile)
-        small = cpu.by_lane and cpu.registers <= SMALL_FILE
-        if small:
-            queries = tile
+        few = cpu.registers <= SMALL_FILE
+        held, small = FEW_ACCUMULATORS if few else ACCUMULATORS, cpu.by_lane and few
+        queries = tile if small else min(2 * lanes, 2 * tile if shape.tiles[0] % 2 == 0 else tile)
         mixed = max(queries, min(tile, 4 * lanes))
-        keys = largest_divisor(tile, held * lanes // queries)
-        return cls(keys, queries, largest_divisor(shape.v_dim, held * lanes // mixed), mixed, 1 if small else UNROLLED, (2 * lanes if cpu.registers > SMALL_FILE else lanes) if cpu.cost(shape.layout.element).held else tile)
-
+        own = max(queries, tile)
+        if cpu.cost(shape.layout.element).held:
+            own = lanes if small else 2 * lanes
+        return cls(
+            keys=largest_divisor(tile, held * lanes // queries),
+            queries=queries,
+            features=largest_divisor(shape.v_dim, held * lanes // mixed),
+            mixed=mixed,
+            unrolled=1 if small else UNROLLED,
+            weights=own,
+        )

@@ -13,7 +13,7 @@ LOG2_E = math.log2(math.e)
 HIDDEN = -3e38
 """Score of the keys that a band hides and of those that only pad a tile: their weight is 0 whatever the largest score is."""
 LOWEST = -1.5 * 2.0**30
-"""What biases below it are. Numbers of its size have no bits for a score: where all keys are hidden by biases they weigh the same."""
+"""What biases below it are. Numbers of its size have no bits for a score: keys weigh the same where biases hide them all."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What the decisions of a kernel depend on: the sizes of a core, and what its inner loops cost."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tvm
@@ -151,7 +151,7 @@ class CpuShape:
     by_lane: bool = False
     fuse: bool = False
     dot: str = ""
-    unit: VectorUnit = VectorUnit()
+    unit: VectorUnit = field(default_factory=VectorUnit)
 
     @classmethod
     def of(cls, cluster: Cluster) -> "CpuShape":

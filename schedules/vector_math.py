@@ -112,7 +112,7 @@ class VectorUnit:
         return tirx.call_llvm_pure_intrin(REAL.dtype, "llvm.arithmetic.fence", a * b) if self.in_place else a * b
 
     def whole(self, x: PrimExpr) -> PrimExpr:
-        """Return x rounded; without an instruction for it where it is below 2**22, and above 2**23, where all numbers are whole."""
+        """Return x rounded; without an instruction that holds below 2**22, and above 2**23, where all are whole."""
         if self.rounds:
             return tirx.call_llvm_pure_intrin(REAL.dtype, "llvm.nearbyint", x)
         # By way of its bits, as in ``exp_of_negative``.

@@ -20,7 +20,6 @@ from tvm.sym import Analyzer
 from rt3_tvm.schedules import BY_LANE_ATTR
 from rt3_tvm.schedules.layout import REAL
 
-
 WORTH_HOLDING = 3
 """Constants of a loop from which on they are worth a vector that holds them."""
 
@@ -94,7 +93,7 @@ def held_constants(body: tirx.Stmt, lanes: int, few: bool) -> tirx.Stmt:
     """Keep the constants of innermost loops in registers: LLVM makes them anew in each iteration, three instructions each.
 
     It does not know what a volatile load gives, and can but keep it. Powers of 2 it has to know: a conversion does such a
-    product. Where a core has ``few`` registers for that, it does not know the trip count either, by which it would unroll further.
+    product. Where a core has ``few`` registers it does not know the trip count either, by which it would unroll further.
     """
 
     def inside(loop: tirx.For) -> tirx.Stmt:
@@ -136,7 +135,9 @@ def _volatile(values: list[tirx.Expr], lanes: int) -> tuple[list[tirx.Stmt], tir
     places = [tirx.const(lane, "int32") for lane in range(len(values))]
     stores = [tirx.BufferStore(buffer, value, [at]) for value, at in zip(values, places, strict=True)]
     index = tirx.Ramp(places[0], tirx.const(1, "int32"), lanes) if lanes > 1 else places[0]
-    return [tirx.AllocBuffer(buffer, {"tirx.volatile": tirx.const(True, "bool")}), *stores], tirx.BufferLoad(buffer, [index])
+    return [tirx.AllocBuffer(buffer, {"tirx.volatile": tirx.const(True, "bool")}), *stores], tirx.BufferLoad(
+        buffer, [index]
+    )
 
 
 def from_pointers(body: tirx.Stmt, buffers: Collection[str], line: int) -> tirx.Stmt:
