@@ -17,6 +17,7 @@ NO_BIAS = np.zeros((1, 1, 1), np.float32)
 LARGE = AttentionShape(1, 128, 12, 32, 32**-0.5, key_bias=(1, 1))
 SHAPES = (
     LARGE,
+    AttentionShape(1, 32, 2, 64, 0.125, key_bias=(1, 1)),
     AttentionShape(2, 20, 3, 12, 0.3, key_bias=(2, 1)),
     AttentionShape(1, 40, 4, 16, 0.3, StaticMask.band(40, 40, 9, 0), kv_heads=2, v_dim=24, soft_cap=2.0),
 )
