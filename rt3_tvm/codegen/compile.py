@@ -506,17 +506,20 @@ class _Build:
         for plan in sorted((p for p in self.plans if p.length == first), key=lambda p: p.level):
             matrices = self.checkpoint.levels[plan.level].matrices
             for step in plan.steps:
-                if step.matrix:
-                    matrix = matrices.get(step.matrix)
-                    row = table.setdefault(step.matrix, {"shape": self._shape(step.matrix), "levels": []})
-                    row["levels"].append(
-                        {
-                            "kernel": self.kernels.kernels[step.kernel].family,
-                            "density": matrix.density if matrix else 1.0,
-                            "group": matrix.patterns.shape.group if matrix else 0,
-                        }
-                        | _named(ElementType.of(step.dtype))
-                    )
+                if not step.matrix:
+                    continue
+                row = table.setdefault(step.matrix, {"shape": self._shape(step.matrix), "levels": []})
+                if len(row["levels"]) > plan.level:  # another part of the tokens, or a layer that shares the matrix
+                    continue
+                matrix = matrices.get(step.matrix)
+                row["levels"].append(
+                    {
+                        "kernel": self.kernels.kernels[step.kernel].family,
+                        "density": matrix.density if matrix else 1.0,
+                        "group": matrix.patterns.shape.group if matrix else 0,
+                    }
+                    | _named(ElementType.of(step.dtype))
+                )
         return table
 
     def _shape(self, name: str) -> list[int]:

@@ -122,8 +122,9 @@ class TableRow:
 class TableLatency:
     """Latencies that were measured, by matrix shape, group, density, element type and frequency; see ``rt3 bench latency``.
 
-    At a frequency that was not measured, those of the nearest one are scaled. Between densities the line is straight; below the
-    sparsest one that was measured a matrix takes as long as there. ``core``: LLVM's name of the core it was measured on.
+    At a frequency that was not measured, those of the nearest one are scaled. Between densities the line is straight, from the
+    densest that was measured on to the dense kernel; below the sparsest one a matrix takes as long as there. ``core``: LLVM's
+    name of the core it was measured on.
     """
 
     core: str
@@ -150,6 +151,10 @@ class TableLatency:
         curves: dict[tuple[int, int, int, str, float], list[TableRow]] = {}
         for row in sorted(self.table, key=lambda r: r.density):
             curves.setdefault((row.rows, row.cols, row.group, row.dtype, row.hz), []).append(row)
+        for (rows, cols, group, dtype, hz), curve in curves.items():
+            dense = curves.get((rows, cols, DENSE_GROUP, dtype, hz))
+            if group != DENSE_GROUP and dense and curve[-1].density < 1.0:
+                curve.append(replace(dense[-1], density=1.0))
         return curves
 
     def seconds(self, hz: float, loads: Loads) -> float:
@@ -159,7 +164,8 @@ class TableLatency:
         for m in loads:
             if not m.lookup:
                 dense = self._at(replace(m, group=DENSE_GROUP, density=1.0), nearest, hz)
-                total += min(dense, self._at(m, nearest, hz)) if m.group else dense  # as the compiler chooses
+                sparse = self._at(m, nearest, hz) if m.group and m.density < 1.0 else dense
+                total += min(dense, sparse)  # the compiler takes the dense kernel where it is faster
         return total
 
     def _at(self, m: MatrixLoad, measured_hz: float, hz: float) -> float:

@@ -51,6 +51,14 @@ def test_table_by_hand():
     assert TABLE.source.startswith("measured on a cortex-a53 at 1GHz, 32 tokens")
 
 
+def test_from_the_densest_that_was_measured_the_line_goes_to_the_dense_kernel():
+    """0.875 is half way between 12 ms at 0.75 and 14 ms dense."""
+    assert TABLE.seconds(1e9, at_density(ONE, 0.875, 4)) == pytest.approx(0.002 + 0.013)
+    assert TABLE.seconds(1e9, (MatrixLoad(64, 32, 1.0, 2),)) == pytest.approx(0.016), (
+        "a dense level has no use for its group"
+    )
+
+
 def test_a_level_is_never_slower_than_dense():
     slow = TableLatency("x", 1, 1, (*TABLE.table[:2], TableRow(64, 32, 4, 0.75, 1e9, 1.0, 0.0)), "t")
     assert slow.seconds(1e9, at_density(ONE, 0.75, 4)) == slow.seconds(1e9, at_density(ONE, 1.0))
