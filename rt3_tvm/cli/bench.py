@@ -3,10 +3,16 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rt3_tvm.bench.options import LatencyOptions
 from rt3_tvm.cli.options import add_options, checked, console, given
+from rt3_tvm.errors import Rt3Error
 from rt3_tvm.options import wholes
+from rt3_tvm.tune.options import RemoteOptions
+
+if TYPE_CHECKING:
+    from rt3_tvm.bench.model import ModelResult
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -27,13 +33,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     model.add_argument(
         "--against",
         metavar="NAMES",
-        help="torch,onnxruntime,openvino,onnxruntime-int8,executorch,executorch-int8; default the first three, where installed",
+        help="torch,onnxruntime,openvino,onnxruntime-int8,executorch,executorch-int8; default the first three, where installed; "
+        "over RPC it is our own dense model",
     )
     model.add_argument(
         "--seq-len", dest="length", type=int, metavar="T", help="length of the input; default the longest"
     )
     model.add_argument("--threads", type=int, default=1, metavar="N", help="of all contestants; default 1")
     model.add_argument("--json", action="store_true")
+    add_options(model, RemoteOptions)
     model.set_defaults(drive=drive_model)
     latency = what.add_parser(
         "latency", help="a table of latencies by shape, group and density, for simulate and search"
@@ -84,7 +92,11 @@ def drive_model(args: argparse.Namespace) -> None:
     from rt3_tvm.bench.model import bench_model
 
     against = args.against.split(",") if args.against else None
-    result = bench_model(args.bundle, args.length, against, threads=args.threads)
+    options = given(RemoteOptions, args)
+    if options.rpc_tracker is None:
+        result = bench_model(args.bundle, args.length, against, threads=args.threads)
+    else:
+        result = _on_device(args, options, against)
     if args.json:
         print(json.dumps(result.to_json()))
         return
@@ -97,6 +109,18 @@ def drive_model(args: argparse.Namespace) -> None:
         ratios = (f"{rival.median / t.median:.2f}x" for rival in result.rivals.values())
         table.add_row(name, density, f"{t.median:.3f}", f"{t.low:.3f}", f"{t.high:.3f}", *ratios)
     console().print(table)
+
+
+def _on_device(args: argparse.Namespace, options: RemoteOptions, against: list[str] | None) -> "ModelResult":
+    import logging
+
+    from rt3_tvm.tune.session import remote
+    from rt3_tvm.tune.sweep import DENSE, bench_remote
+
+    if against not in (None, [DENSE]):
+        raise Rt3Error(f"--against {args.against}: over RPC the rival is our own dense model: leave it out")
+    with remote(options) as device:
+        return bench_remote(args.bundle, device, options, args.length, args.threads, logging.info)
 
 
 def drive_latency(args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from rt3_tvm.energy.comparison import SimulateOptions
 from rt3_tvm.options import default_of, explained, flag_of, options_in
 from rt3_tvm.prune.options import PruneOptions
 from rt3_tvm.search.options import SearchOptions, first_phases
-from rt3_tvm.tune.options import ServerOptions, TuneOptions
+from rt3_tvm.tune.options import RemoteOptions, ServerOptions, TuneOptions
 
 PAGES: dict[str, type] = {
     "rt3 prune": PruneOptions,
@@ -20,6 +20,7 @@ PAGES: dict[str, type] = {
     "rt3 simulate, rt3 report": SimulateOptions,
     "rt3 bench latency": LatencyOptions,
     "rt3 tune": TuneOptions,
+    "rt3 run, rt3 bench model": RemoteOptions,
     "rt3 rpc-server": ServerOptions,
 }
 HEAD = """# Options

@@ -15,10 +15,9 @@ from typing import Any, Never, Self
 import numpy as np
 import numpy.typing as npt
 
-from rt3_tvm.errors import JobError, Rt3Error, choices
+from rt3_tvm.errors import JobError, Rt3Error
+from rt3_tvm.runtime.arrays import Described, as_input, empty_outputs, zeros
 from rt3_tvm.runtime.c_api import (
-    AXIS_BATCH,
-    AXIS_LENGTH,
     BELOW_RANGE,
     DTYPES,
     AutoOptions,
@@ -39,13 +38,6 @@ class LevelInfo:
     frequency_hz: float
     deadline_s: float
     density: float
-
-
-@dataclass(frozen=True)
-class _Info:
-    name: str
-    dtype: np.dtype
-    axes: tuple[int, ...]
 
 
 def load(path: str | Path) -> "Bundle":
@@ -116,12 +108,12 @@ class Bundle:
                 self._users -= 1
                 self._state.notify_all()
 
-    def _describe(self, count: Any, describe: Any) -> tuple[_Info, ...]:
+    def _describe(self, count: Any, describe: Any) -> tuple[Described, ...]:
         infos = []
         for i in range(count(self._handle)):
             info = TensorInfo()
             self._check(describe(self._handle, i, ctypes.byref(info)))
-            infos.append(_Info(info.name.decode(), DTYPES[info.dtype], tuple(info.axes[: info.rank])))
+            infos.append(Described(info.name.decode(), DTYPES[info.dtype], tuple(info.axes[: info.rank])))
         return tuple(infos)
 
     @property
@@ -224,20 +216,16 @@ class Bundle:
         dict
             float32 arrays of the shapes that the model gives for this batch and length.
         """
-        arrays = {name: self._as_input(name, value) for name, value in inputs.items()}
+        arrays = {name: as_input(self._inputs, name, value) for name, value in inputs.items()}
         if not arrays:
             raise Rt3Error(f"no inputs: give {', '.join(self.inputs)}")
-        batch, length = (*next(iter(arrays.values())).shape, 1)[:2]
-        outputs = {
-            o.name: np.empty([{AXIS_BATCH: batch, AXIS_LENGTH: length}.get(a, a) for a in o.axes], o.dtype)
-            for o in self._outputs
-        }
+        outputs = empty_outputs(self._outputs, arrays)
         self._run(arrays, outputs)
         return outputs
 
     def profile(self, **inputs: npt.ArrayLike) -> list[float]:
         """Run the current level once and return the seconds of each kernel call, in the order of the metadata's steps."""
-        arrays = {name: self._as_input(name, value) for name, value in inputs.items()}
+        arrays = {name: as_input(self._inputs, name, value) for name, value in inputs.items()}
         count = ctypes.c_int32(max(len(v["steps"]) for v in self.metadata["variants"]))
         seconds = (ctypes.c_double * count.value)()
         ins, outs = tensors_of(arrays), tensors_of({})
@@ -245,24 +233,9 @@ class Bundle:
             self._check(self._library.rt3_profile(handle, ins, len(arrays), outs, 0, seconds, ctypes.byref(count)))
         return list(seconds[: count.value])
 
-    def _as_input(self, name: str, value: npt.ArrayLike) -> np.ndarray:
-        array = np.ascontiguousarray(value)
-        info = next((i for i in self._inputs if i.name == name), None)
-        if info is None:
-            raise Rt3Error(f"no input '{name}': choose from {choices(self.inputs)}")
-        wanted = (info.dtype,) if info.dtype.kind == "f" else (np.dtype(np.int64), np.dtype(np.int32))
-        if array.dtype not in wanted:
-            raise Rt3Error(f"input '{name}': dtype {array.dtype}, expected {' or '.join(map(str, wanted))}")
-        if array.ndim != len(info.axes):
-            axes = ", ".join({AXIS_BATCH: "batch", AXIS_LENGTH: "length"}.get(a, str(a)) for a in info.axes)
-            raise Rt3Error(f"input '{name}': rank {array.ndim}, expected {len(info.axes)} ({axes})")
-        return array
-
     def zeros(self, length: int) -> dict[str, np.ndarray]:
         """Return the first input, all zeros, for the largest batch: enough to run the bundle."""
-        info = self._inputs[0]
-        shape = [{AXIS_BATCH: self.max_batch, AXIS_LENGTH: length}.get(a, a) for a in info.axes]
-        return {info.name: np.zeros(shape, info.dtype)}
+        return zeros(self._inputs[0], self.max_batch, length)
 
     def _run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
         ins, outs = tensors_of(inputs), tensors_of(outputs)

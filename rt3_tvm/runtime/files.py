@@ -1,14 +1,14 @@
 """Inputs and outputs of ``rt3 run``."""
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rt3_tvm.errors import Rt3Error, choices
 from rt3_tvm.files import open_regular, written_whole
-from rt3_tvm.timing import time_calls
+from rt3_tvm.timing import Timing
 
 
 def read_inputs(path: Path, known: Sequence[str]) -> dict[str, np.ndarray]:
@@ -30,11 +30,14 @@ def write_outputs(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def time_table(call: Callable[[], object], repeat: int, number: int) -> str:
-    """Return the table of times that tvmc prints."""
+def check_rounds(repeat: int, number: int) -> None:
+    """Refuse rounds that time nothing."""
     if repeat < 1 or number < 1:
         raise Rt3Error(f"`repeat` {repeat} and `number` {number} must be at least 1")
-    t = time_calls(call, repeat, number)
+
+
+def time_table(t: Timing) -> str:
+    """Return the table of times that tvmc prints."""
     head = "".join(f"{h:^13}" for h in ("mean (ms)", "median (ms)", "max (ms)", "min (ms)", "std (ms)"))
     row = "".join(f"{v:^13.4f}" for v in (t.mean, t.median, t.high, t.low, t.deviation))
     return f"Execution time summary:\n{head}\n{row}"

@@ -80,20 +80,29 @@ def array_of(buffer: Any) -> Array:
 
 def link(table: KernelTable, entries: Sequence[tuple[str, Sequence[Kernel]]], tools: Toolchain) -> bytes:
     """Return the library of a table of kernels with an entry for each of some lists of them."""
-    source = resources.files("rt3_tvm.tune") / "call.c"
     arguments = max(k.arguments for k in table.kernels)
+    with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
+        table.compile(tools.target, Path(folder) / "kernels.o")
+        return _linked(Path(folder), _entries(table, entries), ["kernels.o"], arguments, tools.threads, tools.compiler)
+
+
+def clock_library(compiler: list[str]) -> bytes:
+    """Return a library without kernels: what is left is ``clock``."""
+    with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
+        return _linked(Path(folder), "", [], 1, 1, compiler)
+
+
+def _linked(folder: Path, entries: str, objects: list[str], arguments: int, threads: int, compiler: list[str]) -> bytes:
+    """Return the library of the code of some entries and their objects in a folder."""
+    source = resources.files("rt3_tvm.tune") / "call.c"
+    for file in ("pool.c", "rt3.h", "rt3_internal.h"):
+        shutil.copyfile(runtime_directory() / file, folder / file)
+    (folder / "call.c").write_text(source.read_text(encoding="utf-8") + entries, encoding="utf-8")
     includes = ["-I.", *(f"-isystem{path}" for path in tvm_ffi.libinfo.include_paths())]
-    limits = [f"-DRT3_MAX_ARGS={arguments}", f"-DRT3_MAX_THREADS={tools.threads}"]
-    threads = ["-pthread"] if tools.threads > 1 else []
-    with tempfile.TemporaryDirectory(prefix="rt3-") as name:
-        folder = Path(name)
-        table.compile(tools.target, folder / "kernels.o")
-        for file in ("pool.c", "rt3.h", "rt3_internal.h"):
-            shutil.copyfile(runtime_directory() / file, folder / file)
-        (folder / "call.c").write_text(source.read_text(encoding="utf-8") + _entries(table, entries), encoding="utf-8")
-        flags = [*C_FLAGS, *includes, *limits, *LINK_FLAGS, *threads]
-        run_compiler(tools.compiler, [*flags, "-o", LIBRARY, "call.c", "pool.c", "kernels.o", "-lm"], folder)
-        return (folder / LIBRARY).read_bytes()
+    limits = [f"-DRT3_MAX_ARGS={arguments}", f"-DRT3_MAX_THREADS={threads}"]
+    flags = [*C_FLAGS, *includes, *limits, *LINK_FLAGS, *(["-pthread"] if threads > 1 else [])]
+    run_compiler(compiler, [*flags, "-o", LIBRARY, "call.c", "pool.c", *objects, "-lm"], folder)
+    return (folder / LIBRARY).read_bytes()
 
 
 def _entries(table: KernelTable, entries: Sequence[tuple[str, Sequence[Kernel]]]) -> str:

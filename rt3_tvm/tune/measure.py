@@ -19,6 +19,12 @@ STATE = "rt3.device_state"
 PID = "rt3.device_pid"
 """Function of our own server: number of the process that serves the session."""
 
+BOARD = "rt3.board"
+"""Function of our own server: JSON of the state, what the process runs code for, and the frequencies that the cluster shows."""
+
+HOLD = "rt3.hold"
+"""Function of our own server: hold a frequency in Hz until the session ends or another one is asked for."""
+
 
 @dataclass(frozen=True)
 class Pace:

@@ -13,6 +13,11 @@ UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 LIST = "list"
 
 
+def _check_device(tracker: str | None, key: str | None) -> None:
+    if (tracker is None) != (key is None):
+        raise Rt3Error("`rpc_tracker` and `rpc_key` need each other: give both, or neither for this machine")
+
+
 def _read_duration(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     if match is None:
@@ -100,10 +105,28 @@ class TuneOptions:
             raise Rt3Error(f"`threads` {self.threads}: give 1 to {MAX_THREADS}")
         if self.budget is not None and not 0 < self.budget < math.inf:
             raise Rt3Error(f"`budget` {self.budget:g} s must be positive")
-        if (self.rpc_tracker is None) != (self.rpc_key is None):
-            raise Rt3Error("`rpc_tracker` and `rpc_key` need each other: give both, or neither for this machine")
+        _check_device(self.rpc_tracker, self.rpc_key)
         if self.shares is not None and (min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6):
-            raise Rt3Error("`shares`: give one for each level, not negative, 100 % together")
+            raise Rt3Error(
+                f"`shares` {SHARES.write(self.shares)} %: give one for each level, not negative, 100 % together"
+            )
+
+
+@documented
+@dataclass(frozen=True)
+class RemoteOptions:
+    """On which device a bundle runs."""
+
+    rpc_tracker: str | None = option(
+        None, TEXT.called("HOST:PORT"), "tracker of the device to run on; default this machine"
+    )
+    rpc_key: str | None = option(None, TEXT.called("KEY"), "key of that device at the tracker, see rt3 rpc-server")
+    cross_compiler: str | None = option(
+        None, TEXT.called("CMD"), "C compiler for that device, for the dense model that is measured beside the bundle"
+    )
+
+    def __post_init__(self) -> None:
+        _check_device(self.rpc_tracker, self.rpc_key)
 
 
 @documented

@@ -13,6 +13,7 @@ from rt3_tvm.device import Device
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export.padding import Interface
 from rt3_tvm.frontend import import_model
+from rt3_tvm.options import SHARES
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layout import REAL, ElementType
 from rt3_tvm.schedules.linear_decisions import MatrixShape
@@ -69,7 +70,7 @@ def tasks_of(
     elements = level_elements(options.compiled(), checkpoint, device, cpu)
     shares = options.shares or (1 / len(checkpoint.levels),) * len(checkpoint.levels)
     if len(shares) != len(checkpoint.levels):
-        raise Rt3Error(f"`shares`: give one for each of the {len(checkpoint.levels)} levels, not {len(shares)}")
+        raise Rt3Error(f"`shares` {SHARES.write(shares)} %: give one for each of the {len(checkpoint.levels)} levels")
     uses: Uses = {}
     model = checkpoint.dense_model()
     interface = Interface.of(model)

@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 
+import rt3_tvm
 from rt3_tvm import load
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.runtime.check import read_metadata
@@ -257,6 +258,18 @@ def test_metadata_is_read_without_loading(tiny_bundle):
     assert [len(m["levels"]) for m in facts["matrices"].values()] == [3] * 13
 
 
+def test_a_matrix_with_two_kernels_has_one_density_a_level(tiny_checkpoint, tmp_path):
+    """Nine sequences are two register blocks of tokens and a rest: a kernel for each."""
+    options = rt3_tvm.CompileOptions(frequencies=(3e9, 2e9, 1e9), lengths=(16,), batch=9, verify=False)
+    rt3_tvm.compile(tiny_checkpoint, tmp_path / "two.so", options)
+    facts = read_metadata(tmp_path / "two.so")
+    steps = [matrix for _, matrix, *_ in facts["variants"][0]["steps"] if matrix]
+    assert len(steps) > len(set(steps))
+    for name, matrix in facts["matrices"].items():
+        want = [level.matrices[name].density for level in tiny_checkpoint.levels]
+        assert [row["density"] for row in matrix["levels"]] == want
+
+
 def test_ops_without_a_compiler(tiny_bundle, monkeypatch):
     from rt3_tvm.bench import peak
     from rt3_tvm.report.ops import measure_ops
@@ -335,6 +348,26 @@ def test_tvm_ffi_entry_points(tiny_bundle, bundle, rng):
     module["run"](handle, *tensors)
     np.testing.assert_array_equal(tensors[3].numpy(), want["last_hidden_state"])
     np.testing.assert_array_equal(tensors[4].numpy(), want["pooler_output"])
+    left_out = tvm.runtime.tensor(np.zeros((1, 48), np.float32))
+    module["run"](handle, tensors[0], None, None, None, left_out)
+    np.testing.assert_array_equal(left_out.numpy(), want["pooler_output"])
+    seconds = tvm.runtime.tensor(np.zeros(64))
+    steps = module["profile"](handle, tensors[0], None, None, seconds)
+    assert (
+        steps == len(bundle.profile(input_ids=ids))
+        and (seconds.numpy()[:steps] > 0).all()
+        and not seconds.numpy()[steps:].any()
+    )
+    assert [module["axis"](3, d) for d in (-2, -1, 0, 1, 2)] == [0, 3, -1, -2, 48]
+    for wrong in ((3, 3), (5, 0), (-1, 0), (0, -3)):
+        with pytest.raises((ValueError, TypeError), match="axis"):
+            module["axis"](*wrong)
+    with pytest.raises(ValueError, match="room for 3 steps"):
+        module["profile"](handle, tensors[0], None, None, tvm.runtime.tensor(np.zeros(3)))
+    with pytest.raises(TypeError, match="profile"):
+        module["profile"](handle, tensors[0], None, None, tensors[3])
+    with pytest.raises(ValueError, match="'input_ids' is missing"):
+        module["run"](handle, None, None, None, None, left_out)
     with pytest.raises(ValueError, match="choose 0 to 2"):
         module["set_level"](handle, 7)
     with pytest.raises(TypeError, match="run"):

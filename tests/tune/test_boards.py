@@ -1,13 +1,7 @@
 """Two servers under a tracker: both work at once, what one leaves the other does; and what goes wrong is one line."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 
 import pytest
 
@@ -21,63 +15,19 @@ from rt3_tvm.tune.boards import tracked_boards
 from rt3_tvm.tune.options import TuneOptions
 from rt3_tvm.tune.run import Setting, tune_tasks
 from rt3_tvm.tune.tasks import MatrixTask
+from tests.tune.servers import KEY, PATIENCE, SERVE, served, tracked, vanish
 
-KEY, TRIALS = "slow", 24
+TRIALS = 24
 TASKS = [MatrixTask(MatrixShape(64, 96, kept, 4), (TokenCount(1, 16), TokenCount(1, 64))) for kept in (32, 48)]
-PATIENCE = 60.0
-"""Seconds that a server has to start, or a job of one board waits for one of the other."""
 pytest.importorskip("xgboost")
 pytest.importorskip("tornado")
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-@contextmanager
-def started(*command):
-    """Yield a process of this Python that listens, and end it."""
-    words = [sys.executable, "-m", *map(str, command)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True) as process:
-        try:
-            yield process
-        finally:
-            vanish(process)
-
-
-def vanish(process):
-    """End a server and its sessions, as a board does whose battery is flat."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def served(tracker, count):
-    """Wait until so many servers are at the tracker; return the devices."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            boards = tracked_boards(tracker, KEY)
-        except Rt3Error:
-            boards = []
-        if len(boards) == count:
-            return boards
-        assert time.monotonic() < end, f"{len(boards)} of {count} servers after {PATIENCE:g} s"
-        time.sleep(0.2)
 
 
 @pytest.fixture
 def servers():
     """The tracker, and two servers at it."""
-    port = free_port()
-    tracker = f"127.0.0.1:{port}"
-    serve = "rt3_tvm.cli.main", "rpc-server", "--port", 0, "--tracker", tracker, "--key", KEY, "--with-parent"
-    ports = "--port", port, "--port-end", port + 1
-    with started("tvm.exec.rpc_tracker", "--host", "127.0.0.1", *ports, "--silent"):
-        with started(*serve) as one, started(*serve) as two:
-            served(tracker, 2)
-            yield tracker, (one, two)
+    with tracked(SERVE, SERVE) as found:
+        yield found
 
 
 def tuned(tracker, folder, say=lambda _: None):

@@ -25,7 +25,7 @@ from rt3_tvm.tune import boards as boards_module
 from rt3_tvm.tune.boards import local_board, tracked_boards
 from rt3_tvm.tune.options import TuneOptions
 from rt3_tvm.tune.run import Setting, tune, tune_tasks
-from rt3_tvm.tune.tasks import MatrixTask
+from rt3_tvm.tune.tasks import MatrixTask, tasks_of
 
 LENGTHS = (16, 40)
 pytest.importorskip("xgboost")
@@ -141,6 +141,8 @@ def test_a_run_that_is_killed_loses_nothing(saved_checkpoint, tmp_path):
         ({"budget": 0.0}, "must be positive"),
         ({"rpc_tracker": "127.0.0.1:1"}, "need each other"),
         ({"threads": 0}, "give 1 to"),
+        ({"shares": (0.5, 0.2, 0.2)}, r"shares`? 50,20,20 %: give one for each level"),
+        ({"shares": (1.5, -0.5, 0.0)}, r"shares`? 150,-50,0 %"),
     ],
 )
 def test_bad_options_are_one_line(bad, message):
@@ -156,6 +158,11 @@ def test_no_tracker_is_one_line():
 def test_a_task_that_there_is_not_is_one_line(tiny_checkpoint, tmp_path):
     with pytest.raises(Rt3Error, match=r"tasks.* 99: there are"):
         tune(tiny_checkpoint, options(tasks=(99,)), tmp_path)
+
+
+def test_shares_of_other_levels_are_one_line(tiny_checkpoint):
+    with pytest.raises(Rt3Error, match=r"shares`? 75,25 %: give one for each of the 3 levels"):
+        tasks_of(tiny_checkpoint, options(shares=(0.75, 0.25)), Setting.of(options()).device)
 
 
 def test_another_device_is_not_measured_here(tiny_checkpoint, tmp_path):

@@ -2,8 +2,10 @@
  *
  * open() -> handle; close(handle); levels(); level(handle); set_level(handle, i); set_threads(handle, n);
  * set_frequency(handle, hz) -> 1 when below the range; run(handle, inputs..., outputs...) with the inputs in the
- * bundle's order, tokens as int64 or int32 (batch, length), and float32 outputs of the shape they will have. Symbols of
- * tvm-ffi are weak: without it the bundle still loads.
+ * bundle's order, tokens as int64 or int32 (batch, length), and float32 outputs of the shape they will have, None for
+ * an input that is left out or an output that nobody wants; profile(handle, inputs..., seconds) -> how many steps it
+ * has run, each timed in float64 seconds; axis(i, d) -> axis d of tensor i, inputs first, as rt3_tensor_info has it,
+ * its rank for d = -1, its dtype for d = -2. Symbols of tvm-ffi are weak: without it the bundle still loads.
  */
 #include <tvm/ffi/c_api.h>
 
@@ -51,6 +53,8 @@ RT3_FFI(set_level);
 RT3_FFI(set_frequency);
 RT3_FFI(set_threads);
 RT3_FFI(run);
+RT3_FFI(profile);
+RT3_FFI(axis);
 
 RT3_FFI(open) {
   (void)self, (void)args, (void)count;
@@ -124,6 +128,24 @@ static bool convert(const DLTensor *source, const char *name, bool tokens, rt3_t
   return true;
 }
 
+static const rt3_tensor_info *info_of(int64_t index) {
+  const rt3_bundle *bundle = &rt3_bundle_tables;
+  return index < bundle->input_count ? &bundle->inputs[index].info : &bundle->outputs[index - bundle->input_count];
+}
+
+/* Converts the tensors [first, last) of the bundle's inputs and outputs that are given; -1: one cannot be. */
+static int32_t convert_all(const TVMFFIAny *args, int32_t first, int32_t last, rt3_tensor *tensors) {
+  int32_t given = 0;
+  for (int32_t i = first; i < last; ++i) {
+    if (args[i].type_index == kTVMFFINone) continue;
+    const rt3_tensor_info *info = info_of(i);
+    const bool tokens = i < rt3_bundle_tables.input_count && info->dtype != RT3_FLOAT32;
+    const DLTensor *source = tensor_of(&args[i]);
+    if (source == NULL || !convert(source, info->name, tokens, &tensors[given++])) return -1;
+  }
+  return given;
+}
+
 RT3_FFI(run) {
   (void)self;
   rt3_model *model = handle_of(args, count);
@@ -131,14 +153,38 @@ RT3_FFI(run) {
   if (model == NULL || inputs + outputs != RT3_MAX_TENSORS || count != 1 + RT3_MAX_TENSORS)
     return raise_error("TypeError", "run(handle, every input, every output)");
   rt3_tensor tensors[RT3_MAX_TENSORS];
-  for (int32_t i = 0; i < inputs + outputs; ++i) {
-    const bool input = i < inputs;
-    const DLTensor *source = tensor_of(&args[1 + i]);
-    const char *name = input ? rt3_bundle_tables.inputs[i].info.name : rt3_bundle_tables.outputs[i - inputs].name;
-    const bool tokens = input && rt3_bundle_tables.inputs[i].info.dtype != RT3_FLOAT32;
-    if (source == NULL || !convert(source, name, tokens, &tensors[i]))
-      return raise_error("TypeError", "run: tokens are int64 or int32 tensors, all else float32 tensors");
-  }
-  const rt3_status status = rt3_run(model, tensors, inputs, tensors + inputs, outputs);
+  const int32_t ins = convert_all(args + 1, 0, inputs, tensors);
+  const int32_t outs = ins < 0 ? -1 : convert_all(args + 1, inputs, inputs + outputs, tensors + ins);
+  if (outs < 0) return raise_error("TypeError", "run: tokens are int64 or int32 tensors, all else float32 tensors");
+  const rt3_status status = rt3_run(model, tensors, ins, tensors + ins, outs);
   return raise_status(status) != 0 ? -1 : return_int(result, 0);
+}
+
+RT3_FFI(profile) {
+  (void)self;
+  rt3_model *model = handle_of(args, count);
+  const int32_t inputs = rt3_bundle_tables.input_count;
+  const DLTensor *times = model != NULL && count == 2 + inputs ? tensor_of(&args[1 + inputs]) : NULL;
+  if (times == NULL || inputs > RT3_MAX_TENSORS || times->ndim != 1 || times->dtype.code != kDLFloat ||
+      times->dtype.bits != 64 || times->dtype.lanes != 1 || times->shape[0] > INT32_MAX)
+    return raise_error("TypeError", "profile(handle, every input, float64 seconds)");
+  rt3_tensor tensors[RT3_MAX_TENSORS];
+  const int32_t ins = convert_all(args + 1, 0, inputs, tensors);
+  if (ins < 0) return raise_error("TypeError", "profile: tokens are int64 or int32 tensors, all else float32 tensors");
+  int32_t steps = (int32_t)times->shape[0];
+  double *seconds = (double *)(void *)((char *)times->data + times->byte_offset);
+  const rt3_status status = rt3_profile(model, tensors, ins, NULL, 0, seconds, &steps);
+  return raise_status(status) != 0 ? -1 : return_int(result, steps);
+}
+
+RT3_FFI(axis) {
+  (void)self;
+  const int32_t tensors = rt3_bundle_tables.input_count + rt3_bundle_tables.output_count;
+  if (count != 2 || args[0].type_index != kTVMFFIInt || args[1].type_index != kTVMFFIInt || args[0].v_int64 < 0 ||
+      args[0].v_int64 >= tensors)
+    return raise_error("TypeError", "axis(index of a tensor, axis)");
+  const rt3_tensor_info *info = info_of(args[0].v_int64);
+  const int64_t axis = args[1].v_int64;
+  if (axis < -2 || axis >= info->rank) return raise_error("ValueError", "axis: the tensor has no such axis");
+  return return_int(result, axis == -1 ? info->rank : axis == -2 ? (int64_t)info->dtype : info->axes[axis]);
 }
