@@ -37,8 +37,8 @@ MOST_CALLS = 1000
 DENSE = "dense"
 """Name of our own dense model, in what is shown."""
 Say = Callable[[str], None]
-Key = tuple[int, int, int, float]
-"""Of a row of a table: rows, columns, group, density."""
+Key = tuple[int, int, int, float, str]
+"""Of a row of a table: rows, columns, group, density, element type."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _in_turns(runners: Sequence[Runner], steps: bool) -> list[Times]:
 
 
 def table_rows(runners: Sequence[Runner], found: Mapping[float, Sequence[Times]]) -> Iterator[TableRow]:
-    """Yield the rows of the table of some times by Hz: what is no matrix first, then each matrix by shape, group and density."""
+    """Yield the rows of the table of some times by Hz: what is no matrix first, then each matrix by shape, group, density and type."""
     by_key: dict[Key, dict[float, float]] = {}
     for hz, times in found.items():
         matrices: dict[Key, list[float]] = {}
@@ -226,12 +226,12 @@ def table_rows(runners: Sequence[Runner], found: Mapping[float, Sequence[Times]]
             rest.append(sum(one.steps) - sum(s for _, s in mine))
             for key, seconds in mine:
                 matrices.setdefault(key, []).append(seconds)
-        by_key.setdefault((0, 0, DENSE_GROUP, 1.0), {})[hz] = median(rest)
+        by_key.setdefault((0, 0, DENSE_GROUP, 1.0, REAL.dtype), {})[hz] = median(rest)
         for key, all_ in matrices.items():
             by_key.setdefault(key, {})[hz] = fmean(all_)
-    for key, seconds_at in by_key.items():
+    for (*sizes, dtype), seconds_at in by_key.items():
         for hz, (compute, memory) in parts_of(seconds_at).items():
-            yield TableRow(*key, hz, compute, memory)
+            yield TableRow(*sizes, hz, compute, memory, dtype)
 
 
 def matrix_seconds(
@@ -247,7 +247,7 @@ def matrix_seconds(
     for matrix, s in seconds.items():
         (rows, cols), kept = facts["matrices"][matrix]["shape"], facts["matrices"][matrix]["levels"][level]
         group = kept["group"] if kept["density"] < 1.0 else DENSE_GROUP
-        found.append(((rows, cols, group, kept["density"]), s))
+        found.append(((rows, cols, group, kept["density"], kept.get("dtype", REAL.dtype)), s))
     return found
 
 

@@ -147,8 +147,8 @@ FACTS = {
 
 
 def test_the_seconds_of_a_matrix_are_those_of_all_its_steps():
-    assert matrix_seconds(FACTS, 0, 8, (1.0, 2.0, 3.0, 4.0)) == [((64, 32, 4, 0.5), 5.0)]
-    assert matrix_seconds(FACTS, 1, 8, (1.0, 2.0, 3.0, 4.0)) == [((64, 32, DENSE_GROUP, 1.0), 5.0)]
+    assert matrix_seconds(FACTS, 0, 8, (1.0, 2.0, 3.0, 4.0)) == [((64, 32, 4, 0.5, "float32"), 5.0)]
+    assert matrix_seconds(FACTS, 1, 8, (1.0, 2.0, 3.0, 4.0)) == [((64, 32, DENSE_GROUP, 1.0, "float32"), 5.0)]
 
 
 def test_the_rows_of_a_table_give_back_what_was_measured():
