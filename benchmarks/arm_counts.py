@@ -23,8 +23,15 @@ from rt3_tvm.pattern import PatternShape
 
 PAGE = Path(__file__).parent.parent / "docs/results/arm.md"
 BEGIN, END = "<!-- counts: begin -->", "<!-- counts: end -->"
-CORES = {"A76": ("rk3588", "big0"), "A55": ("rk3588", "little"), "A7": ("odroid-xu3", "LITTLE")}
+CORES = {
+    "A76": ("rk3588", "big0"),
+    "A55": ("rk3588", "little"),
+    "A53": ("rk3399", "little"),
+    "A7": ("odroid-xu3", "LITTLE"),
+}
 GROUPS = (4, 2, 1)
+DTYPES = {"A76": ("float32", "float16", "int8"), "A55": ("float32",), "A53": ("int8",), "A7": ("float32",)}
+"""What the linear layers of a core's bundles are computed in: each has rows of its own."""
 SPARSITY = 0.75
 LENGTH = 32
 GROWTH = 0.03
@@ -52,14 +59,22 @@ def small_checkpoint() -> Checkpoint:
 
 
 def count(core: str, checkpoint: Checkpoint) -> Counts:
-    """Return the counts of a core."""
+    """Return the counts of a core, in each element type that it has rows of."""
+    counts: Counts = {}
+    for dtype in DTYPES[core]:
+        code = core if dtype == "float32" else f"{core} {dtype}"
+        names = (f"{code} dense", *(f"{code} V={group}" for group in GROUPS))
+        counts |= {n: _families(rung) for n, rung in zip(names, _rungs(core, checkpoint, dtype), strict=True)}
+    return counts
+
+
+def _rungs(core: str, checkpoint: Checkpoint, dtype: str) -> tuple[Rung, ...]:
     device, cluster = CORES[core]
+    options = CompileOptions(device, lengths=(LENGTH,), cluster=cluster, verify=False, dtype=(dtype,))
     with tempfile.TemporaryDirectory(prefix="rt3-") as folder:
         bundle = Path(folder) / "small.so"
-        compile(checkpoint, bundle, CompileOptions(device, lengths=(LENGTH,), cluster=cluster, verify=False))
-        rungs = bench_arm(bundle, model_cycles=False).rungs
-    names = (f"{core} dense", *(f"{core} V={group}" for group in GROUPS))
-    return {name: _families(rung) for name, rung in zip(names, rungs, strict=True)}
+        compile(checkpoint, bundle, options)
+        return bench_arm(bundle, model_cycles=False).rungs
 
 
 def _families(rung: Rung) -> dict[str, int]:
