@@ -151,9 +151,8 @@ def _openvino_model(model: torch.nn.Module, inputs: dict[str, np.ndarray], threa
 
 
 def _executorch(int8: bool) -> Rival:
-    packages = ("executorch", "torchao")
-    calls = (partial(call, int8=int8) for call in (executorch.linear, executorch.model))
-    return Rival(packages, *calls, by_default=False, extra="executorch")
+    linear, model = partial(executorch.linear, int8=int8), partial(executorch.model, int8=int8)
+    return Rival(("executorch", "torchao"), linear, model, by_default=False, extra="executorch")
 
 
 ONNX = ("onnx", "onnxscript")

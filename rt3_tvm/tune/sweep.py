@@ -229,9 +229,9 @@ def table_rows(runners: Sequence[Runner], found: Mapping[float, Sequence[Times]]
         by_key.setdefault((0, 0, DENSE_GROUP, 1.0, REAL.dtype), {})[hz] = median(rest)
         for key, all_ in matrices.items():
             by_key.setdefault(key, {})[hz] = fmean(all_)
-    for (*sizes, dtype), seconds_at in by_key.items():
+    for (rows, cols, group, density, dtype), seconds_at in by_key.items():
         for hz, (compute, memory) in parts_of(seconds_at).items():
-            yield TableRow(*sizes, hz, compute, memory, dtype)
+            yield TableRow(rows, cols, group, density, hz, compute, memory, dtype)
 
 
 def matrix_seconds(
