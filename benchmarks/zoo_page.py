@@ -128,4 +128,6 @@ def write_markdown(path: Path, records: list[Record], known: Iterable[Row]) -> N
     ordered = [merged[row.name] for row in known if row.name in merged]
     before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{markdown(ordered)}\n{END}{after}", encoding="utf-8")
+    missing = ", ".join(row.name for row in known if row.name not in merged)
+    table = markdown(ordered) + (f"\nNot swept: {missing}.\n" if missing else "")
+    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
