@@ -216,7 +216,7 @@ def _in_turns(runners: Sequence[Runner], steps: bool) -> list[Times]:
 
 
 def table_rows(runners: Sequence[Runner], found: Mapping[float, Sequence[Times]]) -> Iterator[TableRow]:
-    """Yield the rows of the table of some times by Hz: what is no matrix first, then each matrix by shape, group, density and type."""
+    """Yield the rows of the table of some times by Hz: what is no matrix first, then each matrix by its key."""
     by_key: dict[Key, dict[float, float]] = {}
     for hz, times in found.items():
         matrices: dict[Key, list[float]] = {}

@@ -23,7 +23,7 @@ from rt3_tvm.tune.options import RemoteOptions
 from rt3_tvm.tune.remote import RemoteBundle
 from rt3_tvm.tune.session import Remote, remote
 from rt3_tvm.tune.sweep import matrix_seconds, parts_of, table_rows
-from tests.tune.servers import KEY, PATIENCE, SERVE, tracked, vanish
+from tests.tune.servers import KEY, PATIENCE, SERVE, served, tracked, vanish
 
 pytest.importorskip("tornado")
 MHZ = (1800, 1200, 600)
@@ -321,6 +321,7 @@ def test_a_device_that_hangs_and_one_that_vanishes_are_one_line(tiny_bundle, rng
                 opened()
         os.kill(session, signal.SIGKILL)
         monkeypatch.setattr(boards_module, "CONNECT_SECONDS", PATIENCE)
+        served(tracker, 1)  # it registers anew
         bundle, _ = opened()
         vanish(server)
         with pytest.raises(JobError, match=f"{KEY} at {tracker} has vanished"):
