@@ -259,8 +259,8 @@ def test_metadata_is_read_without_loading(tiny_bundle):
 
 
 def test_a_matrix_with_two_kernels_has_one_density_a_level(tiny_checkpoint, tmp_path):
-    """Nine sequences are two register blocks of tokens and a rest: a kernel for each."""
-    options = rt3_tvm.CompileOptions(frequencies=(3e9, 2e9, 1e9), lengths=(16,), batch=9, verify=False)
+    """The 21 tiles of seven sequences are register blocks of four and a rest: a kernel for each."""
+    options = rt3_tvm.CompileOptions(frequencies=(3e9, 2e9, 1e9), lengths=(48,), batch=7, verify=False)
     rt3_tvm.compile(tiny_checkpoint, tmp_path / "two.so", options)
     facts = read_metadata(tmp_path / "two.so")
     steps = [matrix for _, matrix, *_ in facts["variants"][0]["steps"] if matrix]
