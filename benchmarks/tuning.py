@@ -1,8 +1,14 @@
-"""What tuning gains: plans that it found against those that are taken untuned, measured anew in rounds that interleave them."""
+"""What tuning gains: plans that it found against those that are taken untuned, measured anew in rounds that interleave them.
 
+``run.py tune`` prints the rows and, behind them, what they come to; ``python benchmarks/tuning.py FILE`` prints that of a run
+which was stopped before its end.
+"""
+
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import nan
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
@@ -29,6 +35,8 @@ SESSIONS, ANEW = 3, Pace(25, 0.006)
 """Times that all is measured anew, each in a process of its own with arrays of its own, and how."""
 CANDIDATES = 3
 """Of the plans that were tried, how many are measured anew to know the best one."""
+SPARSE = 0.15
+"""Density below which a kernel with V=1 has a bar of its own, for most tokens."""
 NEAR = 1.1
 """Times the best found that an untuned plan should stay within."""
 
@@ -54,9 +62,21 @@ def rows(
     report = tune_tasks(tasks, options, setting, local_board(), log, say)
     say(f"{report.plans} plans in {report.seconds:.0f} s, {report.failed} failed")
     records = [r for r in read_log(report.log)[0] if r.current]
+    ideal: dict[tuple[str, int], float] = {}
     with local_board() as (board,):
         for task in tasks:
-            yield from _task_rows(task, setting, records, board)
+            for row in _task_rows(task, setting, records, board):
+                yield row | _of_ideal(row, ideal)
+
+
+def _of_ideal(row: dict[str, Any], dense: dict[tuple[str, int], float]) -> dict[str, Any]:
+    """Return the shares of ideal of a kernel: of the time of our own tuned dense kernel, which comes first, times the density."""
+    untuned, key = row["untuned_us"], (row["matrix"], row["tokens"])
+    tuned = untuned / row["gain"]
+    if not row["group"]:
+        dense[key] = tuned
+    wanted = row["density"] * dense.get(key, nan)
+    return {"of_ideal": wanted / untuned, "tuned_of_ideal": wanted / tuned}
 
 
 @dataclass(frozen=True)
@@ -126,6 +146,9 @@ def _measured(plans: list[LinearPlan], task: MatrixTask, setting: Setting, board
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the bars ask of all rows."""
     gains = [row["gain"] for row in found]
+    sparse = [
+        row for row in found if row["group"] == 1 and row["density"] < SPARSE and row["tokens"] == TOKENS[-1].length
+    ]
     near = sum(row["untuned_over_best"] <= NEAR for row in found)
     return {
         "kernels": len(found),
@@ -134,4 +157,21 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
         "below_0.99": sum(g < 0.99 for g in gains),
         "changed": sum(row["tuned"] != "the same" for row in found),
         "untuned_within_10_percent_of_best": near / len(found),
+        "least_of_ideal_v1_sparse": min((row["tuned_of_ideal"] for row in sparse), default=nan),
     }
+
+
+def printed(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of the table that a run has printed to a file."""
+    lines = [
+        line.strip().strip("|").split("|") for line in path.read_text(encoding="utf-8").splitlines() if "|" in line
+    ]
+    head, *found = [[cell.strip() for cell in line] for line in lines]
+    texts = ("matrix", "untuned", "tuned", "best")
+    whole = [row for row in found if len(row) == len(head) and row[0][0].isdigit()]
+    return [{h: c if h in texts else float(c) for h, c in zip(head, row, strict=True)} for row in whole]
+
+
+if __name__ == "__main__":
+    for what, value in summary(printed(Path(sys.argv[1]))).items():
+        print(f"{what}: {value:.4g}")

@@ -146,7 +146,13 @@ def _timer(seconds: Callable[..., float], arrays: Sequence[Any], pace: Pace) -> 
     """Return the function that times one round of a plan on some arrays: as many calls as fill it."""
     once = min(seconds(*arrays, 1) for _ in range(2))
     calls = max(1, min(1000, round(pace.seconds / max(once, 1e-7))))
-    return lambda *arrays: seconds(*arrays, calls)
+
+    def timed(*arrays: Any) -> float:
+        # A round has arrays of its own, which else the first plan alone, the untuned one, would find cold.
+        seconds(*arrays, 1)
+        return seconds(*arrays, calls)
+
+    return timed
 
 
 def _movable(arrays: Sequence[Array]) -> int:
