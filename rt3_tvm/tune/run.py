@@ -228,23 +228,35 @@ class _Tuner:
         """Try, measure and decide until all tasks have their trials, or the time is over."""
         start = time.monotonic()
         end = start + (self.options.budget or float("inf"))
-        over = False
         while True:
-            over = over or time.monotonic() >= end
+            over = self._is_over(end)
             self._begin_builds(pool, boards, over)
             if not self.building and not self.measuring:
                 break
             self._collect_builds(pool, boards)
             if self.measuring:
                 done = boards.next(TICK)
+                self._is_over(end)  # what comes too late does not count as one that was measured in time
                 if done is not None:
                     self._take(done, boards)
             else:
                 wait(self.building, timeout=TICK, return_when=FIRST_COMPLETED)
         seconds = time.monotonic() - start
-        if over and not self.plans and not self.failed:
-            raise JobError(f"`budget` {self.options.budget:g} s ended before one plan was measured: give it more time")
         return TuneReport(self.log.path, tuple(self._results()), self.plans, self.failed, seconds, over)
+
+    def _is_over(self, end: float) -> bool:
+        """Return whether the time is over.
+
+        Raises
+        ------
+        JobError
+            It is, and of these tasks not one plan was measured, in this run or an earlier one: there is nothing to decide.
+        """
+        if time.monotonic() < end:
+            return False
+        if not any(search.begun for search in self.searches):
+            raise JobError(f"`budget` {self.options.budget:g} s ended before one plan was measured: give it more time")
+        return True
 
     def _begin_builds(self, pool: ProcessPoolExecutor, boards: Boards, over: bool) -> None:
         """Keep the builders busy, not further ahead of the devices than some batches for each."""

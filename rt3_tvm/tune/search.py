@@ -49,6 +49,11 @@ class TaskSearch:
                 self.undecided = record.stage == TRIAL or not self.decided
 
     @property
+    def begun(self) -> bool:
+        """Whether there is any record of it."""
+        return any(self._records)
+
+    @property
     def tried(self) -> int:
         """Plans that were tried at every number of tokens, the untuned one not counted."""
         return min(self._count(i) for i in range(len(self._records)))

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,3 +180,9 @@ def test_the_local_server_ends_with_its_client():
 def test_a_budget_shorter_than_one_trial_is_one_line(tiny_checkpoint, tmp_path):
     with pytest.raises(JobError, match=r"budget`? 0\.001 s ended before one plan was measured"):
         tune(tiny_checkpoint, options(budget=0.001), tmp_path)
+
+
+def test_a_short_budget_goes_on_with_what_was_measured_before(tiny_checkpoint, log, tmp_path):
+    folder = shutil.copytree(log.parent, tmp_path / "log")
+    report = tune(tiny_checkpoint, options(budget=1e-9, trials=12), folder)
+    assert report.out_of_time and all(result.tried >= 6 for result in report.results)
