@@ -50,7 +50,7 @@ def test_activation_against_torch(name, options):
     x = torch.from_numpy(X.astype(np.float64))
     want = torch.nn.functional.silu(x) if options is None else torch.nn.functional.gelu(x, **options)
     error = np.abs(apply(name) - want.numpy()) / np.maximum(1.0, np.abs(X))
-    assert error.max() < (4e-7 if name == "gelu" else 5e-7)
+    assert error.max() < 5e-7
 
 
 def test_every_activation_has_a_test():
