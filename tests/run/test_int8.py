@@ -277,4 +277,5 @@ def test_the_command_line(tiny_checkpoint, tmp_path, capsys):
 def test_kernels_name_their_family(imported, checkpoint):
     mod = lowered(imported, checkpoint, element=INT8)
     families = {str(f.attrs[KERNEL_ATTR]) for _, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
-    assert families >= {"quantise", "pattern_linear_int8", "attention", "layer_norm"}
+    assert families >= {"quantise", "attention", "layer_norm"}
+    assert families & {"pattern_linear_int8", "dense_linear_int8"}
