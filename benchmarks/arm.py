@@ -14,7 +14,7 @@ from rt3_tvm.bench.arm_kinds import MULTIPLY_ADD
 from rt3_tvm.bench.arm_report import HEADS, IN_LOOPS
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.device import Cluster
-from rt3_tvm.schedules import kernel, scheduled
+from rt3_tvm.schedules import LINEAR_FAMILIES, kernel, scheduled
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.linear_plan import MatrixShape, TokenCount, plan_linear
 
@@ -30,6 +30,8 @@ LEAST_SHARE = 0.01
 """Families with a smaller part of an inference have no row of their own."""
 
 
+CONVERSIONS = ("convert", "quantise", "quantise_static")
+"""Families that bring activations into another element type."""
 DENSE = 0
 GROUPS = (DENSE, 4, 2, 1)
 SIDE, KEPT, TOKENS = 768, 192, 128
@@ -81,6 +83,24 @@ def rows(core: str, bundle: Path) -> Iterator[dict[str, Any]]:
         shown = [k for k in rung.families if k.instructions >= LEAST_SHARE * rung.instructions]
         for counted in (*shown, rung.whole):
             yield facts | {"what": counted.symbol} | _figures(counted, ladder)
+
+
+def by_dtype(core: str, dtype: str, bundle: Path) -> Iterator[dict[str, Any]]:
+    """Yield a row for each level of a bundle: millions of instructions in all, and of what is not the linear layers."""
+    ladder = bench_arm(bundle)
+    for rung in ladder.rungs:
+        of = {k.family: k.instructions / 1e6 for k in rung.families}
+        conversions = sum(of.get(name, 0.0) for name in CONVERSIONS)
+        linear = sum(m for family, m in of.items() if family in LINEAR_FAMILIES)
+        facts = {"core": core, "tokens": rung.length, "dtype": dtype, "density": rung.density}
+        yield facts | {
+            "M": rung.instructions / 1e6,
+            "linear": linear,
+            "conversions": conversions,
+            "attention": of.get("attention", 0.0),
+            "Mcycles": _millions(rung.cycles),
+            "modelled by": ladder.model or "-",
+        }
 
 
 def _figures(counted: KernelCount, ladder: Ladder) -> dict[str, Any]:

@@ -6,7 +6,8 @@ and a sparse level of each), density (latency over density), threads (one agains
 and peak memory of rt3 compile), verify (what its verification adds), switch and memory (C programs on a bundle), peak
 (multiply-adds of one core). Run them on an otherwise idle
 machine. Only where they are named: tune (plans that tuning finds against untuned ones: an hour or more, or --budget), arm
-(instructions of bundles for ARM cores, counted under qemu-user, on any machine) and arm_loops (inner loops for them).
+(instructions of bundles for ARM cores, counted under qemu-user, on any machine), arm_dtypes (the same by element type) and
+arm_loops (inner loops for them).
 """
 
 import argparse
@@ -38,6 +39,7 @@ from rt3_tvm.bench.rivals import RIVALS
 from rt3_tvm.codegen.link import runtime_directory
 from rt3_tvm.report.ops import measure_ops
 from rt3_tvm.runtime import Bundle, load
+from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.timing import time_interleaved
 from rt3_tvm.tune.options import DURATION
 
@@ -320,6 +322,18 @@ def arm(args: argparse.Namespace) -> Iterator[Row]:
             bundle.unlink()
 
 
+def arm_dtypes(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield what an inference of MiniLM's dimensions (V=4, 128 tokens) executes in each element type that a core has."""
+    with tempfile.TemporaryDirectory() as folder:
+        for core in args.cores:
+            device, cluster = arm_ladder.CORES[core]
+            elements = CpuShape.of(arm_ladder.cluster_of(core)).elements
+            for dtype in (element.dtype for element in elements):
+                options = ("--seq-len", "128", "--device", device, "--cluster", cluster, "--dtype", dtype)
+                bundle = _bundle(folder, "random-minilm", "0,0.5,0.75,0.8125", 4, *options)
+                yield from arm_ladder.by_dtype(core, dtype, bundle)
+
+
 def arm_loops(args: argparse.Namespace) -> Iterator[Row]:
     """Yield the inner loop of a 768x768 layer, 128 tokens, dense and by V, as it is in the code for ARM cores."""
     for core in args.cores:
@@ -357,9 +371,10 @@ CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "peak": peak,
     "tune": tune,
     "arm": arm,
+    "arm_dtypes": arm_dtypes,
     "arm_loops": arm_loops,
 }
-WHEN_NAMED = ("tune", "arm", "arm_loops")
+WHEN_NAMED = ("tune", "arm", "arm_dtypes", "arm_loops")
 """Cases that take hours, or an emulator rather than an idle machine."""
 
 
@@ -378,7 +393,7 @@ def main() -> None:
         "--cores",
         type=lambda t: t.split(","),
         default=list(arm_ladder.CORES),
-        help="of arm and arm_loops; default A7,A53,A55,A76,X1",
+        help="of the cases of arm; default A7,A53,A55,A76,X1",
     )
     parser.add_argument(
         "--dtype", default="float32", help="of arm, linear and few: what linear layers multiply; default float32"
