@@ -153,7 +153,10 @@ class _Observer(TorchFunctionMode):
         if not np.isfinite(found).all():
             raise Rt3Error(f"`calibrate`: what '{names[0]}' multiplies is not finite on these inputs")
         for name in names:
-            self.largest[name] = np.maximum(found, self.largest.get(name, found))
+            known = self.largest.get(name, found)
+            # A weight that is multiplied by both ways reads two kinds of features: nothing is known of either.
+            alike = known.shape == found.shape
+            self.largest[name] = np.maximum(found, known) if alike else np.zeros(0, found.dtype)
 
 
 Place = tuple[int, str]

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from rt3_tvm import CompileOptions, PruneOptions, compile, prune
-from rt3_tvm.codegen.calibrate import calibrate, read_calibration, typical_trials
+from rt3_tvm.codegen.calibrate import _Observer, calibrate, read_calibration, typical_trials
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export.padding import Interface
 from rt3_tvm.model import load as load_model
@@ -80,6 +80,15 @@ def test_layers_that_are_no_modules_of_their_own_are_seen_too(tmp_path):
     }
     assert "lm_head.weight" in found and "transformer.wte.weight" in found
     assert found["transformer.h.0.mlp.c_proj.weight"].shape == (128,)
+
+
+def test_of_a_weight_that_is_multiplied_by_both_ways_nothing_is_known():
+    largest, weight = {}, torch.ones(3, 5)
+    with _Observer({weight.data_ptr(): ["w"]}, largest):
+        for _ in range(2):
+            torch.nn.functional.linear(torch.ones(2, 5), weight)
+            torch.matmul(torch.ones(2, 3), weight)
+    assert largest["w"].shape == (0,)
 
 
 def test_factors_undo_what_weights_are_multiplied_by(rng):
