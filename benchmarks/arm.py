@@ -1,14 +1,15 @@
 """The ladder of whole models for ARM: rows of counted instructions, and of modelled cycles, for ``run.py arm``."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import arm_rival
 from tvm import tirx
 
 from rt3_tvm import device as devices
-from rt3_tvm.bench.arm import KernelCount, Ladder, bench_arm
+from rt3_tvm.bench.arm import WHOLE, KernelCount, Ladder, bench_arm
 from rt3_tvm.bench.arm_code import Function, disassemble
 from rt3_tvm.bench.arm_kinds import MULTIPLY_ADD
 from rt3_tvm.bench.arm_report import HEADS, IN_LOOPS
@@ -76,37 +77,51 @@ def loops(core: str) -> Iterator[dict[str, Any]]:
 
 
 def rows(core: str, bundle: Path) -> Iterator[dict[str, Any]]:
-    """Yield the families of each level and length, those with most instructions first, and their sum, in millions."""
+    """Yield the families of each level and length, those with most instructions first, their sum, and rivals, in millions."""
     ladder = bench_arm(bundle)
+    dense = {rung.length: arm_rival.instructions(core, bundle, rung.length) for rung in ladder.rungs if not rung.level}
     for rung in ladder.rungs:
         facts = {"core": core, "tokens": rung.length, "density": rung.density}
         shown = [k for k in rung.families if k.instructions >= LEAST_SHARE * rung.instructions]
         for counted in (*shown, rung.whole):
-            yield facts | {"what": counted.symbol} | _figures(counted, ladder)
+            yield facts | {"what": counted.symbol} | _figures(counted, ladder) | _shares(counted, dense[rung.length])
+    for length, counts in dense.items():
+        for rival, count in counts.items():
+            yield {"core": core, "tokens": length, "rival": rival, "M": count / 1e6}
 
 
-def by_dtype(core: str, dtype: str, bundle: Path) -> Iterator[dict[str, Any]]:
-    """Yield a row for each level of a bundle: millions of instructions in all, and of what is not the linear layers."""
+def by_dtype(core: str, dtype: str, bundle: Path, rivals: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each level of a bundle: millions of instructions in all, of what is not the linear layers, and rivals'."""
     ladder = bench_arm(bundle)
     for rung in ladder.rungs:
         of = {k.family: k.instructions / 1e6 for k in rung.families}
         conversions = sum(of.get(name, 0.0) for name in CONVERSIONS)
         linear = sum(m for family, m in of.items() if family in LINEAR_FAMILIES)
         facts = {"core": core, "tokens": rung.length, "dtype": dtype, "density": rung.density}
-        yield facts | {
-            "M": rung.instructions / 1e6,
-            "linear": linear,
-            "conversions": conversions,
-            "attention": of.get("attention", 0.0),
-            "Mcycles": _millions(rung.cycles),
-            "modelled by": ladder.model or "-",
-        }
+        yield (
+            facts
+            | {
+                "M": rung.instructions / 1e6,
+                "linear": linear,
+                "conversions": conversions,
+                "attention": of.get("attention", 0.0),
+                "Mcycles": _millions(rung.cycles),
+                "modelled by": ladder.model or "-",
+            }
+            | _shares(rung.whole, rivals)
+        )
 
 
 def _figures(counted: KernelCount, ladder: Ladder) -> dict[str, Any]:
     kinds = {head: _millions(counted.kinds.get(kind, 0)) for kind, head in HEADS.items()}
     cycles = {"Mcycles": _millions(counted.cycles), "modelled by": ladder.model or "-"}
     return {"M": _millions(counted.instructions)} | kinds | {IN_LOOPS: counted.stack_stores_in_loops} | cycles
+
+
+def _shares(counted: KernelCount, rivals: Mapping[str, int]) -> dict[str, Any]:
+    """Return a sum over those of the rivals; nothing of a part."""
+    whole = counted.symbol == WHOLE
+    return {f"over {rival}": counted.instructions / count if whole else "" for rival, count in rivals.items()}
 
 
 def _millions(value: float | None) -> float | str:

@@ -10,6 +10,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,20 +25,40 @@ SAME_AS_HERE = ("onnxruntime", "numpy", "apache-tvm", "apache-tvm-ffi")
 OF_RPC = ("cloudpickle", "tornado", "psutil")
 GLIBC = (17, 24, 27, 28, 34)
 """Versions 2.N that the wheels may name; Debian 12 has 2.36."""
-CPU = "cortex-a76"
-FEATURES = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
-"""Of CPU, as Linux names them."""
-CPUINFO = f"""processor\t: 0
-BogoMIPS\t: 48.00
-Features\t: {FEATURES}
-CPU implementer\t: 0x41
-CPU architecture: 8
-CPU variant\t: 0x3
-CPU part\t: 0xd0b
-CPU revision\t: 1
+WITHOUT_DOT = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
+WITH_DOT = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 
-"""
-"""ONNX Runtime reads it, and dies of the one of a machine that is no ARM."""
+
+@dataclass(frozen=True)
+class EmulatedCore:
+    """What qemu calls a core of ARM's, the number of its part, and its features as Linux names them."""
+
+    name: str
+    part: str
+    features: str
+
+    @property
+    def cpuinfo(self) -> str:
+        """What Linux says of a machine with one: ONNX Runtime chooses its kernels by it, and dies of that of no ARM."""
+        facts = {
+            "processor": "0",
+            "BogoMIPS": "48.00",
+            "Features": self.features,
+            "CPU implementer": "0x41",
+            "CPU architecture": "8",
+            "CPU variant": "0x3",
+            "CPU part": self.part,
+            "CPU revision": "1",
+        }
+        return "".join(f"{name}\t: {value}\n" for name, value in facts.items()) + "\n"
+
+
+CORES = {
+    "A53": EmulatedCore("cortex-a53", "0xd03", WITHOUT_DOT),
+    "A55": EmulatedCore("cortex-a55", "0xd05", WITH_DOT),
+    "A76": EmulatedCore("cortex-a76", "0xd0b", WITH_DOT),
+}
+OF_PYTHON = CORES["A76"]
 
 
 def default_folder() -> Path:
@@ -55,15 +76,31 @@ def make(folder: Path) -> Path:
     for package in _packages(folder.absolute() / "apt"):
         subprocess.run(["dpkg-deb", "-x", package, root], check=True)
     _install(root / "usr/local/lib" / f"python{PYTHON}" / "dist-packages")
-    (root / "proc").mkdir(exist_ok=True)
-    (root / "proc/cpuinfo").write_text(CPUINFO, encoding="ascii")
+    _describe(OF_PYTHON, root)
     command = folder.absolute() / "python-arm"
     python = root / "usr/bin" / f"python{PYTHON}"
     command.write_text(
-        f'#!/bin/sh\nexec {emulator} -cpu {CPU} $QEMU_OPTIONS -L "{root}" "{python}" "$@"\n', encoding="utf-8"
+        f'#!/bin/sh\nexec {emulator} -cpu {OF_PYTHON.name} $QEMU_OPTIONS -L "{root}" "{python}" "$@"\n',
+        encoding="utf-8",
     )
     command.chmod(0o755)
     return command
+
+
+def _describe(core: EmulatedCore, root: Path) -> None:
+    (root / "proc").mkdir(parents=True, exist_ok=True)
+    (root / "proc/cpuinfo").write_text(core.cpuinfo, encoding="ascii")
+
+
+def root_of(core: str, folder: Path) -> Path:
+    """Return the root of a sysroot as it looks on a core of CORES: a folder of links beside it."""
+    root = folder.absolute() / "cores" / core
+    _describe(CORES[core], root)
+    for part in (folder.absolute() / "root").iterdir():
+        link = root / part.name
+        if part.name != "proc" and not link.exists():
+            link.symlink_to(part)
+    return root
 
 
 def _packages(folder: Path) -> list[Path]:

@@ -27,6 +27,7 @@ from statistics import median
 from typing import Any
 
 import arm as arm_ladder
+import arm_rival
 import tuning
 from machine import machine
 
@@ -328,10 +329,12 @@ def arm_dtypes(args: argparse.Namespace) -> Iterator[Row]:
         for core in args.cores:
             device, cluster = arm_ladder.CORES[core]
             elements = CpuShape.of(arm_ladder.cluster_of(core)).elements
+            rivals: dict[str, int] = {}
             for dtype in (element.dtype for element in elements):
                 options = ("--seq-len", "128", "--device", device, "--cluster", cluster, "--dtype", dtype)
                 bundle = _bundle(folder, "random-minilm", "0,0.5,0.75,0.8125", 4, *options)
-                yield from arm_ladder.by_dtype(core, dtype, bundle)
+                rivals = rivals or arm_rival.instructions(core, bundle, 128)
+                yield from arm_ladder.by_dtype(core, dtype, bundle, rivals)
 
 
 def arm_loops(args: argparse.Namespace) -> Iterator[Row]:

@@ -18,6 +18,8 @@ from rt3_tvm.runtime.check import read_metadata
 
 RUNTIME = "runtime"
 """Family of what the bundle runs beside its kernels."""
+WHOLE = "all"
+"""What all kernels of an inference are called as one."""
 OUTSIDE = "outside"
 """Family of what runs outside of the bundle: libc and the program that calls it."""
 
@@ -68,7 +70,7 @@ class Rung:
     @property
     def whole(self) -> KernelCount:
         """All kernels as one."""
-        return _merge(self.kernels, "all")
+        return _merge(self.kernels, WHOLE)
 
 
 def _merge(kernels: Sequence[KernelCount], name: str) -> KernelCount:

@@ -79,13 +79,14 @@ def _onnx_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> Any:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def _onnx_model(model: torch.nn.Module, inputs: dict[str, np.ndarray]) -> Any:
+def onnx_model(model: torch.nn.Module, inputs: dict[str, np.ndarray], int8: bool = False) -> Any:
+    """Return a model as ONNX, for inputs of these shapes; ``int8`` with dynamic quantisation."""
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     form = ExportForm(model)
     with torch.no_grad(), models.quiet():
         program = torch.onnx.export(form, (), kwargs=tensors, dynamo=True, verbose=False)
     assert program is not None  # only without dynamo
-    return program.model_proto
+    return _quantised(program.model_proto) if int8 else program.model_proto
 
 
 def _onnxruntime_call(proto: Any, inputs: dict[str, np.ndarray], threads: int) -> Call:
@@ -100,7 +101,7 @@ def _onnxruntime_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, thr
 
 
 def _onnxruntime_model(model: torch.nn.Module, inputs: dict[str, np.ndarray], threads: int) -> Call:
-    return _onnxruntime_call(_onnx_model(model, inputs), inputs, threads)
+    return _onnxruntime_call(onnx_model(model, inputs), inputs, threads)
 
 
 def _quantised(proto: Any) -> Any:
@@ -121,7 +122,7 @@ def _onnxruntime_int8_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray
 
 
 def _onnxruntime_int8_model(model: torch.nn.Module, inputs: dict[str, np.ndarray], threads: int) -> Call:
-    return _onnxruntime_call(_quantised(_onnx_model(model, inputs)), inputs, threads)
+    return _onnxruntime_call(onnx_model(model, inputs, int8=True), inputs, threads)
 
 
 def _openvino_call(proto: Any, inputs: dict[str, np.ndarray], threads: int) -> Call:
@@ -147,7 +148,7 @@ def _openvino_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, thread
 
 
 def _openvino_model(model: torch.nn.Module, inputs: dict[str, np.ndarray], threads: int) -> Call:
-    return _openvino_call(_onnx_model(model, inputs), inputs, threads)
+    return _openvino_call(onnx_model(model, inputs), inputs, threads)
 
 
 def _executorch(int8: bool) -> Rival:
