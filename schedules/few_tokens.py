@@ -16,7 +16,7 @@ from rt3_tvm.schedules.layout import REAL, ElementType
 from rt3_tvm.schedules.linear_decisions import LinearPacking, LinearShape, largest_divisor
 from rt3_tvm.schedules.loops import begin_before, loop_of
 from rt3_tvm.schedules.tasks import share_loop
-from rt3_tvm.schedules.vector_math import ACTIVATIONS
+from rt3_tvm.schedules.vector_math import ANY_UNIT, VectorUnit, activation_of
 
 MAX_TOKENS = {4: 2, 8: 8}
 """Tokens up to which this beats a padded tile, by the rows of a register block (`benchmarks/run.py few`, AVX-512); other
@@ -34,7 +34,12 @@ def few_tokens(packing: LinearPacking, shape: LinearShape, batch: int, length: i
 
 @cache  # TVMScript is parsed anew on every call
 def few_token_linear(
-    shape: LinearShape, packing: LinearPacking, tokens: int, activation: str, element: ElementType = REAL
+    shape: LinearShape,
+    packing: LinearPacking,
+    tokens: int,
+    activation: str,
+    element: ElementType = REAL,
+    unit: VectorUnit = ANY_UNIT,
 ) -> tirx.PrimFunc:
     """Return the kernel with the buffers of ``linear_algorithm``; ``tokens`` of the first tile are real.
 
@@ -47,7 +52,7 @@ def few_token_linear(
             acc[row blocks, parts, tokens, rows] += values[k] * compact[column of k]   for all column blocks and k
             y = act(bias + the sum over parts), and zeros in the lanes that pad the tile
     """
-    act = ACTIVATIONS[activation]
+    act = activation_of(activation, unit)
     layout, tile = shape.layout, shape.layout.token_tile
     real, zero = REAL.dtype, REAL.const(0.0)
     cols, rows, blocks, parts = shape.cols, packing.rows, packing.column_blocks, packing.unroll

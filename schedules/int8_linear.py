@@ -20,12 +20,7 @@ from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
 from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
 from rt3_tvm.schedules.packing import OFFSET_UNIT
 from rt3_tvm.schedules.tasks import BY_LANE_ATTR, TASKS_ATTR
-from rt3_tvm.schedules.vector_math import ACTIVATIONS
-
-SHORT = ("none", "relu")
-"""Activations of few instructions."""
-ACTIVATED = 2
-"""Vectors that a long activation is applied to at once: their divisions overlap."""
+from rt3_tvm.schedules.vector_math import ACTIVATIONS, ANY_UNIT, SHORT, TOGETHER, Activation, VectorUnit, activation_of
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,7 @@ def _store(buffer: tirx.Buffer, value: tirx.Expr, *indices: Any) -> None:
 
 
 @cache  # TVMScript is parsed anew on every call
-def int8_linear(k: Int8Kernel) -> tirx.PrimFunc:
+def int8_linear(k: Int8Kernel, unit: VectorUnit = ANY_UNIT) -> tirx.PrimFunc:
     """Return the kernel.
 
     Buffers: x (lines * cols * tokens of a line), token_scales (tiles, 16), values (row blocks, quads, rows), each four weights of
@@ -155,7 +150,7 @@ def int8_linear(k: Int8Kernel) -> tirx.PrimFunc:
                     k,
                     _Buffers(X, values, offsets, starts, loaded, zipped, acc),
                     (lb * k.block_lines + first_line, rb, T.floordiv(rb, share)),
-                    lambda vectors, line: _finish(k, (Y, acc, token_scales, scales, bias), (line, rb), vectors),
+                    lambda vectors, line: _finish((k, unit), (Y, acc, token_scales, scales, bias), (line, rb), vectors),
                 )
 
     return int8_linear
@@ -163,7 +158,7 @@ def int8_linear(k: Int8Kernel) -> tirx.PrimFunc:
 
 def int8_kernel(k: Int8Kernel, cpu: CpuShape) -> tirx.PrimFunc:
     """Return the kernel for a core: weights by lane where it multiplies so."""
-    func = int8_linear(k)
+    func = int8_linear(k, cpu.unit)
     if not cpu.by_lane:
         return func
     buffers = {"weights": ["values", "scales", "bias"], "pointers": ["X", "values", "offsets"]}
@@ -246,9 +241,11 @@ def _column(k: Int8Kernel, b: _Buffers, table: Any, index: Any) -> Any:
     return T.Cast("int32", b.offsets[table, index]) * (k.lines.tokens // OFFSET_UNIT)
 
 
-def _finish(k: Int8Kernel, buffers: tuple[tirx.Buffer, ...], at: tuple[Any, Any], vectors: Any) -> None:
+def _finish(
+    of: tuple[Int8Kernel, VectorUnit], buffers: tuple[tirx.Buffer, ...], at: tuple[Any, Any], vectors: Any
+) -> None:
     """Emit what becomes of the sums of a pass: scales, bias, and an activation where it is short."""
-    (y, acc, token_scales, scales, bias), (line, row_block) = buffers, at
+    (k, unit), (y, acc, token_scales, scales, bias), (line, row_block) = of, buffers, at
     lanes, tile, rows, short = k.lines.lanes, FEATURE_MAJOR.token_tile, k.packing.rows, k.activation in SHORT
     act = ACTIVATIONS[k.activation if short else "none"]
     for r in range(rows):
@@ -260,17 +257,17 @@ def _finish(k: Int8Kernel, buffers: tuple[tirx.Buffer, ...], at: tuple[Any, Any]
                 real = T.Cast(REAL.dtype, acc[r, v * lanes + t]) * scale + bias[row_block, r]
                 T.buffer_store(y, act(real), [at_tile, row_block * rows + r, token + t])
     if not short:
-        _activate(k, y, at, vectors)
+        _activate(k, activation_of(k.activation, unit), y, at, vectors)
 
 
-def _activate(k: Int8Kernel, y: tirx.Buffer, at: tuple[Any, Any], vectors: Any) -> None:
+def _activate(k: Int8Kernel, act: Activation, y: tirx.Buffer, at: tuple[Any, Any], vectors: Any) -> None:
     """Emit a loop that applies a long activation to what a pass has stored.
 
     Behind one another, for all sums at once, its constants and what is between would take more registers than there are.
     """
-    (line, row_block), (part_line, part), act = at, vectors[0], ACTIVATIONS[k.activation]
+    (line, row_block), (part_line, part) = at, vectors[0]
     lanes, tile, rows = k.lines.lanes, FEATURE_MAJOR.token_tile, k.packing.rows
-    together = min(len(vectors), tile // lanes, ACTIVATED)
+    together = min(len(vectors), tile // lanes, TOGETHER)
     steps = len(vectors) // together
     with T.serial(rows * steps) as i:
         row = row_block * rows + T.floordiv(i, steps)

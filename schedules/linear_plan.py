@@ -177,9 +177,10 @@ class LinearPlan:
         if self.quantised is not None:
             func = int8_kernel(self.int8(part, activation), cpu).with_attr(ACTIVATION_ATTR, activation)
         elif part.decisions is None:
-            func = few_token_linear(part.shape, self.packing, self.tokens.length, activation, self.element)
+            func = few_token_linear(part.shape, self.packing, self.tokens.length, activation, self.element, cpu.unit)
         else:
-            func = linear_algorithm(part.shape, self.packing, part.decisions, cpu.lanes(self.element), activation)
+            lanes = cpu.lanes(self.element)
+            func = linear_algorithm(part.shape, self.packing, part.decisions, lanes, activation, cpu.unit)
             if cpu.by_lane:
                 marks = by_lane(cpu, self.layout, ["values"], ["X", "values", "offsets"])
                 func = func.with_attr(BY_LANE_ATTR, marks)

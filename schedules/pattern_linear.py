@@ -13,6 +13,7 @@ The dense kernel is the same nest: one group of all rows that keeps every column
 one scalar load per register block and column.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -21,22 +22,26 @@ from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL
-from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
+from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape, largest_divisor
 from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
 from rt3_tvm.schedules.packing import OFFSET_UNIT
 from rt3_tvm.schedules.tasks import share_loop
-from rt3_tvm.schedules.vector_math import ACTIVATIONS
+from rt3_tvm.schedules.vector_math import ACTIVATIONS, ANY_UNIT, SHORT, TOGETHER, Activation, VectorUnit, activation_of
 
 DECISIONS_ATTR = "rt3.decisions"
 """PrimFunc attribute that holds the values of a decision, by name."""
-
 PREFETCHED_ROWS = 2
 """Rows of a register block from which weights are fetched ahead: below, the loads themselves are what is scarce."""
 
 
 @cache  # TVMScript is parsed anew on every call
 def linear_algorithm(
-    shape: LinearShape, packing: LinearPacking, decisions: LinearDecisions, lanes: int, activation: str
+    shape: LinearShape,
+    packing: LinearPacking,
+    decisions: LinearDecisions,
+    lanes: int,
+    activation: str,
+    unit: VectorUnit = ANY_UNIT,
 ) -> tirx.PrimFunc:
     """Return the loop nest, blocked by the packing, not yet vectorised.
 
@@ -48,11 +53,13 @@ def linear_algorithm(
         for column block, token block, row block:
             acc[groups, rows, vectors * lanes] = bias, or Y of the column block before
             for k: acc += values[k] * X[offsets[k]]
-            Y = acc, or act(acc) after the last column block
+            Y = acc, after the last column block act(acc)
 
-    Where the sums are narrower than Y they begin with zero, and bias or Y are added behind them.
+    Where the sums are narrower than Y they begin with zero, and bias or Y are added behind them. An activation that is not short
+    is a loop over what was stored: for all sums of a register block at once it would take more registers than there are.
     """
-    act = ACTIVATIONS[activation]
+    short = activation in SHORT
+    act = ACTIVATIONS[activation if short else "none"]
     layout, tile, dtype, real = shape.layout, shape.layout.token_tile, shape.layout.element.dtype, REAL.dtype
     narrow, y_tile, scale = layout.element is not REAL, FEATURE_MAJOR.token_tile, tile // OFFSET_UNIT
     y_shape, y_first = (
@@ -97,6 +104,11 @@ def linear_algorithm(
     def y_lane_of(block: Any, t: Any) -> Any:
         return T.floormod(block * tokens + t, y_tile)
 
+    def y_at(b: Any, r: Any, row: Any, vector: Any, lane: Any) -> tuple[Any, Any, Any]:
+        """Return where in Y a number of a register block lies."""
+        t = vector * lanes + lane
+        return y_tile_of(b, t), r * gi * rows + row, y_lane_of(b, t)
+
     def column(offset: Any) -> Any:
         """Return where a line begins in a tile of X."""
         return T.Cast("int32", offset) * scale if scale > 1 else T.Cast("int32", offset)
@@ -106,6 +118,8 @@ def linear_algorithm(
 
     def total(c: Any, total: Any, row_bias: Any, before: Any) -> Any:
         return T.Cast(real, total) + T.Select(c == 0, row_bias, before) if narrow else total
+
+    activate = _activate(activation_of(activation, unit), (gi * rows, decisions.vectors, lanes), y_at)
 
     @T.prim_func(s_tir=True)
     def pattern_linear(x: T.handle, v: T.handle, o: T.handle, b: T.handle, y: T.handle):
@@ -174,6 +188,8 @@ def linear_algorithm(
                                     Y[y_tile_of(vb, vt), (vr * gi + vg) * rows + vv, y_lane_of(vb, vt)],
                                 )
                             )
+                    if not short:
+                        activate(Y, vb, vr)
                 else:
                     for g, r, t in T.grid(gi, rows, tokens):
                         with T.sblock("store"):
@@ -190,6 +206,29 @@ def linear_algorithm(
                             )
 
     return pattern_linear.with_attr(DECISIONS_ATTR, decisions.__dict__)
+
+
+def _activate(act: Activation, block: tuple[int, int, int], y_at: Callable) -> Callable:
+    """Return the loop that applies an activation to a register block of Y: rows, vectors of each, and lanes.
+
+    A few vectors at once: enough that they hide each other's latency, few enough that constants stay in registers.
+    """
+    rows, vectors, lanes = block
+    along = largest_divisor(vectors, TOGETHER)
+    beside = largest_divisor(rows, TOGETHER // along)
+
+    @T.inline
+    def activate(Y, vb, vr):
+        for w in T.unroll(vectors // along):
+            for i in T.serial(rows // beside):
+                for j in T.unroll(beside):
+                    for k in T.unroll(along):
+                        for t in T.vectorized(lanes):
+                            Y[y_at(vb, vr, i * beside + j, w * along + k, t)] = act(
+                                Y[y_at(vb, vr, i * beside + j, w * along + k, t)]
+                            )
+
+    return activate
 
 
 def prefetch(address: tirx.Expr) -> tirx.Expr:

@@ -16,7 +16,7 @@ def _elementwise(function: Callable[[tirx.Expr], tirx.Expr]) -> Callable:
         def apply(x: te.Tensor) -> te.Tensor:
             return te.compute(x.shape, lambda *i: function(x(*i)), name="y")
 
-        return builder.call_te(apply, call.args[0], primfunc_name_hint=function.__name__)
+        return builder.call_te(apply, call.args[0], primfunc_name_hint=str(call.op.name).rpartition(".")[2])
 
     return legalize
 
@@ -68,8 +68,10 @@ ALIASES = ("relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten
 
 def legalize_passes(cpu: CpuShape) -> list[tvm.transform.Pass]:
     """Return phase 5."""
+    gelu = vector_math.activation_of("gelu", cpu.unit)
+    of_core = {"relax.matmul": legalize_matmul(cpu), "relax.nn.gelu": _elementwise(gelu)}
     return [
-        relax.transform.LegalizeOps(OURS | {"relax.matmul": legalize_matmul(cpu)}, skip_ops=list(ALIASES)),
+        relax.transform.LegalizeOps(OURS | of_core, skip_ops=list(ALIASES)),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
