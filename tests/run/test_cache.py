@@ -1,6 +1,7 @@
 """The cache of ``rt3 compile``: the same content is built once, anything else anew."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from rt3_tvm import CompileOptions, compile, load
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen import cache
 
-OPTIONS = CompileOptions(frequencies=(1.4e9, 1.0e9, 0.8e9), lengths=(16,))
+OPTIONS = CompileOptions(frequencies=(1.4e9, 1.0e9, 0.8e9), lengths=(16,), verify=False)
 
 
 @pytest.fixture
@@ -19,18 +20,33 @@ def empty(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def built(tiny_checkpoint, tmp_path_factory):
+    """A folder with the cache of one build."""
+    folder = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RT3_CACHE_DIR", str(folder / "cache"))
+        compile(tiny_checkpoint, folder / "m.so", OPTIONS)
+    return folder
+
+
+@pytest.fixture
+def filled(empty, built):
+    shutil.copytree(built / "cache", empty / "cache")
+    return empty
+
+
 def test_the_same_content_is_built_once(empty, saved_checkpoint, tiny_checkpoint):
-    first = compile(tiny_checkpoint, empty / "m.so", OPTIONS)
+    first = compile(tiny_checkpoint, empty / "m.so", replace(OPTIONS, verify=True))
     bytes_of_first = (empty / "m.so").read_bytes()
     (empty / "m.so").unlink()
-    again = compile(Checkpoint.load(saved_checkpoint), empty / "m.so", OPTIONS)
+    again = compile(Checkpoint.load(saved_checkpoint), empty / "m.so", replace(OPTIONS, verify=True))
     assert not first.from_cache and again.from_cache
     assert (empty / "m.so").read_bytes() == bytes_of_first and again.metadata == json.loads(json.dumps(first.metadata))
 
 
 @pytest.mark.parametrize("change", ["weight", "lengths", "threads", "deadline", "device", "name"])
-def test_any_change_is_built_anew(empty, tiny_checkpoint, change):
-    compile(tiny_checkpoint, empty / "m.so", OPTIONS)
+def test_any_change_is_built_anew(filled, tiny_checkpoint, change):
     checkpoint, options, name = tiny_checkpoint, OPTIONS, "m.so"
     if change == "weight":
         weights = dict(tiny_checkpoint.weights)
@@ -46,28 +62,26 @@ def test_any_change_is_built_anew(empty, tiny_checkpoint, change):
         pytest.importorskip(
             "ziglang", reason="cross-compiling needs a C compiler for ARM: pip install 'rt3-tvm[cross]'"
         )
-    assert not compile(checkpoint, empty / name, options).from_cache
+    assert not compile(checkpoint, filled / name, options).from_cache
 
 
-def test_equal_kernels_are_compiled_once(empty, tiny_checkpoint, monkeypatch):
-    compile(tiny_checkpoint, empty / "m.so", OPTIONS)
+def test_equal_kernels_are_compiled_once(filled, tiny_checkpoint, monkeypatch):
     stored = []
     monkeypatch.setattr(cache, "store", lambda key, source: stored.append(source.name))
-    compile(tiny_checkpoint, empty / "m.so", replace(OPTIONS, deadline_s=1.0))
+    compile(tiny_checkpoint, filled / "m.so", replace(OPTIONS, deadline_s=1.0))
     assert stored == ["bundle.so"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty"])
-def test_a_damaged_entry_is_built_anew(empty, tiny_checkpoint, damage):
-    compile(tiny_checkpoint, empty / "m.so", OPTIONS)
-    for entry in (empty / "cache").iterdir():
+def test_a_damaged_entry_is_built_anew(filled, tiny_checkpoint, damage):
+    for entry in (filled / "cache").iterdir():
         entry.write_bytes(
             entry.read_bytes()[: 1000 if damage == "truncated" else 0]
             if entry.stat().st_size > 1 << 17
             else entry.read_bytes()
         )
-    assert not compile(tiny_checkpoint, empty / "m.so", OPTIONS).from_cache
-    with load(empty / "m.so") as bundle:
+    assert not compile(tiny_checkpoint, filled / "m.so", OPTIONS).from_cache
+    with load(filled / "m.so") as bundle:
         bundle(input_ids=np.ones((1, 4), np.int64))
 
 
