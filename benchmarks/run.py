@@ -4,10 +4,10 @@ Cases: linear (pattern_linear against the best dense layer), few (the same for 1
 by itself), model (every level against dense rivals), dtypes (float32 and int8 beside ONNX Runtime's int8), architectures (a dense
 and a sparse level of each), density (latency over density), threads (one against two), ops (where the time goes), compile (time
 and peak memory of rt3 compile), verify (what its verification adds), switch and memory (C programs on a bundle), peak
-(multiply-adds of one core). Run them on an otherwise idle
-machine. Only where they are named: tune (plans that tuning finds against untuned ones: an hour or more, or --budget), arm
-(instructions of bundles for ARM cores, counted under qemu-user, on any machine), arm_dtypes (the same by element type) and
-arm_loops (inner loops for them).
+(multiply-adds of one core). Run them on an otherwise idle machine. Only where they are named: shares (how much of a model's time
+has no kernel of its own), tune (plans that tuning finds against untuned ones: an hour or more, or --budget), arm (instructions of
+bundles for ARM cores, counted under qemu-user, on any machine), arm_dtypes (the same by element type) and arm_loops (inner loops
+for them).
 """
 
 import argparse
@@ -72,6 +72,8 @@ ARCHITECTURES = (
     "random-modernbert",
     "random-embeddinggemma",
 )
+POSITIONED = ("random-t5-encoder", "random-mpnet", "random-xlnet", "random-funnel", *ARCHITECTURES[-3:])
+"""Whose positions are computed beside the linear layers: of ``shares``."""
 
 Row = dict[str, Any]
 
@@ -169,7 +171,7 @@ def dtypes(args: argparse.Namespace) -> Iterator[Row]:
 def architectures(args: argparse.Namespace) -> Iterator[Row]:
     """Yield a dense and a 75 % sparse level (V=4) of every architecture, 128 tokens or one image, and each fp32 rival."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in args.models:
+        for name in args.models or ARCHITECTURES:
             bundle = _bundle(folder, name, "0,0.75", 4)
             yield from _model_rows({"model": name}, bench_model(bundle, None, None, args.rounds))
             bundle.unlink()
@@ -217,6 +219,25 @@ def ops(_args: argparse.Namespace) -> Iterator[Row]:
             for row in measure_ops(bundle, level):
                 facts = asdict(row) | {"gflops": row.gflops, "gbytes_per_s": row.gbytes_per_s}
                 yield {"level": level} | {k: v for k, v in facts.items() if k != "symbol"}
+
+
+def shares(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield how much of a model's time at 128 tokens has no kernel of its own, at a dense and a sparse level."""
+    for name in args.models or POSITIONED:
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = _bundle(folder, name, "0,0.75", 4, "--seq-len", "128", "--no-verify")
+            for level in range(2):
+                kernels = measure_ops(bundle, level)
+                slow = [row for row in kernels if row.family == "elementwise"]
+                yield {
+                    "model": name,
+                    "level": level,
+                    "ms": sum(row.ms for row in kernels),
+                    "elementwise": sum(row.share for row in slow),
+                    "calls": sum(row.calls for row in slow),
+                    "largest": slow[0].symbol if slow else "",
+                    "its_share": slow[0].share if slow else 0.0,
+                }
 
 
 def compile_(args: argparse.Namespace) -> Iterator[Row]:
@@ -367,6 +388,7 @@ CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "density": density,
     "threads": threads,
     "ops": ops,
+    "shares": shares,
     "compile": compile_,
     "verify": verify,
     "switch": switch,
@@ -377,8 +399,8 @@ CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "arm_dtypes": arm_dtypes,
     "arm_loops": arm_loops,
 }
-WHEN_NAMED = ("tune", "arm", "arm_dtypes", "arm_loops")
-"""Cases that take hours, or an emulator rather than an idle machine."""
+WHEN_NAMED = ("shares", "tune", "arm", "arm_dtypes", "arm_loops")
+"""Cases that take hours, or an emulator rather than an idle machine, or that nothing is compared in."""
 
 
 def _cell(value: Any) -> str:
@@ -391,7 +413,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], help=", ".join(CASES))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--groups", type=lambda t: [int(v) for v in t.split(",")], default=list(GROUPS))
-    parser.add_argument("--models", type=lambda t: t.split(","), default=list(ARCHITECTURES), help="of architectures")
+    parser.add_argument("--models", type=lambda t: t.split(","), help="of architectures and shares")
     parser.add_argument(
         "--cores",
         type=lambda t: t.split(","),

@@ -75,12 +75,14 @@ def _minilm_directory() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _random(config_class: str, seed: int = 0, **config: Any) -> Callable[[], torch.nn.Module]:
+def _random(config_class: str, model_class: str = "AutoModel", **config: Any) -> Callable[[], torch.nn.Module]:
     def build() -> torch.nn.Module:
         import transformers
 
-        torch.manual_seed(seed)
-        return transformers.AutoModel.from_config(getattr(transformers, config_class)(**config))
+        torch.manual_seed(0)
+        made = getattr(transformers, config_class)(**config)
+        chosen = getattr(transformers, model_class)
+        return chosen.from_config(made) if hasattr(chosen, "from_config") else chosen(made)
 
     return build
 
@@ -152,6 +154,10 @@ DEMO_MODELS: dict[str, Callable[[], torch.nn.Module]] = {
         use_bidirectional_attention=True,
         max_position_embeddings=2048,
     ),
+    # Positions between the layers: T5-small's encoder, XLNet-base, Funnel's small-base (three blocks of four layers, and two).
+    "random-t5-encoder": _random("T5Config", "T5EncoderModel"),
+    "random-xlnet": _random("XLNetConfig", d_model=768, n_layer=12, n_head=12, d_inner=3072),
+    "random-funnel": _random("FunnelConfig"),
     "random-tiny": _random(
         "BertConfig",
         vocab_size=500,
