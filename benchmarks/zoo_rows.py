@@ -368,6 +368,14 @@ SAME = {"head_dim": "qk_rope_head_dim", "num_key_value_heads": "num_attention_he
 
 VOCABULARY = ("vocab_size", "n_words", "vocab_size_per_layer_input")
 
+SWIN = {
+    "embed_dim": 48,
+    "depths": [1, 1],
+    "num_heads": [3, 6],
+    "window_size": 2,
+    "image_size": 32,
+    "patch_size": 4,
+}
 
 SPECIAL: dict[str, dict[str, Any]] = {
     "BridgeTowerTextConfig": {"hidden_size": 64},
@@ -379,20 +387,25 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "Cosmos3EdgeTextConfig": {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
     },
+    "CvtConfig": {"embed_dim": (32, 48, 64), "num_heads": (1, 3, 4), "depth": (1, 1, 1)},
     "DeepseekV2Config": {"num_experts_per_tok": 2, "topk_group": 1},
     "DoryConfig": {"num_hidden_layers": 3, "n_input_layers": 1, "n_output_layers": 1},
     "Dots1Config": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "Dots3NoteTextConfig": {"num_key_value_heads": 4},
+    "DonutSwinConfig": SWIN,
     "EsmConfig": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "EsmcConfig": {"num_key_value_heads": 4},
     "FalconH1Config": {"mamba_d_ssm": 128},
+    "FocalNetConfig": {"embed_dim": 24},
     "Gemma3nTextConfig": {"intermediate_size": [96, 96], "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 16},
     "Glm5NextTextConfig": {"num_key_value_heads": 4},
     "GPTNeoConfig": {"attention_types": [[["global", "local"], 1]]},
     "HYV4VLTextConfig": {"qk_rope_head_dim": 64},
+    "LevitConfig": {"image_size": 64},
     "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"]},
     "LukeConfig": {"entity_vocab_size": 11, "entity_emb_size": 32},
     "Mamba2Config": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
+    "MaskFormerSwinConfig": SWIN,
     "Mistral4Config": {"head_dim": 8},
     "ReformerConfig": {"axial_pos_shape": (16, 16), "axial_pos_embds_dim": (32, 32), "attn_layers": ("local", "lsh")},
     "RoCBertConfig": {
@@ -402,14 +415,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "pronunciation_vocab_size": 31,
     },
     "Swinv2Config": {"embed_dim": 48, "window_size": 2},
-    "SwinConfig": {
-        "embed_dim": 48,
-        "depths": [1, 1],
-        "num_heads": [3, 6],
-        "window_size": 2,
-        "image_size": 32,
-        "patch_size": 4,
-    },
+    "SwinConfig": SWIN,
     "ZambaConfig": {"layers_block_type": ["mamba", "hybrid"]},
     "Zamba2Config": {"layers_block_type": ["mamba", "hybrid"]},
 }
@@ -428,7 +434,7 @@ def _small_entries(default: Any) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for name, value in vars(default).items():
         if isinstance(value, PreTrainedConfig):
-            entries[name] = _small_entries(value)
+            entries[name] = {"model_type": value.model_type} | _small_entries(value)
         elif name in VOCABULARY and isinstance(value, int):
             entries[name] = min(value, 503)
         elif name in SMALL and isinstance(value, int) and not isinstance(value, bool):
