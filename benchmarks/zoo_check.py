@@ -324,7 +324,8 @@ def _fixed_cases(
     name = next(n for n in ("pixel_values", "input_features", "input_values") if n in taken)
     if name == "pixel_values":
         size = getattr(config, "image_size", SMALL["image_size"])
-        shape = (getattr(config, "num_channels", 3), *((size, size) if isinstance(size, int) else size))
+        frames = (config.num_frames,) if config.model_type in models.VIDEOS else ()
+        shape = (*frames, getattr(config, "num_channels", 3), *((size, size) if isinstance(size, int) else size))
     elif hasattr(config, "max_source_positions"):  # Whisper's kind: features first, two frames a position
         shape = (config.num_mel_bins, 2 * config.max_source_positions)
     elif hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):  # AST's kind: frames first

@@ -352,6 +352,7 @@ SMALL: dict[str, Any] = {
     # Images and sound.
     **dict.fromkeys(("image_size", "crop_size"), 32),
     "patch_size": 8,
+    "num_frames": 4,
     **dict.fromkeys(("hidden_sizes", "conv_dim"), 32),
     "depths": 1,
     **dict.fromkeys(("max_source_positions", "num_mel_bins", "max_length"), 32),

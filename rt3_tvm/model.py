@@ -14,12 +14,19 @@ import numpy as np
 import torch
 
 from rt3_tvm.errors import Rt3Error, choices, reason
+from rt3_tvm.runtime.c_api import MAX_RANK
 from rt3_tvm.transformer_lm import TransformerLM, TransformerLMConfig
 
 Axis = Literal["batch", "length"] | int
 
 IDS, NUMBERS = "int64", "float32"
 """What inputs and outputs are made of: ids and masks, or numbers."""
+
+
+def _check_rank(kind: str, name: str, axes: tuple[Axis, ...]) -> None:
+    if len(axes) > MAX_RANK:
+        told = ", ".join(map(str, axes))
+        raise Rt3Error(f"{kind} '{name}' has {len(axes)} axes, ({told}): tensors of a bundle have at most {MAX_RANK}")
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class InputSpec:
     internal: bool = False
 
     def __post_init__(self) -> None:
+        _check_rank("input", self.name, self.axes)
         if self.dtype == IDS and not 0 <= self.fill < self.limit:
             raise Rt3Error(
                 f"input '{self.name}' is padded with {self.fill}, outside [0, {self.limit}): "
@@ -61,6 +69,9 @@ class OutputSpec:
     name: str
     axes: tuple[Axis, ...]
     dtype: str = NUMBERS
+
+    def __post_init__(self) -> None:
+        _check_rank("output", self.name, self.axes)
 
 
 def _minilm_directory() -> Path:
@@ -323,7 +334,7 @@ FIXED_INPUTS: dict[str, tuple[tuple[str, ...], str, Callable[[Any], tuple[int, .
     "pixel_values": (
         ("num_channels", "image_size"),
         "channels, height and width",
-        lambda c: (c.num_channels, *_height_and_width(c.image_size)),
+        lambda c: (*_frames(c), c.num_channels, *_height_and_width(c.image_size)),
     ),
     "input_features": (
         ("num_mel_bins", "max_source_positions"),
@@ -337,6 +348,14 @@ FIXED_INPUTS: dict[str, tuple[tuple[str, ...], str, Callable[[Any], tuple[int, .
     ),
 }
 """Inputs of one shape: what of the configuration says it, what its axes after the batch are, and those axes."""
+
+
+VIDEOS = ("timesformer", "videomae", "vivit")
+"""Kinds of models whose images are frames of a video, on an axis before the channels; X-CLIP takes each as an image."""
+
+
+def _frames(config: Any) -> tuple[int, ...]:
+    return (config.num_frames,) if getattr(config, "model_type", "") in VIDEOS else ()
 
 
 def _height_and_width(size: int | list[int]) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from rt3_tvm import CompileOptions, PruneOptions, compile, load, prune
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.export.program import outputs_of
-from rt3_tvm.model import inputs_of
+from rt3_tvm.model import OutputSpec, inputs_of
 from rt3_tvm.pattern import PatternShape
 from rt3_tvm.transformer_lm import TransformerLM, TransformerLMConfig
 from tests.conftest import data_directory, reference
@@ -269,6 +269,21 @@ def test_a_forged_shape_of_images_is_one_line(vit, shape):
         Rt3Error, match=r"^input_shape [^\n]*: give the axes behind the batch, each at least 1 and of \d+ num"
     ):
         inputs_of(forged.dense_model())
+
+
+@pytest.mark.parametrize("kind", ["VideoMAE", "Timesformer", "Vivit"])
+def test_a_video_has_more_axes_than_a_bundle(kind):
+    sizes = {k: v for k, v in TINY.items() if k != "vocab_size"}
+    model_class = getattr(transformers, f"{kind}Model")
+    model = model_class(model_class.config_class(image_size=32, patch_size=8, num_frames=4, **sizes))
+    told = r"^input 'pixel_values' has 5 axes, \(batch, 4, 3, 32, 32\): tensors of a bundle have at most 4$"
+    with pytest.raises(Rt3Error, match=told):
+        prune(model.eval(), PruneOptions((0.5,)))
+
+
+def test_an_output_of_more_axes_than_a_bundle_is_one_line():
+    with pytest.raises(Rt3Error, match=r"^output 'x' has 5 axes, \(batch, 1, 2, 3, 4\): tensors of a bundle have at m"):
+        OutputSpec("x", ("batch", 1, 2, 3, 4))
 
 
 def test_images_have_no_length(vit, tmp_path):
