@@ -326,12 +326,13 @@ def _fixed_cases(
         size = getattr(config, "image_size", SMALL["image_size"])
         frames = (config.num_frames,) if config.model_type in models.VIDEOS else ()
         shape = (*frames, getattr(config, "num_channels", 3), *((size, size) if isinstance(size, int) else size))
-    elif hasattr(config, "max_source_positions"):  # Whisper's kind: features first, two frames a position
+    elif hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):  # Whisper's kind: features first, two frames a position
         shape = (config.num_mel_bins, 2 * config.max_source_positions)
     elif hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):  # AST's kind: frames first
         shape = (config.max_length, config.num_mel_bins)
     else:
-        shape = (1600,) if name == "input_values" else (32, getattr(config, "num_mel_bins", 80))
+        features = getattr(config, "num_mel_bins", getattr(config, "feature_projection_input_dim", 80))
+        shape = (1600,) if name == "input_values" else (32, features)
     for batch in (BATCH, 1):
         yield f"batch {batch}", {name: rng.standard_normal((batch, *shape)).astype(np.float32)}
 
