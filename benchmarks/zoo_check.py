@@ -326,7 +326,9 @@ def _fixed_cases(
         size = getattr(config, "image_size", SMALL["image_size"])
         frames = (config.num_frames,) if config.model_type in models.VIDEOS else ()
         shape = (*frames, getattr(config, "num_channels", 3), *((size, size) if isinstance(size, int) else size))
-    elif hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):  # Whisper's: two frames a position
+    elif hasattr(config, "num_mel_bins") and hasattr(
+        config, "max_source_positions"
+    ):  # Whisper's: two frames a position
         shape = (config.num_mel_bins, 2 * config.max_source_positions)
     elif hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):  # AST's kind: frames first
         shape = (config.max_length, config.num_mel_bins)
