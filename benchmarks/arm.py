@@ -33,6 +33,7 @@ LEAST_SHARE = 0.01
 
 CONVERSIONS = ("convert", "quantise", "quantise_static")
 """Families that bring activations into another element type."""
+ATTENTIONS = ("attention", "attention_float16")
 DENSE = 0
 GROUPS = (DENSE, 4, 2, 1)
 SIDE, KEPT, TOKENS = 768, 192, 128
@@ -104,7 +105,7 @@ def by_dtype(core: str, dtype: str, bundle: Path, rivals: Mapping[str, int]) -> 
                 "M": rung.instructions / 1e6,
                 "linear": linear,
                 "conversions": conversions,
-                "attention": of.get("attention", 0.0),
+                "attention": sum(of.get(name, 0.0) for name in ATTENTIONS),
                 "Mcycles": _millions(rung.cycles),
                 "modelled by": ladder.model or "-",
             }

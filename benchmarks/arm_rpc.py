@@ -44,7 +44,6 @@ threading.Thread(target=lambda: (os.read(0, 1), os._exit(0)), daemon=True).start
 server._listen_loop(listener, port, sys.argv[1], None, None, None)
 """
 """TVM's own, without the process that it starts around this loop: that would import TVM once more."""
-TOLERANCE = 1e-5
 
 
 def python_of(folder: Path) -> Path:
@@ -78,7 +77,7 @@ class FamilyError:
     @property
     def agrees(self) -> bool:
         """Whether it computes its reference there."""
-        return self.largest <= TOLERANCE
+        return self.largest <= SCHEDULES[self.family].tolerance
 
 
 def run_families(port: int) -> Iterator[FamilyError]:

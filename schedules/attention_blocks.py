@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from rt3_tvm.schedules.attention_shape import AttentionShape
+from rt3_tvm.schedules.attention_shape import MOST_PARTS, AttentionShape
 from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.layout import FLOAT16, REAL, ElementType
 from rt3_tvm.schedules.linear_decisions import SMALL_FILE, largest_divisor
 
 ACCUMULATORS, FEW_ACCUMULATORS = 16, 8
@@ -49,19 +50,44 @@ class AttentionBlocks:
         by key, which are the lanes of their vectors: there more queries need fewer loads. 32-bit ARM takes no lanes, and has no
         registers for the addresses of what is unrolled. In-order cores lay iterations of weights over each other.
         """
-        tile, lanes = shape.layout.token_tile, cpu.lanes(shape.layout.element)
+        tile = shape.layout.token_tile
+        lanes = min(cpu.lanes(shape.element), tile)
         few = cpu.registers <= SMALL_FILE
         held, small = FEW_ACCUMULATORS if few else ACCUMULATORS, cpu.by_lane and few
         queries = tile if small else min(2 * lanes, 2 * tile if shape.tiles[0] % 2 == 0 else tile)
         mixed = max(queries, min(tile, 4 * lanes))
         own = max(queries, tile)
-        if cpu.cost(shape.layout.element).held:
-            own = lanes if small else 2 * lanes
+        if cpu.cost(shape.element).held:
+            own = lanes if small else 2 * cpu.lanes(REAL)
         return cls(
             keys=largest_divisor(tile, held * lanes // queries),
             queries=queries,
             features=largest_divisor(shape.v_dim, held * lanes // mixed),
             mixed=mixed,
-            unrolled=1 if small else UNROLLED,
+            unrolled=1 if small else UNROLLED if shape.element is REAL else lanes,
             weights=own,
         )
+
+
+def attention_element(shape: AttentionShape, cpu: CpuShape, asked: ElementType) -> ElementType:
+    """Return what attention multiplies where a level multiplies ``asked``: float16, where the core has it and it is faster.
+
+    int8 keeps too few bits of a query for what is exponentiated. A head whose features are cut into more than ``MOST_PARTS`` sums
+    stays float32. Biases, soft caps and masks are float32 in either.
+    """
+    if asked is REAL or FLOAT16 not in cpu.elements or shape.dim > MOST_PARTS * shape.longest_score:
+        return REAL
+    return min((REAL, FLOAT16), key=lambda element: attention_cycles(shape, cpu, element))
+
+
+def attention_cycles(shape: AttentionShape, cpu: CpuShape, element: ElementType) -> float:
+    """Return the cycles of what differs between element types: multiply-adds, and conversions of what is float32."""
+    tile, heads = shape.layout.token_tile, shape.batch * shape.heads
+    products, lanes = shape.flops / 2, cpu.lanes(element)
+    multiplied = products / lanes * cpu.cost(element).fma
+    if element is REAL:
+        return multiplied
+    (tiles, key_tiles), scores = shape.tiles, heads * shape.hides.pairs * tile**2
+    narrowed = heads * tile * (key_tiles * (shape.dim + shape.v_dim) + tiles * shape.dim)
+    sums = scores * shape.dim // shape.longest_score + scores * shape.v_dim // (shape.span() * tile)
+    return multiplied + (narrowed + scores + 2 * sums) / cpu.lanes(REAL) * cpu.cost(REAL).fma

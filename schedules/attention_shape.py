@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from math import gcd
+from typing import Any, Self
 
 from tvm import tirx
 
 from rt3_tvm.schedules.attention_mask import StaticMask
-from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, FeatureMajor
+from rt3_tvm.schedules.layout import FEATURE_MAJOR, REAL, ElementType, FeatureMajor
+from rt3_tvm.schedules.linear_decisions import largest_divisor
 from rt3_tvm.schedules.vector_math import tanh
 
 LOG2_E = math.log2(math.e)
@@ -14,6 +17,11 @@ HIDDEN = -3e38
 """Score of the keys that a band hides and of those that only pad a tile: their weight is 0 whatever the largest score is."""
 LOWEST = -1.5 * 2.0**30
 """What biases below it are. Numbers of its size have no bits for a score: keys weigh the same where biases hide them all."""
+
+LONGEST_SCORE, MOST_PARTS = 32, 8
+"""Features of a score that float16 sums; in how many such parts at most."""
+SPAN = 4
+"""The most tiles of keys of a context that float16 sums."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class AttentionShape:
         Of keys and values where they differ from the queries': heads (a divisor), features of a value, length.
     soft_cap
         c of c * tanh(score / c), before the biases; 0 for none.
+    element
+        What both products multiply.
     """
 
     batch: int
@@ -49,12 +59,35 @@ class AttentionShape:
     keys: int = 0
     soft_cap: float = 0.0
     layout: FeatureMajor = FEATURE_MAJOR
+    element: ElementType = REAL
 
     def __post_init__(self) -> None:
         for name, default in (("kv_heads", self.heads), ("v_dim", self.dim), ("keys", self.length)):
             object.__setattr__(self, name, getattr(self, name) or default)
         if self.mask is None:
             object.__setattr__(self, "mask", StaticMask.none(self.length, self.keys))
+
+    def to_attrs(self) -> dict[str, Any]:
+        """Return the shape in its own layout as attributes of a function."""
+        sizes = self.batch, self.length, self.heads, self.dim, self.kv_heads, self.v_dim, self.keys
+        biases = [list(bias or ()) for bias in (self.key_bias, self.score_bias)]
+        numbers = {"scale": self.scale, "soft_cap": self.soft_cap}
+        return {
+            "sizes": list(sizes),
+            "mask": self.hides.to_attrs(),
+            "biases": biases,
+            "element": self.element.dtype,
+        } | numbers
+
+    @classmethod
+    def of(cls, attrs: Any) -> Self:
+        """Return the shape that :meth:`to_attrs` wrote."""
+        batch, length, heads, dim, kv_heads, v_dim, keys = map(int, attrs["sizes"])
+        key_bias, score_bias = ((int(b[0]), int(b[1])) if len(b) else None for b in attrs["biases"])
+        mask, element = StaticMask.of(attrs["mask"]), ElementType.of(attrs["element"])
+        scale, cap = float(attrs["scale"]), float(attrs["soft_cap"])
+        own = mask, key_bias, score_bias, kv_heads, v_dim, keys, cap
+        return cls(batch, length, heads, dim, scale, *own, element=element)
 
     @property
     def hides(self) -> StaticMask:
@@ -80,6 +113,15 @@ class AttentionShape:
     def factor(self) -> float:
         """What queries are multiplied by, so that their products with keys are powers of 2, or what is capped."""
         return self.scale / self.soft_cap if self.soft_cap else self.scale * LOG2_E
+
+    @property
+    def longest_score(self) -> int:
+        """Features of a score that are summed in the type that is multiplied, where that is narrower than float32."""
+        return largest_divisor(self.dim, LONGEST_SCORE)
+
+    def span(self, tiles: int = 1) -> int:
+        """Return the tiles of keys of a context that are summed so, where a task has some tiles of queries."""
+        return largest_divisor(gcd(*(last - first for first, last in self.hides.blocks(tiles))), SPAN)
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -121,7 +163,7 @@ class AttentionShape:
     @property
     def starts_biased(self) -> bool:
         """Whether sums begin at the bias of their key: it is 0, or hides, in most models, so that sums round as without it."""
-        return bool(self.key_bias) and not self.score_bias and not self.soft_cap
+        return bool(self.key_bias) and not self.score_bias and not self.soft_cap and self.element is REAL
 
     def ended(self, product: tirx.Expr, of_key: tirx.Expr, score_bias: tirx.Buffer, at: tuple) -> tirx.Expr:
         """Return what goes into the softmax, in powers of 2, of a sum at (sequence, head, query, key)."""

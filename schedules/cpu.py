@@ -134,6 +134,11 @@ def elements_of(target: Mapping[str, Any]) -> list[ElementType]:
     return [FLOAT32, FLOAT16] if wide and "fullfp16" in features_of(target) else [FLOAT32]
 
 
+def fuses_float16(target: Mapping[str, Any]) -> bool:
+    """Return whether a multiply-add of float16 is rounded once on a target: else LLVM rounds product and sum."""
+    return bool({"fullfp16", "avx512fp16"} & features_of(target))
+
+
 @dataclass(frozen=True)
 class CpuShape:
     """A core: bytes and number of its vector registers, L1 data and L2 cache in bytes, costs by element type.

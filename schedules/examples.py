@@ -1,7 +1,7 @@
 """A call of each family, small for tests or as large as in a model for timing."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,14 @@ def attention(cpu: CpuShape, s: Sizes) -> Example:
     none = np.zeros((1, 1, 1), REAL.dtype)
     inputs = [*(_tokens(s) * scale for scale in (1, 2, 3)), _numbers(s.batch, 1, 1, s.length), none]
     return Example((shape, cpu), [i.astype(REAL.dtype) for i in inputs])
+
+
+def attention_float16(cpu: CpuShape, s: Sizes) -> Example:
+    """The same in float16, for a core that is taken to have it."""
+    example = attention(cpu, s)
+    shape, _ = example.arguments
+    half = cpu if FLOAT16 in cpu.elements else replace(cpu, costs=(*cpu.costs, (FLOAT16, cpu.cost(REAL))))
+    return Example((replace(shape, element=FLOAT16), half), example.inputs)
 
 
 def matmul(cpu: CpuShape, s: Sizes) -> Example:

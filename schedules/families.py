@@ -6,6 +6,7 @@ from tvm import tirx
 
 from rt3_tvm.schedules import examples, references
 from rt3_tvm.schedules.attention import attention_of, schedule_attention
+from rt3_tvm.schedules.attention_float16 import attention_float16_of, schedule_attention_float16
 from rt3_tvm.schedules.border import (
     embedding,
     from_feature_major,
@@ -21,7 +22,7 @@ from rt3_tvm.schedules.elementwise import schedule_elementwise
 from rt3_tvm.schedules.family import KernelFamily, rows_looked_up
 from rt3_tvm.schedules.few_tokens import schedule_few_tokens
 from rt3_tvm.schedules.layer_norm import layer_norm, schedule_layer_norm
-from rt3_tvm.schedules.layout import ELEMENT_TYPES, REAL, ElementType
+from rt3_tvm.schedules.layout import ELEMENT_TYPES, FEATURE_MAJOR, FLOAT16, REAL, ElementType
 from rt3_tvm.schedules.linear_plan import LinearPart, LinearPlan
 from rt3_tvm.schedules.matmul import matmul, schedule_matmul
 from rt3_tvm.schedules.pattern_linear import schedule_linear
@@ -123,6 +124,15 @@ SCHEDULES: dict[str, KernelFamily] = {
         flops=lambda shape, _cpu: shape.flops,
         example=examples.attention,
         reference=references.attention,
+    ),
+    "attention_float16": KernelFamily(
+        summary="the same, both products in float16",
+        algorithm=attention_float16_of,
+        schedule=lambda f, c: schedule_attention_float16(f, min(c.lanes(FLOAT16), FEATURE_MAJOR.token_tile)),
+        flops=lambda shape, _cpu: shape.flops,
+        example=examples.attention_float16,
+        reference=references.attention,
+        tolerance=2.0**-6,  # its values are up to 8
     ),
     "matmul": KernelFamily(
         summary="products of run-time tensors",

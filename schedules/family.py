@@ -33,6 +33,8 @@ class KernelFamily:
         A call of the given sizes: what tests compare, and what `benchmarks/run.py families` times.
     reference
         From the arguments and the input arrays to the output arrays, in NumPy and float64.
+    tolerance
+        How far an output of the example may be from the reference.
     """
 
     summary: str
@@ -42,6 +44,7 @@ class KernelFamily:
     example: Callable[[CpuShape, Sizes], Example]
     reference: Callable[..., list[np.ndarray]]
     bytes: Callable[[tirx.PrimFunc], int] = lambda func: sum(map(buffer_bytes, func.params))
+    tolerance: float = 1e-5
 
 
 def buffer_bytes(buffer: Any) -> int:

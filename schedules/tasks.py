@@ -16,6 +16,11 @@ BY_LANE_ATTR = "rt3.by_lane"
 """PrimFunc attribute: which buffers are read by vector and by pointer, for codegen/by_lane.py."""
 
 
+def of_tasks(name: str) -> str:
+    """Return the name of the buffer that holds one for each task, where that is too large for a stack."""
+    return f"{name}_of_tasks"
+
+
 def by_lane(cpu: CpuShape, layout: FeatureMajor, weights: list[str], pointers: list[str]) -> dict[str, Any]:
     """Return the attribute of a kernel for a core: buffers of weights, those that a loop reads by pointer, a line of X."""
     lanes = cpu.lanes(layout.element)

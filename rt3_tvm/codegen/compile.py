@@ -25,14 +25,14 @@ from rt3_tvm.checkpoint import Checkpoint, Level
 from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.calibrate import Inputs, calibrate, read_calibration, typical_trials
 from rt3_tvm.codegen.cpu_features import required_features
-from rt3_tvm.codegen.differing import Built, Variant, first_difference
+from rt3_tvm.codegen.differing import Built, Variant, first_difference, has_checked_calls
 from rt3_tvm.codegen.elements import level_elements
 from rt3_tvm.codegen.kernels import Kernel, KernelTable
 from rt3_tvm.codegen.link import choose_compiler, compiler_version, link_bundle
 from rt3_tvm.codegen.metadata import encode_metadata, replace_metadata
 from rt3_tvm.codegen.options import CompileOptions
 from rt3_tvm.codegen.plan import VariantDraft, VariantPlan, plan_variant
-from rt3_tvm.codegen.prove_int8 import prove_int8
+from rt3_tvm.codegen.prove_calls import prove_calls
 from rt3_tvm.codegen.tables import LevelRow, Tables, blob_assembly, check_names
 from rt3_tvm.codegen.verify import Failure, Proof, emulate_bundle, is_foreign, room_for, runs_here, verify_bundle
 from rt3_tvm.codegen.weights import WEIGHTS_FILE, WeightLayout, WeightStore
@@ -46,7 +46,7 @@ from rt3_tvm.frontend import ImportedModel, import_model
 from rt3_tvm.runtime.check import BUNDLE_FORMAT, check_bundle, read_metadata
 from rt3_tvm.schedules import LINEAR_FAMILIES
 from rt3_tvm.schedules.cpu import CpuShape
-from rt3_tvm.schedules.layout import INT8, REAL, ElementType
+from rt3_tvm.schedules.layout import REAL, ElementType
 from rt3_tvm.schedules.linear_plan import MEASURED, MODELLED, TUNED, MatrixShape, TokenCount
 from rt3_tvm.schedules.tuned import CoreId, Needs
 from rt3_tvm.schedules.tuning_log import TuningLogs
@@ -364,9 +364,9 @@ class _Build:
         return length, imported, mod
 
     @property
-    def _int8(self) -> list[Variant]:
-        """The variants that multiply int8."""
-        return [v for v in self.variants.values() if any(step.dtype == INT8.dtype for step in v.plan.steps)]
+    def _checked(self) -> list[Variant]:
+        """The variants whose calls are checked one by one."""
+        return [v for v in self.variants.values() if has_checked_calls(v.plan, self.kernels)]
 
     @property
     def plans(self) -> list[VariantPlan]:
@@ -404,7 +404,7 @@ class _Build:
         with place.timed("kernels"):
             self.kernels.compile(place.target, folder / "kernels.o", use_cache)
             weights.result()
-        (folder / "metadata.json").write_bytes(encode_metadata(metadata, room_for(len(self.plans), len(self._int8))))
+        (folder / "metadata.json").write_bytes(encode_metadata(metadata, room_for(len(self.plans), len(self._checked))))
         tables = Tables(
             levels,
             self.plans,
@@ -458,16 +458,21 @@ class _Build:
         return place
 
     def _verified(self, place: _Place, proof: Proof) -> dict[str, Any]:
-        """Verify a bundle of this machine: the kernels of its variants of int8 by themselves first."""
+        """Verify a bundle of this machine: calls of int8, and of attention in float16, by themselves first."""
         machine = platform.machine()
-        built = Built(place.folder, "kernels.o", self.kernels, choose_compiler(machine, None, machine), self.store)
+        compiler = choose_compiler(machine, None, machine)
+        built = Built(place.folder, "kernels.o", self.kernels, compiler, self.store, place.target)
 
         def explain(failure: Failure) -> str:
             return first_difference(self.variants[failure.level, failure.length], built, self.model, failure.trial)
 
-        exact = [prove_int8(variant, built, proof, explain) for variant in self._int8]
+        checked = [prove_calls(variant, built, proof, explain) for variant in self._checked]
         facts = verify_bundle(place.bundle, proof, explain)
-        return facts | ({"int8": exact} if exact else {})
+        kinds = {
+            "int8": [c for c in checked if "exact_calls" in c],
+            "float16": [c for c in checked if "exact_calls" not in c],
+        }
+        return facts | {name: rows for name, rows in kinds.items() if rows}
 
     def metadata(self) -> dict[str, Any]:
         """Return what ``rt3 inspect`` shows of a bundle."""

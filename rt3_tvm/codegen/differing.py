@@ -4,13 +4,14 @@ import ctypes
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import tvm
 from tvm import IRModule, relax
 
-from rt3_tvm.codegen.exact import ExactWalk
+from rt3_tvm.codegen.exact import ROUNDED, ExactWalk, Inexact
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.codegen.plan import Step, VariantPlan
 from rt3_tvm.codegen.trace import Seen, Trace, trace_variant, values_of
@@ -19,7 +20,7 @@ from rt3_tvm.codegen.weights import WEIGHTS_FILE, WeightStore
 from rt3_tvm.export import ExportForm
 from rt3_tvm.frontend import ImportedModel
 from rt3_tvm.model import NUMBERS
-from rt3_tvm.schedules.int8_plan import lines_of
+from rt3_tvm.schedules.cpu import fuses_float16
 from rt3_tvm.schedules.layout import FLOAT16, INT8
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.trials import TOLERANCES, Trial, compare, cropped, padded_trial, reference, relative_error
@@ -37,24 +38,33 @@ class Variant:
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """The kernels of a bundle for this machine: their table, their object and the weights, in a folder, and a C compiler."""
+    """The kernels of a bundle for this machine: their table, their object and the weights, in a folder, and a C compiler.
+
+    ``target``: what they were compiled for.
+    """
 
     folder: Path
     kernels: str
     table: KernelTable
     compiler: list[str]
     store: WeightStore
+    target: dict[str, Any]
 
     @cached_property
     def _library(self) -> ctypes.CDLL:
         return link_kernels(self.compiler, self.folder, self.kernels)
 
     def walk(self, variant: Variant) -> Walk | ExactWalk:
-        """Return a walk over a variant, whose layers of int8 are checked and go on from float32."""
+        """Return a walk over a variant, whose layers of int8 and attention in float16 are checked and go on from float32."""
         walk = Walk(self._library, self.table.kernels, variant.plan, self.folder / WEIGHTS_FILE)
-        if all(step.dtype != INT8.dtype for step in variant.plan.steps):
+        if not has_checked_calls(variant.plan, self.table):
             return walk
-        return ExactWalk(walk, self.table, self.store, lines_of(variant.context.cpu))
+        return ExactWalk(walk, self.table, self.store, variant.context.cpu, fuses_float16(self.target))
+
+
+def has_checked_calls(plan: VariantPlan, table: KernelTable) -> bool:
+    """Return whether steps of a plan multiply int8, or are attention in float16."""
+    return any(s.dtype == INT8.dtype or table.kernels[s.kernel].family == ROUNDED for s in plan.steps)
 
 
 def first_difference(variant: Variant, built: Built, model: torch.nn.Module, trial: Trial) -> str:
@@ -82,7 +92,7 @@ def first_difference(variant: Variant, built: Built, model: torch.nn.Module, tri
 
 
 def float_dtype(variant: Variant) -> str:
-    """Return by which element type a variant is measured whose layers of int8 go on from float32."""
+    """Return by which element type a variant is measured whose checked calls go on from float32."""
     return FLOAT16.dtype if any(step.dtype == FLOAT16.dtype for step in variant.plan.steps) else NUMBERS
 
 
@@ -108,6 +118,15 @@ def _first_kernel(
     variant: Variant, built: Built, trace: Trace, values: dict[relax.Var, np.ndarray], padded: Trial
 ) -> str:
     """Run the steps one by one and return the first whose output is not the value that it stands for."""
+    try:
+        return _first_wrong(variant, built, trace, values, padded)
+    except Inexact as wrong:
+        return f"first to differ is {wrong}"
+
+
+def _first_wrong(
+    variant: Variant, built: Built, trace: Trace, values: dict[relax.Var, np.ndarray], padded: Trial
+) -> str:
     walk, tolerance = built.walk(variant), TOLERANCES[float_dtype(variant)]
     steps = walk.run(variant.imported.inputs, padded.inputs)
     for number, (step, call) in enumerate(zip(steps, trace.calls, strict=True)):

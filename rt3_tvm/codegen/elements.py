@@ -9,6 +9,7 @@ from rt3_tvm.errors import Rt3Error
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layout import INT8, ElementType
 from rt3_tvm.schedules.linear_plan import PLANNERS
+from rt3_tvm.transform.context import ATTENTION
 
 
 def level_elements(
@@ -32,7 +33,7 @@ def level_elements(
     if options.calibrate is not None and INT8.dtype not in dtypes:
         raise Rt3Error(f"`calibrate` is for int8, and `dtype` is {','.join(dtypes)}")
     for glob in options.keep_float:
-        if not any(fnmatchcase(name, glob) for name in checkpoint.weights):
+        if not any(fnmatchcase(name, glob) for name in (*checkpoint.weights, ATTENTION)):
             raise Rt3Error(f"`keep_float` '{glob}': the model has no parameter of such a name")
     each = dtypes * levels if len(dtypes) == 1 else dtypes
     return tuple(map(ElementType.of, each))

@@ -1,10 +1,13 @@
-"""Layers of int8 against integers: each of their calls by itself, and in float32 whatever is between them.
+"""Layers of int8 and attention in float16 against NumPy: each of their calls by itself, and in float32 what is between them.
 
 A value that is off by nothing worth a name can be rounded to another step, and what is off by a step moves the steps of all
 layers behind it. So the outputs of a level of int8 cannot be compared with PyTorch's as tightly as a wrong kernel would want. Its
 kernels are run one by one instead. What a quantiser or a layer writes is compared with what NumPy makes, in integers, of the very
 numbers that it read. Then what the layer would be in float32 is put in the place of its result: what comes out in the end is as
 tight as a level of float32 is.
+
+Attention in float16 likewise: a call is compared with what NumPy makes of what it read, rounded where the kernel rounds, and what
+it would be without rounding is put in the place of its result. How far that is away tells whether float16 bears its scores.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,14 +25,24 @@ from rt3_tvm.codegen.walk import Walk
 from rt3_tvm.codegen.weights import WeightStore
 from rt3_tvm.model import InputSpec
 from rt3_tvm.schedules import ACTIVATION_ATTR
+from rt3_tvm.schedules.attention_blocks import AttentionBlocks
+from rt3_tvm.schedules.attention_float16 import SHAPE_ATTR
+from rt3_tvm.schedules.attention_numpy import AttentionInputs, exact_attention, rounded_attention
+from rt3_tvm.schedules.attention_shape import AttentionShape
+from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
-from rt3_tvm.schedules.int8_lines import Lines
 from rt3_tvm.schedules.int8_packing import LARGEST, LEAST, quantised, row_scales
+from rt3_tvm.schedules.int8_plan import lines_of
 from rt3_tvm.transform.context import WeightRef
 
 ROUNDING = 1e-5
 """How far a call may be off, as a part of the largest value of its result: sums are exact, what is made of them is float32."""
+STEP = 2.0**-10
+"""The same of attention in float16: a weight beside the middle between two of its numbers may become either."""
+BORNE = 2.0**-7
+"""How far rounding may move the result of attention, as root mean squares: random heads of MiniLM's size take a quarter of it."""
 QUANTISERS = ("quantise", "quantise_static")
+ROUNDED = "attention_float16"
 TIE = 1e-3
 """How far behind the middle between two steps a number may be that is rounded to the farther one: 1 / scale is rounded too."""
 
@@ -44,7 +57,11 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class Inexact(Exception):
-    """A call that computes something else than integers give; its text says which."""
+    """A call that computes something else than NumPy does; its text says which."""
+
+
+class TooCoarse(Inexact):
+    """A call that computes what it should, of numbers that float16 does not bear."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,17 +75,22 @@ class _Read:
 
 @dataclass(eq=False)
 class ExactWalk:
-    """A walk over a variant that checks each call on quantised activations and goes on from float32.
+    """A walk over a variant that checks calls on quantised activations, and of attention in float16, and goes on from float32.
 
-    ``calls``: how many calls were checked; ``worst``: what the worst of them was off by, as ROUNDING measures it.
+    ``calls``: how many calls on quantised activations were checked; ``worst``: what the worst of them was off by, as ROUNDING
+    measures it; ``rounded`` and ``farthest``: of attention the same, as STEP and as BORNE measure it. ``fused``: whether the
+    kernels' multiply-adds of float16 are rounded once.
     """
 
     walk: Walk
     table: KernelTable
     store: WeightStore
-    lines: Lines
+    cpu: CpuShape
+    fused: bool
     calls: int = 0
     worst: float = 0.0
+    rounded: int = 0
+    farthest: float = 0.0
     _read: dict[int, _Read] = field(default_factory=dict)
     _weights: dict[WeightRef, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=dict)
 
@@ -83,8 +105,11 @@ class ExactWalk:
         followers = [following for _, following in pairwise((*self.walk.plan.steps, None))]
         for step, following in zip(self.walk.run(specs, inputs), followers, strict=True):
             func = self.table.functions[step.kernel]
-            if self.table.kernels[step.kernel].family in QUANTISERS:
+            family = self.table.kernels[step.kernel].family
+            if family in QUANTISERS:
                 self._quantiser(step, func)
+            elif family == ROUNDED:
+                self._attention(step, func)
             elif step.weight and step.weight.dot and (following is None or following.args != step.args):
                 self._layer(step, step.weight, func)  # all of its parts have run
             yield step
@@ -99,7 +124,7 @@ class ExactWalk:
             for place, p in zip(step.args, func.params, strict=True)
             if place.segment == "workspace"
         )
-        real, steps = _tokens(x), _tokens(self.lines.unpack(lines, len(x)))
+        real, steps = _tokens(x), _tokens(lines_of(self.cpu).unpack(lines, len(x)))
         whole = np.isfinite(real).all(axis=1)
         wanted, scaled = self._scaled(step, func, real)
         self._check(step, "scale", scales.reshape(-1)[whole], wanted[whole])
@@ -134,6 +159,25 @@ class ExactWalk:
         tiles = _activated(activation, real).reshape(len(got), got.shape[2], -1).transpose(0, 2, 1)
         self.walk.write(place, tiles)
 
+    def _attention(self, step: Step, func: tirx.PrimFunc) -> None:
+        shape = AttentionShape.of(func.attrs[SHAPE_ATTR])
+        *read, got = (self.walk.read(place, p.ty) for place, p in zip(step.args[:6], func.params[:6], strict=True))
+        inputs, tiles = AttentionInputs(*read), AttentionBlocks.of(shape, self.cpu).tiles(shape.layout.token_tile)
+        exact = exact_attention(shape, inputs)
+        rounded = rounded_attention(shape, inputs, tiles, self.fused)
+        whole = np.isfinite(exact)
+        if not np.isfinite(rounded[whole]).all():
+            raise TooCoarse(f"{self._name(step)}: numbers or scores are beyond what float16 holds, 65504")
+        self._check(step, "result", got[whole], rounded[whole], STEP)
+        size = np.square(exact[whole]).mean() ** 0.5 if whole.any() else 0.0
+        off = float(np.square(rounded[whole] - exact[whole]).mean() ** 0.5 / size) if size else 0.0
+        if off > BORNE:
+            raise TooCoarse(
+                f"{self._name(step)}: rounding moves its result by {off:.2g} of its size, {BORNE:.2g} is borne"
+            )
+        self.rounded, self.farthest = self.rounded + 1, max(self.farthest, off)
+        self.walk.write(step.args[5], exact.astype(np.float32))
+
     def _numbers(self, ref: WeightRef) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the weight of a layer (rows, cols) as it is, in steps, and what a step of each row is worth."""
         if ref not in self._weights:
@@ -142,15 +186,16 @@ class ExactWalk:
             self._weights[ref] = self.store.multiplied(ref), quantised(smoothed, scales, largest), scales
         return self._weights[ref]
 
-    def _check(self, step: Step, what: str, got: np.ndarray, wanted: np.ndarray) -> None:
+    def _check(self, step: Step, what: str, got: np.ndarray, wanted: np.ndarray, bound: float = ROUNDING) -> None:
         if not got.size:
             return
         error = float(
             np.abs(got.astype(np.float64) - wanted).max() / max(np.abs(wanted).max(), np.finfo(np.float32).tiny)
         )
-        if not error <= ROUNDING:
-            raise Inexact(f"{self._name(step)}: its {what} is off by {error:.2g} of its size, {ROUNDING:g} is rounding")
-        self.worst = max(self.worst, error)
+        if not error <= bound:
+            raise Inexact(f"{self._name(step)}: its {what} is off by {error:.2g} of its size, {bound:.2g} is rounding")
+        if bound == ROUNDING:
+            self.worst = max(self.worst, error)
 
     def _name(self, step: Step) -> str:
         weight = f" of '{step.matrix}'" if step.matrix else ""

@@ -59,7 +59,7 @@ class CompileOptions:
     keep_float: tuple[str, ...] = option(
         (),
         TEXT.called("GLOB"),
-        "parameters whose linear layers keep float32, by name; repeat it for more",
+        "parameters whose linear layers keep float32, by name, and `attention` itself; repeat it for more",
         repeated=True,
     )
     calibrate: Path | None = option(

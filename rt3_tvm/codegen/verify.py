@@ -100,9 +100,9 @@ class Failure:
         return f"{where}: output '{found.output}' {found.text} ({self.trial.name}, {self.trial.shape})"
 
 
-def room_for(variants: int, int8: int = 0) -> int:
-    """Return the bytes of metadata that the facts of a verification take; of variants of int8 there is more to say."""
-    return ROOM * (1 + -(-(variants + 2 * int8) // 8))
+def room_for(variants: int, checked: int = 0) -> int:
+    """Return the bytes of metadata that the facts of a verification take; of variants with checked calls there is more to say."""
+    return ROOM * (1 + -(-(variants + 2 * checked) // 8))
 
 
 def is_foreign(target: Mapping[str, Any]) -> bool:

@@ -116,6 +116,8 @@ def _verified(facts: dict[str, Any]) -> str:
             else f"; run by {emulated['command']}"
         )
     exact = "; every call of int8 against integers" if "int8" in facts else ""
+    rows = [*facts.get("int8", ()), *facts.get("float16", ())]
+    exact += "; attention in float16 against NumPy" if any("rounded_calls" in row for row in rows) else ""
     return (
         f"verified: {facts['what']} against masked PyTorch, largest error {worst['error']:g} (level {worst['level']}, length "
         f"{worst['length']}; tolerated {max(facts['tolerance'].values()):g}){exact}{under}"

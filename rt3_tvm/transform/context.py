@@ -19,6 +19,8 @@ WEIGHTS_ATTR = "rt3.weights"
 Kind = Literal["raw", "values", "offsets", "bias", "scales", "starts", "factors"]
 INT8_FACTS = ("dot", "smoothed")
 """Fields of a reference that only int8 has, and that are no attributes where they are empty."""
+ATTENTION = "attention"
+"""What attention is called where weights are left in float32 by their names: it has none of its own."""
 UNPRUNED = -1
 """Level of a weight that no level masks."""
 
@@ -97,7 +99,7 @@ class VariantContext:
     element
         What its linear layers multiply, where that is faster.
     keep_float
-        Globs of the names of weights that are multiplied in float32 all the same.
+        Globs of the names of weights, or of ATTENTION, that are multiplied in float32 all the same.
     tuned
         Plans that were measured; what has none gets the model's.
     calibration
@@ -116,7 +118,7 @@ class VariantContext:
     calibration: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def element_of(self, name: str) -> ElementType:
-        """Return what is asked for of the layer of a weight."""
+        """Return what is asked for of the layer of a weight, or of ATTENTION."""
         kept = any(fnmatchcase(name, glob) for glob in self.keep_float)
         return REAL if kept else self.element
 

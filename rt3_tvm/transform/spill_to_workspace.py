@@ -9,6 +9,7 @@ from tvm import IRModule, relax, s_tir, tirx
 
 from rt3_tvm.schedules import TASKS_ATTR
 from rt3_tvm.schedules.cpu import KERNEL_STACK_BYTES
+from rt3_tvm.schedules.tasks import of_tasks
 from rt3_tvm.transform.composites import static_shape
 
 Shape = tuple[int, ...]
@@ -77,7 +78,7 @@ class _Part:
 def _part(spilled: _Spilled, task: tirx.For) -> _Part:
     """Return the part of a task, in a buffer of all of them."""
     own, name, dtype = spilled.buffer, spilled.buffer.name, str(spilled.buffer.ty.dtype)
-    whole = tirx.decl_buffer(spilled.shape, dtype, f"{name}_of_tasks", layout=None)
+    whole = tirx.decl_buffer(spilled.shape, dtype, of_tasks(name), layout=None)
     offset = tirx.Var(f"{name}_offset", "int32")
     part = tirx.decl_buffer(static_shape(own), dtype, name, elem_offset=offset, offset_factor=1, layout=None)
     axis = tirx.IterVar(tvm.ir.Range(0, task.extent), f"{name}_task", tirx.IterVar.DataPar)

@@ -7,8 +7,10 @@ from tvm.ir import assert_structural_equal
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
-from rt3_tvm.schedules import KERNEL_ATTR
-from rt3_tvm.schedules.cpu import KERNEL_STACK_BYTES
+from rt3_tvm import device
+from rt3_tvm.schedules import BY_LANE_ATTR, KERNEL_ATTR
+from rt3_tvm.schedules.cpu import KERNEL_STACK_BYTES, CpuShape
+from rt3_tvm.schedules.layout import FLOAT16
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
 from rt3_tvm.transform.schedule_kernels import ScheduleKernels
@@ -18,6 +20,7 @@ from tests.ir.test_attention import evaluate, module
 from tests.kernels.harness import CPU
 
 op = relax.op
+A76 = CpuShape.of(device.load("rk3588").with_cluster("big0").cluster)
 
 
 def lowered_and_compared(mod):
@@ -38,6 +41,22 @@ def test_scores_of_many_tokens_are_one_workspace_for_each_head():
     assert [[int(d) for d in p.ty.shape] for p in kernel.params[6:]] == [[2, 1040, 16]]
     assert kernel.params[6].name == "S_of_tasks"
     assert_structural_equal(tvm.script.from_source(lowered.script(show_meta=True)), lowered)
+
+
+def test_keys_and_values_of_many_tokens_are_still_read_by_lane():
+    """Those of float16 are buffers of the kernel, which by_lane.py knows by name."""
+
+    def attention(emit, q, k, v):
+        return emit(op.matmul(op.nn.softmax(op.matmul(q, op.permute_dims(k, [0, 1, 3, 2])), axis=-1), v))
+
+    context = VariantContext(0, 1, 1, A76, {}, {}, element=FLOAT16)
+    mod = module(attention, *[(1, 2, 512, 64)] * 3)
+    lowered = run_phases(run_phases(mod, shared_phases()), level_phases(context))
+    family = "attention_float16"
+    kernel = next(f for _, f in lowered.functions_items() if str(f.attrs.get(KERNEL_ATTR, "")) == family)
+    names = [p.name for p in kernel.params[6:]]
+    assert names == ["keys_of_tasks", "values_of_tasks"]
+    assert set(names) <= {str(name) for name in kernel.attrs[BY_LANE_ATTR]["weights"]}
 
 
 def test_a_buffer_of_a_task_becomes_a_result_with_a_part_for_each():

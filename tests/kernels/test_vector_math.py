@@ -82,3 +82,23 @@ def test_weights_of_a_softmax(unit, largest):
     shown = exponent > -vector_math.BIAS_OF_POWERS + 1.5
     assert np.abs(out[shown] / want[shown] - 1).max() < 6e-7
     assert (out[exponent < -vector_math.BIAS_OF_POWERS - 0.5] == 0).all() and np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=str)
+@pytest.mark.parametrize("largest", [0.0, 0.4, -57.0, 1000.25])
+def test_weights_that_are_rounded_to_float16(unit, largest):
+    below = np.concatenate([np.linspace(-140, 0, 100_000), [-1e5, -1e9, -3e38, -200, -129, -0.5, 0.0]])
+    scores = (largest + np.resize(below, -(-len(below) // 16) * 16)).astype(np.float32)
+    x = te.placeholder(scores.shape, "float32", name="x")
+    base = te.compute(scores.shape, lambda i: vector_math.coarse_base(x[i] * 0.0 + np.float32(largest), unit))
+    y = te.compute(scores.shape, lambda i: vector_math.coarse_weight(x[i], base[i], unit))
+    out = np.zeros_like(scores)
+    run_kernel("elementwise", te.create_prim_func([x, y]), scores, out)
+    exponent = scores.astype(np.float64) - np.round(np.float64(np.float32(largest)))
+    want = np.exp2(np.maximum(exponent, -1000.0)) * vector_math.CUBIC_FACTOR
+    shown = exponent > -121
+    # CUBIC_FACTOR is what the cubic gives at 0: the middle of its errors lies beside it.
+    assert np.abs(out[shown] / want[shown] - 1).max() < 1.5e-4
+    ratio = out[shown] / want[shown]
+    assert (ratio.max() - ratio.min()) / 2 < 8e-5 and 0.9 < out.max() < 1.7
+    assert (out[exponent < -124] == 0).all() and np.isfinite(out).all()

@@ -12,11 +12,12 @@ from rt3_tvm.frontend import import_model
 from rt3_tvm.report import summary
 from rt3_tvm.schedules import KERNEL_ATTR
 from rt3_tvm.schedules.cpu import CpuShape
-from rt3_tvm.schedules.layout import FLOAT16
+from rt3_tvm.schedules.layout import FLOAT16, INT8
 from rt3_tvm.transform.context import VariantContext, references_of
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
 
 A76 = CpuShape.of(device.load("rk3588").with_cluster("big0").cluster)
+A53 = CpuShape.of(device.load("rk3399").with_cluster("little").cluster)
 LENGTH = 20
 
 
@@ -62,6 +63,18 @@ def test_matrices_are_left_out_by_glob(imported, tiny_checkpoint):
     kept = values_of(lowered(imported, tiny_checkpoint, element=FLOAT16, keep_float=("*.query.weight", "pooler*")))
     wanted = {n: "float32" if "query" in n or n.startswith("pooler") else "float16" for n in whole}
     assert kept == wanted and len(set(kept.values())) == 2
+
+
+@pytest.mark.parametrize("element", [FLOAT16, INT8])
+def test_attention_is_float16_where_layers_are_narrower(imported, tiny_checkpoint, element):
+    layers = tiny_checkpoint.dense_model().config.num_hidden_layers
+
+    def count(family, **asked):
+        return len(calls_of(lowered(imported, tiny_checkpoint, **asked), family))
+
+    assert count("attention_float16", element=element) == layers and not count("attention", element=element)
+    for asked in ({}, {"element": element, "keep_float": ("attention",)}, {"element": INT8, "cpu": A53}):
+        assert count("attention", **asked) == layers and not count("attention_float16", **asked)
 
 
 def test_levels_of_two_types_are_verified_each_by_its_own_tolerance(tiny_checkpoint, tmp_path):

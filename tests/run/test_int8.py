@@ -99,8 +99,9 @@ def test_levels_prove_themselves_each_by_its_own_measure(built):
     for row in verified["int8"]:
         # A quantiser and a layer each for value, attention's output and both of the FFN, with key and pooler, of two trials.
         assert row["exact_calls"] == 2 * (2 * (4 + 5) + 2) and row["exact_error"] < 2e-6 and row["float_error"] < 5e-5
+        assert row["rounded_calls"] == 2 * SIZES["num_hidden_layers"] and 1e-5 < row["rounded_by"] < 2**-8
     text = "\n".join(map(str, summary.tables(summary.describe(path))))
-    assert "every call of int8 against integers" in text
+    assert "every call of int8 against integers; attention in float16 against NumPy" in text
 
 
 def test_the_twin_computes_the_same_here(built, checkpoint):
@@ -236,7 +237,11 @@ def flipped(value):
             times(1.001),
             r"pattern_linear_i8\w* of 'encoder.layer.0.attention.self.query.weight': its result is off by 0.001 of",
         ),
-        ("attention", times(1.01), r"first to differ is rt3.attention \(kernel attention, call \d+\)"),
+        (
+            "attention_float16",
+            times(1.01),
+            r"level 0, length 9: attention_float16: its result is off by 0.01 of its size, 0.00098 is rounding \(full mask, ",
+        ),
         ("layer_norm", times(1.01), "first to differ is rt3.layer_norm"),
     ],
 )
@@ -258,6 +263,33 @@ def test_a_model_that_int8_is_too_coarse_for_is_refused(checkpoint, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_model_whose_scores_float16_does_not_bear_is_refused(checkpoint, tmp_path, dtype):
+    """Or keeps its attention in float32."""
+    sharp = replace(checkpoint, weights=sharpened(checkpoint.weights, 60.0))
+    options = replace(A76_OPTIONS, dtype=(dtype,), lengths=(40,))
+    message = (
+        r"^float16 is too coarse for attention of this model: level 0, length 40: attention_float16: rounding moves its result "
+        r"by 0\.\d+ of its size, 0.0078 is borne \(full mask, .*\); leave it out by keep_float attention, or choose another "
+        "dtype$"
+    )
+    with pytest.raises(JobError, match=message):
+        compile(sharp, tmp_path / "m.so", options)
+    huge = replace(checkpoint, weights=sharpened(checkpoint.weights, 1e4))
+    with pytest.raises(JobError, match=r"numbers or scores are beyond what float16 holds, 65504 \(full mask"):
+        compile(huge, tmp_path / "m.so", options)
+    assert not list(tmp_path.iterdir())
+    made = compile(checkpoint, tmp_path / "m.so", replace(options, keep_float=("attention",))).metadata
+    families = {kernel["family"] for kernel in made["kernels"]}
+    assert "attention" in families and "attention_float16" not in families
+    assert all("rounded_calls" not in row for row in made["verified"].get(dtype, ()))
+
+
+def sharpened(weights, factor):
+    """Return weights whose queries and keys are larger."""
+    return {n: w * np.float32(factor) if "query" in n or "key" in n else w for n, w in weights.items()}
+
+
 def test_the_command_line(tiny_checkpoint, tmp_path, capsys):
     tiny_checkpoint.save(tmp_path / "m.ckpt")
     arguments = [
@@ -277,5 +309,5 @@ def test_the_command_line(tiny_checkpoint, tmp_path, capsys):
 def test_kernels_name_their_family(imported, checkpoint):
     mod = lowered(imported, checkpoint, element=INT8)
     families = {str(f.attrs[KERNEL_ATTR]) for _, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
-    assert families >= {"quantise", "attention", "layer_norm"}
+    assert families >= {"quantise", "attention_float16", "layer_norm"}
     assert families & {"pattern_linear_int8", "dense_linear_int8"}

@@ -1,25 +1,31 @@
 """Attention to its kernel."""
 
+from dataclasses import replace
+
 from tvm import relax
 
+from rt3_tvm.schedules.attention_blocks import attention_element
 from rt3_tvm.schedules.attention_mask import StaticMask
 from rt3_tvm.schedules.attention_shape import AttentionShape
+from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.transform.composites import Composite, static_shape
+from rt3_tvm.transform.context import ATTENTION
 from rt3_tvm.transform.graph import real
 from rt3_tvm.transform.layouts import Arguments, Layouts, Tokens
 
 
 def lower_attention(lowering: Layouts, var: relax.Var, _row: Composite, func: relax.Function, args: Arguments) -> bool:
     """Lower attention by what phase 2 has said of it."""
-    shape = _shape(func, args)
-    arguments = (shape, lowering.context.cpu)
+    shape, context = _shape(func, args), lowering.context
+    shape = replace(shape, element=attention_element(shape, context.cpu, context.element_of(ATTENTION)))
     operands = [lowering.as_heads_first(args[r]) for r in "qkv"]
     biases = [
         lowering.as_plain(args["key_bias"]) if "key_bias" in args else real([[[[0.0]]]]),
         lowering.as_score_tiles(args["score_bias"]) if "score_bias" in args else real([[[0.0]]]),
     ]
     out = Tokens(shape.batch, shape.length, shape.heads * shape.v_dim).ty()
-    lowering.heads_first[var] = lowering.kernel("attention", arguments, [*operands, *biases], out)
+    family = "attention" if shape.element is REAL else f"attention_{shape.element.dtype}"
+    lowering.heads_first[var] = lowering.kernel(family, (shape, context.cpu), [*operands, *biases], out)
     return True
 
 
