@@ -112,8 +112,8 @@ def dot_of(target: Mapping[str, Any], vector_bytes: int) -> str:
     if arch.startswith("arm"):
         return "vmull" if "neon" in features else ""
     wide = vector_bytes == AVX512_BYTES
-    vnni = {"avx512vnni"} <= features if wide else {"avx512vnni", "avx512vl"} <= features or "avxvnni" in features
-    if vector_bytes * 2 < AVX512_BYTES or not {"avx512bw" if wide else "avx2"} <= features:
+    vnni = {"avx512vnni", "avx512vl"} <= features or (not wide and "avxvnni" in features)
+    if vector_bytes * 2 < AVX512_BYTES or not ({"avx512bw", "avx512vl"} if wide else {"avx2"}) <= features:
         return ""
     return "vpdpbusd" if vnni else "vpmaddubsw"
 

@@ -126,7 +126,8 @@ def _vpdpbusd(acc: Expr, x: Sequence[Expr], w: Sequence[Expr]) -> Expr:
     return intrinsic(f"int32x{bits // 32}", f"llvm.x86.avx512.vpdpbusd.{bits}", acc, x[0], w[0])
 
 
-_MADD = {32: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd")}
+_MADD = {16: ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd")}
+_MADD[32] = ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd")
 _MADD[64] = ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512")
 
 

@@ -23,7 +23,7 @@ from rt3_tvm.schedules.quantise import QuantiseShape
 
 VOCABULARY = 1000
 FEW = 2
-"""Tokens of the example of ``few_token_linear``."""
+"""Tokens of the examples of kernels for a handful of them."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,17 @@ def int8_linear(family: str) -> Callable[[CpuShape, Sizes], Example]:
     """Return the example of a family of linear layers in int8, with GELU; tokens and weights over the whole range."""
 
     def example(cpu: CpuShape, s: Sizes) -> Example:
-        dense, kept, tokens = family == "dense_linear_int8", s.features // s.sparsity, TokenCount(s.batch, s.length)
+        dense, kept, few = family == "dense_linear_int8", s.features // s.sparsity, family == "few_token_linear_int8"
+        tokens = TokenCount(1, FEW) if few else TokenCount(s.batch, s.length)
         matrix = MatrixShape.dense_of(s.rows, s.features) if dense else MatrixShape(s.rows, s.features, kept, s.group)
-        plan = plan_of_family(family, cpu, matrix, tokens, INT8)
+        packing = LinearPacking(4, 1, 1) if few else None
+        plan = plan_of_family(family, cpu, matrix, tokens, INT8, packing)
+        assert plan.quantised is not None
         weight, bias = _numbers(s.rows, s.features) / np.sqrt(s.features), _numbers(s.rows)
         columns = _columns(s, matrix)
         packed = pack_int8(weight, columns, np.ones_like(columns, np.bool_), bias, plan.packing, DOT_PRODUCTS[cpu.dot])
         random, tile = np.random.default_rng(2), FEATURE_MAJOR.token_tile
-        x = lines_of(cpu).pack(random.integers(-127, 128, (plan.tiles, s.features, tile)).astype(np.int8))
+        x = plan.quantised.lines.pack(random.integers(-127, 128, (plan.tiles, s.features, tile)).astype(np.int8))
         scales = random.random((plan.tiles, tile)).astype(REAL.dtype) / 50
         weights = [packed.values, packed.offsets, packed.bias, packed.scales, packed.starts]
         return Example((plan, plan.parts[0], "gelu", cpu), [x.reshape(-1), scales, *map(np.ascontiguousarray, weights)])

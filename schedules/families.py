@@ -35,7 +35,14 @@ KERNEL_ATTR = "rt3.kernel"
 FLOPS_ATTR = "rt3.flops"
 """PrimFunc attribute that says how many floating-point operations a call does, where the family counts them."""
 
-LINEAR_FAMILIES = ("pattern_linear", "dense_linear", "few_token_linear", "pattern_linear_int8", "dense_linear_int8")
+LINEAR_FAMILIES = (
+    "pattern_linear",
+    "dense_linear",
+    "few_token_linear",
+    "pattern_linear_int8",
+    "dense_linear_int8",
+    "few_token_linear_int8",
+)
 """Families that multiply by a weight."""
 
 
@@ -115,6 +122,14 @@ SCHEDULES: dict[str, KernelFamily] = {
         schedule=lambda f, _c: f,
         flops=_linear_flops,
         example=examples.int8_linear("dense_linear_int8"),
+        reference=references.int8_linear,
+    ),
+    "few_token_linear_int8": KernelFamily(
+        summary="linear layer in int8 for a handful of tokens, vectors over rows",
+        algorithm=LinearPlan.kernel,
+        schedule=lambda f, _c: f,
+        flops=_linear_flops,
+        example=examples.int8_linear("few_token_linear_int8"),
         reference=references.int8_linear,
     ),
     "attention": KernelFamily(

@@ -5,7 +5,6 @@ is multiplied by the weights of each row of a register block, four columns in an
 register block is left: an int8 line of X is so short that they stay in L1.
 """
 
-from dataclasses import dataclass
 from functools import cache
 from math import gcd
 from typing import Any
@@ -13,93 +12,23 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from rt3_tvm.schedules.cpu import STACK_BYTES, CpuShape
-from rt3_tvm.schedules.dot_products import DOT_PRODUCTS, pair_of, repeated
-from rt3_tvm.schedules.int8_lines import COLUMNS, LANE_WORDS, PARTS, Lines
+from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.dot_products import pair_of, repeated
+from rt3_tvm.schedules.int8_blocks import (
+    Buffers,
+    Int8Kernel,
+    begin_lines,
+    clear_rest,
+    for_core,
+    store,
+    vector_of,
+    zip_lines,
+)
+from rt3_tvm.schedules.int8_lines import COLUMNS, LANE_WORDS
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
-from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, LinearShape
-from rt3_tvm.schedules.packing import OFFSET_UNIT
-from rt3_tvm.schedules.tasks import BY_LANE_ATTR, TASKS_ATTR
+from rt3_tvm.schedules.linear_decisions import largest_divisor
+from rt3_tvm.schedules.tasks import TASKS_ATTR
 from rt3_tvm.schedules.vector_math import ACTIVATIONS, ANY_UNIT, SHORT, TOGETHER, Activation, VectorUnit, activation_of
-
-
-@dataclass(frozen=True)
-class Int8Kernel:
-    """What fixes a kernel.
-
-    A register block is ``packing.rows`` rows times ``decisions.vectors`` vectors of tokens: a part of a line, so that the kernel
-    passes over a line several times, or whole lines.
-    """
-
-    shape: LinearShape
-    packing: LinearPacking
-    decisions: LinearDecisions
-    dot: str
-    lines: Lines
-    activation: str
-
-    @property
-    def parts(self) -> int:
-        """Vectors of a line that hold tokens."""
-        return min(PARTS, self.shape.tokens // self.lines.lanes)
-
-    @property
-    def block_lines(self) -> int:
-        """Lines of a register block."""
-        return max(1, self.decisions.vectors // PARTS)
-
-    @property
-    def passes(self) -> list[list[tuple[int, int]]]:
-        """For each pass the line and the part of each vector of its register block."""
-        step = self.decisions.vectors
-        return [self.block[first : first + step] for first in range(0, len(self.block), step)]
-
-    @property
-    def block(self) -> list[tuple[int, int]]:
-        """The line and the part of each vector of the lines of a register block."""
-        return [(line, part) for line in range(self.block_lines) for part in range(self.parts)]
-
-    @property
-    def zips_once(self) -> bool:
-        """Whether lines are zipped once for all rows: where those keep the same columns, and what comes out stays close."""
-        return self.shape.dense and self.shape.kept * self.lines.tokens * self.block_lines <= STACK_BYTES
-
-    @property
-    def sums(self) -> int:
-        """How often sums of int32 grow: columns over those that an instruction, or two with sums of int16, multiply by."""
-        return self.shape.kept // (COLUMNS * DOT_PRODUCTS[self.dot].quads)
-
-    @property
-    def flops(self) -> float:
-        """Operations of a call: of columns that are kept, with those that fill up an iteration."""
-        return 2.0 * self.shape.rows * self.shape.kept * self.shape.tokens
-
-    @property
-    def looks_up(self) -> bool:
-        """Whether columns come from a table; dense whole steps are simply one after the other."""
-        return not self.shape.dense or self.shape.kept != self.shape.cols
-
-
-@dataclass(frozen=True, eq=False)
-class _Buffers:
-    """Of one kernel, and of its registers."""
-
-    x: tirx.Buffer
-    values: tirx.Buffer
-    offsets: tirx.Buffer
-    starts: tirx.Buffer
-    lines: tirx.Buffer
-    quads: tirx.Buffer
-    acc: tirx.Buffer
-
-
-def _vector(buffer: tirx.Buffer, *indices: Any, lanes: int) -> tirx.Expr:
-    """Return a vector of a buffer that begins at an index."""
-    return tirx.BufferLoad(buffer, [*indices[:-1], tirx.Ramp(indices[-1], 1, lanes)])
-
-
-def _store(buffer: tirx.Buffer, value: tirx.Expr, *indices: Any) -> None:
-    T.buffer_store(buffer, value, [*indices[:-1], tirx.Ramp(indices[-1], 1, int(value.ty.dtype.lanes))])
 
 
 @cache  # TVMScript is parsed anew on every call
@@ -125,7 +54,7 @@ def int8_linear(k: Int8Kernel, unit: VectorUnit = ANY_UNIT) -> tirx.PrimFunc:
     x_size = lines.count(tiles) * shape.cols * lines.tokens
     blocks = lines.count(shape.tiles) // k.block_lines
     first_line = shape.first // lines.tiles
-    at_once = (quads, len(k.block)) if k.zips_once else (DOT_PRODUCTS[k.dot].quads, k.decisions.vectors)
+    at_once = (quads, len(k.block)) if k.zips_once else (k.dot.quads, k.decisions.vectors)
     zipped_shape = *at_once, lines.tokens
 
     @T.prim_func(s_tir=True)
@@ -144,36 +73,27 @@ def int8_linear(k: Int8Kernel, unit: VectorUnit = ANY_UNIT) -> tirx.PrimFunc:
         zipped = T.sblock_alloc_buffer(zipped_shape, INT8.dtype)
         acc = T.sblock_alloc_buffer((rows, k.decisions.vectors * lines.lanes), "int32")
         for lb in range(blocks):
-            _begin_lines(k, _Buffers(X, values, offsets, starts, loaded, zipped, acc), lb * k.block_lines + first_line)
+            begin_lines(
+                k, Buffers(X, values, offsets, starts, loaded, zipped, acc), lb * k.block_lines + first_line, k.dot.zip
+            )
             for rb in T.serial(row_blocks, annotations={TASKS_ATTR: 1}):
                 _register_blocks(
                     k,
-                    _Buffers(X, values, offsets, starts, loaded, zipped, acc),
+                    Buffers(X, values, offsets, starts, loaded, zipped, acc),
                     (lb * k.block_lines + first_line, rb, T.floordiv(rb, share)),
                     lambda vectors, line: _finish((k, unit), (Y, acc, token_scales, scales, bias), (line, rb), vectors),
                 )
+                clear_rest(k, Y, lb * k.block_lines + first_line, rb)
 
     return int8_linear
 
 
 def int8_kernel(k: Int8Kernel, cpu: CpuShape) -> tirx.PrimFunc:
-    """Return the kernel for a core: weights by lane where it multiplies so."""
-    func = int8_linear(k, cpu.unit)
-    if not cpu.by_lane:
-        return func
-    buffers = {"weights": ["values", "scales", "bias"], "pointers": ["X", "values", "offsets"]}
-    sizes = {"lanes": cpu.vector_bytes // COLUMNS, "line": k.lines.tokens}
-    return func.with_attr(BY_LANE_ATTR, buffers | sizes | {"fuse": False})
+    """Return the kernel for a core."""
+    return for_core(int8_linear(k, cpu.unit), k, cpu)
 
 
-def _begin_lines(k: Int8Kernel, b: _Buffers, line: Any) -> None:
-    """Emit the zips of all columns of the lines of a register block, where they are made once."""
-    if k.zips_once:
-        with T.serial(k.shape.kept // COLUMNS) as q:
-            _zip(k, b, (line, 0, q), k.block, q)
-
-
-def _register_blocks(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], finish: Any) -> None:
+def _register_blocks(k: Int8Kernel, b: Buffers, at: tuple[Any, Any, Any], finish: Any) -> None:
     """Emit the passes over a line: ``at`` is the line, the row block and its table."""
     line, row_block, _ = at
     lanes, unroll = k.lines.lanes, k.packing.unroll
@@ -181,8 +101,8 @@ def _register_blocks(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], finis
     for vectors in k.passes:
         for r in range(k.packing.rows):
             for v in range(len(vectors)):
-                start = b.starts[row_block, r] if DOT_PRODUCTS[k.dot].unsigned else T.int32(0)
-                _store(b.acc, tirx.Broadcast(start, lanes), r, v * lanes)
+                start = b.starts[row_block, r] if k.dot.unsigned else T.int32(0)
+                store(b.acc, tirx.Broadcast(start, lanes), r, v * lanes)
         if whole:
             with T.serial(whole // unroll) as i:
                 for u in range(unroll):
@@ -192,53 +112,32 @@ def _register_blocks(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], finis
         finish(vectors, line)
 
 
-def _add(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], i: Any, vectors: list[tuple[int, int]]) -> None:
+def _add(k: Int8Kernel, b: Buffers, at: tuple[Any, Any, Any], i: Any, vectors: list[tuple[int, int]]) -> None:
     """Emit the dot products of one sum of int32 of all that a register block has, and the zips that they want."""
-    (line, row_block, table), dot, lanes, width = at, DOT_PRODUCTS[k.dot], k.lines.lanes, k.lines.tokens
+    (line, row_block, table), dot, lanes, width = at, k.dot, k.lines.lanes, k.lines.tokens
     quads, piece = [i * dot.quads + q for q in range(dot.quads)], width // 2 if dot.pairs else width
     if not k.zips_once:
         for q, four in enumerate(quads):
-            _zip(k, b, (line, table, four), vectors, q)
+            zip_lines(k, b, (line, table, four), vectors, q, dot.zip)
     for r in range(k.packing.rows):
         weights = _weights(k, b, (row_block, i), r)
         for v, vector in enumerate(vectors):
             places = [(q, k.block.index(vector)) for q in quads] if k.zips_once else [(q, v) for q in range(dot.quads)]
-            x = [_vector(b.quads, *at, first, lanes=piece) for at in places for first in range(0, width, piece)]
-            _store(b.acc, dot.accumulate(_vector(b.acc, r, v * lanes, lanes=lanes), x, weights), r, v * lanes)
+            x = [vector_of(b.quads, *at, first, lanes=piece) for at in places for first in range(0, width, piece)]
+            store(b.acc, dot.accumulate(vector_of(b.acc, r, v * lanes, lanes=lanes), x, weights), r, v * lanes)
 
 
-def _weights(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any], row: int) -> list[tirx.Expr]:
+def _weights(k: Int8Kernel, b: Buffers, at: tuple[Any, Any], row: int) -> list[tirx.Expr]:
     """Return the weights of a row for one sum of int32, as its instruction wants them: ``at`` is the row block and which sum."""
-    (row_block, i), dot, rows = at, DOT_PRODUCTS[k.dot], k.packing.rows
+    (row_block, i), dot, rows = at, k.dot, k.packing.rows
     if not dot.pairs:
         return [repeated(b.values[row_block, i * dot.quads + q, row], k.lines.tokens) for q in range(dot.quads)]
     found, lanes = [], gcd(LANE_WORDS, dot.quads * rows)
     for word in (q * rows + row for q in range(dot.quads)):  # of the row block's, which lie behind one another
         first = word // lanes * lanes
-        words = _vector(b.values, row_block, i * dot.quads, first, lanes=lanes)
+        words = vector_of(b.values, row_block, i * dot.quads, first, lanes=lanes)
         found += [pair_of(words, 2 * (word - first) + which) for which in (0, 1)]
     return found
-
-
-def _zip(k: Int8Kernel, b: _Buffers, at: tuple[Any, Any, Any], vectors: list[tuple[int, int]], to: Any) -> None:
-    """Emit the loads of four lines, and the zips of some of their vectors: ``at`` is the line, the table and which four."""
-    (line, table, four), width = at, k.lines.tokens
-    for part_line in range(k.block_lines):
-        base = (line + part_line) * (k.shape.cols * width)
-        for c in range(COLUMNS):
-            start = base + _column(k, b, table, four * COLUMNS + c)
-            _store(b.lines, _vector(b.x, start, lanes=width), c, 0)
-        loaded = [_vector(b.lines, c, 0, lanes=width) for c in range(COLUMNS)]
-        for v, part in ((v, part) for v, (at_line, part) in enumerate(vectors) if at_line == part_line):
-            for i, piece in enumerate(pieces := DOT_PRODUCTS[k.dot].zip(loaded, part)):
-                _store(b.quads, piece, to, v, i * (width // len(pieces)))
-
-
-def _column(k: Int8Kernel, b: _Buffers, table: Any, index: Any) -> Any:
-    """Return where the line of a kept column begins among those of its tokens."""
-    if not k.looks_up:
-        return index * k.lines.tokens
-    return T.Cast("int32", b.offsets[table, index]) * (k.lines.tokens // OFFSET_UNIT)
 
 
 def _finish(
@@ -267,7 +166,7 @@ def _activate(k: Int8Kernel, act: Activation, y: tirx.Buffer, at: tuple[Any, Any
     """
     (line, row_block), (part_line, part) = at, vectors[0]
     lanes, tile, rows = k.lines.lanes, FEATURE_MAJOR.token_tile, k.packing.rows
-    together = min(len(vectors), tile // lanes, TOGETHER)
+    together = largest_divisor(len(vectors), min(tile // lanes, TOGETHER))
     steps = len(vectors) // together
     with T.serial(rows * steps) as i:
         row = row_block * rows + T.floordiv(i, steps)

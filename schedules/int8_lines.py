@@ -23,6 +23,9 @@ LANE_WORDS = LANE_BYTES // COLUMNS
 PARTS = 4
 """Vectors of float32 that are as many numbers as a vector of int8."""
 
+SERVED_ATTR = "rt3.served"
+"""PrimFunc attribute: how many tokens of each tile are computed, from the first on; the others become zeros."""
+
 
 @dataclass(frozen=True)
 class Lines:
@@ -52,6 +55,15 @@ class Lines:
         """Return the shape of some token tiles."""
         return self.count(tiles), features, self.tokens
 
+    def served(self, length: int) -> int:
+        """Return the tokens of a tile that are computed where each sequence has ``length``: whole vectors; the rest is zeros."""
+        return min(FEATURE_MAJOR.token_tile, -(-length // self.lanes) * self.lanes)
+
+    def parts(self, tiles: int, served: int) -> list[int]:
+        """Return which vectors of a line hold tokens, where ``served`` of each of some token tiles are computed."""
+        count = min(PARTS, tiles * FEATURE_MAJOR.token_tile // self.lanes)
+        return [part for part in range(count) if part * self.lanes % FEATURE_MAJOR.token_tile < served]
+
     @property
     def order(self) -> npt.NDArray[np.int64]:
         """Which token of its line each byte is."""
@@ -59,9 +71,14 @@ class Lines:
         return part * self.lanes + lane * 4 + token
 
     def pack(self, tiles: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-        """Return numbers (token tiles, features, 16) as they lie; what fills up the last line is as in the last tile."""
+        """Return numbers (token tiles, features, 16) as they lie.
+
+        What fills up the last line is as in the last tile, or zeros where there is no other line.
+        """
         count = self.count(len(tiles))
         filled = tiles[np.minimum(np.arange(count * self.tiles), len(tiles) - 1)]
+        if count == 1:
+            filled[len(tiles) :] = 0
         lines = filled.reshape(count, self.tiles, tiles.shape[1], -1).transpose(0, 2, 1, 3)
         lines = lines.reshape(count, tiles.shape[1], self.tokens)[:, :, self.order]
         return np.ascontiguousarray(lines ^ np.int8(-128) if self.unsigned else lines)
@@ -75,18 +92,24 @@ class Lines:
 
 @dataclass(frozen=True)
 class Quantised:
-    """Activations of int8 for an instruction, a row of DOT_PRODUCTS, and how they lie."""
+    """Activations of int8 for an instruction, a row of DOT_PRODUCTS, and how they lie; ``served``: tokens of each tile."""
 
     dot: str
     lines: Lines
+    served: int = FEATURE_MAJOR.token_tile
 
     @property
     def element(self) -> ElementType:
         """What they are."""
         return INT8
 
+    @property
+    def facts(self) -> list[Any]:
+        """What an attribute says of it: instruction, tokens of a line, whether they are unsigned, tokens that are served."""
+        return [self.dot, self.lines.tokens, self.lines.unsigned, self.served]
+
     @classmethod
-    def of(cls, attr: Sequence[Any]) -> Self:
-        """Return what an attribute says: instruction, tokens of a line, whether they are unsigned."""
-        dot, tokens, unsigned = attr
-        return cls(str(dot), Lines(int(tokens), bool(unsigned)))
+    def of(cls, facts: Sequence[Any]) -> Self:
+        """Return what :attr:`facts` says."""
+        dot, tokens, unsigned, *served = facts
+        return cls(str(dot), Lines(int(tokens), bool(unsigned)), *map(int, served))

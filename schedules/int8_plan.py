@@ -5,12 +5,14 @@ in that they are padded to whole iterations, so that the cost of the best choice
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
-from rt3_tvm.schedules.int8_linear import Int8Kernel
-from rt3_tvm.schedules.int8_lines import COLUMNS, PARTS, Lines, Quantised
+from rt3_tvm.schedules.few_tokens_int8 import FewTokens
+from rt3_tvm.schedules.int8_blocks import Int8Kernel
+from rt3_tvm.schedules.int8_lines import COLUMNS, LANE_BYTES, LANE_WORDS, PARTS, Lines, Quantised
 from rt3_tvm.schedules.int8_packing import int8_kept
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8
 from rt3_tvm.schedules.linear_decisions import (
@@ -32,18 +34,31 @@ ITERATION_CYCLES = 1.0
 UNROLLED = (4, 2, 1)
 """Dot products of a row in an iteration, those that the instruction sums by itself counted as one."""
 FEW_ROWS = 2
+MOST_FEW = 8
+"""Tokens that a kernel with vectors over rows serves at most."""
+FOR_FEW = 0.03
+"""Part of the typical cycles that a packing may cost more, so that a handful of tokens are served by vectors of rows."""
+CHAINS = 4
+"""Sums that hide the latency of a dot product."""
 MOST_LINES = 2
 """Lines of a register block; their accumulators would not fit otherwise."""
 
 
-def lines_of(cpu: CpuShape) -> Lines:
-    """Return how activations of int8 lie for a core."""
-    return DOT_PRODUCTS[cpu.dot].lines(cpu.vector_bytes)
+def lines_of(cpu: CpuShape, length: int = TYPICAL_TOKENS) -> Lines:
+    """Return how activations of int8 lie for a core: a handful of tokens in narrower vectors, of which fewer lanes hold none."""
+    wide = [bytes_ for bytes_ in (LANE_BYTES, 2 * LANE_BYTES) if length * PARTS <= bytes_ < cpu.vector_bytes]
+    return DOT_PRODUCTS[cpu.dot].lines(min((*wide, cpu.vector_bytes)))
 
 
-def quantised_for(cpu: CpuShape) -> Quantised:
-    """Return the activations that kernels of a core read."""
-    return Quantised(cpu.dot, lines_of(cpu))
+def quantised_for(cpu: CpuShape, length: int = TYPICAL_TOKENS, batch: int = 1) -> Quantised:
+    """Return the activations that kernels of a core read, of sequences of some tokens.
+
+    Where a line is of several tiles all of their tokens are served, unless there is but one.
+    """
+    lines = lines_of(cpu, length)
+    if batch > 1 and lines.tiles > 1:
+        return Quantised(cpu.dot, lines_of(cpu))
+    return Quantised(cpu.dot, lines, lines.served(length))
 
 
 def _zips(vectors: list[tuple[int, int]]) -> int:
@@ -75,14 +90,20 @@ def int8_cycles(cpu: CpuShape, kernel: Int8Kernel) -> float:
 
 
 def kernels(
-    cpu: CpuShape, shape: LinearShape, packing: LinearPacking, activation: str = "none"
+    cpu: CpuShape,
+    shape: LinearShape,
+    packing: LinearPacking,
+    activation: str = "none",
+    read: Quantised | None = None,
 ) -> Iterator[Int8Kernel]:
     """Yield the kernels that a packing can have, those of fewer vectors of tokens first; one vector where not even that fits."""
-    lines = lines_of(cpu)
-    parts, whole = min(PARTS, shape.tokens // lines.lanes), shape.tiles % lines.tiles == 0
+    read = read or quantised_for(cpu)
+    lines = read.lines
+    parts = len(lines.parts(shape.tiles, read.served))
+    whole = shape.tiles % lines.tiles == 0 and parts == PARTS
     several = [PARTS * n for n in range(2, MOST_LINES + 1) if whole and lines.count(shape.tiles) % n == 0]
     for vectors in (*(v for v in range(1, parts + 1) if parts % v == 0), *several):
-        kernel = Int8Kernel(shape, packing, LinearDecisions(vectors), cpu.dot, lines, activation)
+        kernel = Int8Kernel(shape, packing, LinearDecisions(vectors), read, activation)
         if vectors == 1 or _fits(cpu, kernel):
             yield kernel
 
@@ -99,10 +120,50 @@ def _fits(cpu: CpuShape, kernel: Int8Kernel) -> bool:
     return rows * vectors + beside < cpu.registers and rows * vectors <= (cpu.cost(INT8).held or cpu.registers)
 
 
+def few_kernel(
+    cpu: CpuShape, shape: LinearShape, packing: LinearPacking, length: int, activation: str = "none"
+) -> FewTokens | None:
+    """Return the kernel with vectors over rows for some tokens, if those are whole vectors and their sums stay in registers."""
+    read, rows, dot, cost = quantised_for(cpu, length), packing.rows, DOT_PRODUCTS[cpu.dot], cpu.cost(INT8)
+    if shape.tiles > 1 or length > MOST_FEW or rows % LANE_WORDS:
+        return None
+    few = FewTokens(shape, packing, LinearDecisions(len(read.lines.parts(1, read.served))), read, activation, length, 1)
+    sums, room = length * few.row_vectors, cpu.registers - COLUMNS - dot.quads - dot.temporaries
+    if sums > min(room, cost.held or room):
+        return None
+    return replace(few, chains=max(1, min(CHAINS, room) // sums))
+
+
+def few_cycles(cpu: CpuShape, few: FewTokens) -> float:
+    """Return the modelled cycles of a call of the kernel with vectors over rows, as ``int8_cycles`` does."""
+    cost, shape, rows, once = cpu.cost(INT8), few.shape, few.packing.rows, few.zips_once
+    vectors, quads, zips = few.length * rows / few.row_lanes, shape.kept / COLUMNS, _zips(few.block) * cost.zip
+    repeats = 0.0 if cpu.by_lane and not few.dot.pairs else few.length * cost.zip
+    weights = rows * (cost.load / LANE_WORDS + cost.l2_line * COLUMNS / LINE_BYTES)
+    looked_up = COLUMNS * (cost.load + (cost.offset if few.looks_up else 0.0))
+    loads = weights + (len(few.block) * cost.load if once else looked_up)
+    multiplies = few.length * rows / LANE_WORDS * cost.fma if few.dot.pairs else vectors * cost.fma
+    one = ((multiplies + repeats + (0.0 if once else zips)) ** 3 + loads**3) ** (1 / 3)
+    finish = cost.visit + FINISH_CYCLES * vectors + rows * cost.load
+    zipping = quads * (2 * COLUMNS * cost.load + zips) if once else 0.0
+    return (quads * one + few.sums / few.chains * ITERATION_CYCLES + finish) * shape.rows / rows + zipping
+
+
 @cache
-def choose_int8_decisions(cpu: CpuShape, shape: LinearShape, packing: LinearPacking) -> LinearDecisions:
+def few_pays(cpu: CpuShape, shape: LinearShape, packing: LinearPacking, length: int, batch: int) -> bool:
+    """Return whether the kernel with vectors over rows is modelled to be the faster one."""
+    few = few_kernel(cpu, shape, packing, length) if batch == 1 else None
+    if few is None:
+        return False
+    return few_cycles(cpu, few) < min(int8_cycles(cpu, k) for k in kernels(cpu, shape, packing, read=few.read))
+
+
+@cache
+def choose_int8_decisions(
+    cpu: CpuShape, shape: LinearShape, packing: LinearPacking, read: Quantised
+) -> LinearDecisions:
     """Return the cheapest register block for a packing and a number of tokens."""
-    return min(kernels(cpu, shape, packing), key=lambda kernel: int8_cycles(cpu, kernel)).decisions
+    return min(kernels(cpu, shape, packing, read=read), key=lambda kernel: int8_cycles(cpu, kernel)).decisions
 
 
 def int8_shape(cpu: CpuShape, matrix: MatrixShape, packing: LinearPacking, tiles: int) -> LinearShape:
@@ -111,9 +172,9 @@ def int8_shape(cpu: CpuShape, matrix: MatrixShape, packing: LinearPacking, tiles
     return LinearShape(tiles, matrix.rows, matrix.cols, kept, matrix.group, offsets)
 
 
-def split_lines(cpu: CpuShape, shape: LinearShape) -> list[LinearShape]:
+def split_lines(lines: Lines, shape: LinearShape) -> list[LinearShape]:
     """Return the parts in which tiles are served: whole lines, and a rest that computes nothing for what fills up its line."""
-    tiles = lines_of(cpu).tiles
+    tiles = lines.tiles
     whole = shape.tiles // tiles * tiles
     return [shape.part(0, whole), shape.part(whole, shape.tiles - whole)] if 0 < whole < shape.tiles else [shape]
 
@@ -128,7 +189,8 @@ def int8_packings(cpu: CpuShape, matrix: MatrixShape) -> Iterator[LinearPacking]
                 yield LinearPacking(rows, 1, unroll)
 
 
-def _cheapest(cpu: CpuShape, matrix: MatrixShape) -> tuple[float, LinearPacking]:
+def _weighed(cpu: CpuShape, matrix: MatrixShape) -> list[tuple[float, LinearPacking]]:
+    """Return the packings of a matrix with their modelled cycles at the typical number of tokens, the cheapest first."""
     tiles = FEATURE_MAJOR.tiles(TYPICAL_TOKENS)
     found = []
     for packing in int8_packings(cpu, matrix):
@@ -136,7 +198,7 @@ def _cheapest(cpu: CpuShape, matrix: MatrixShape) -> tuple[float, LinearPacking]
         best = min(int8_cycles(cpu, kernel) for kernel in kernels(cpu, shape, packing))
         lone = by_word(cpu, packing) * shape.kept / COLUMNS * shape.rows * tiles / lines_of(cpu).tiles
         found.append((best + lone, packing))
-    return min(found, key=lambda pair: pair[0])
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def by_word(cpu: CpuShape, packing: LinearPacking) -> float:
@@ -147,14 +209,16 @@ def by_word(cpu: CpuShape, packing: LinearPacking) -> float:
 
 @cache
 def choose_int8_packing(cpu: CpuShape, matrix: MatrixShape) -> LinearPacking:
-    """Return the cheapest packing of a matrix."""
-    return _cheapest(cpu, matrix)[1]
+    """Return the cheapest packing of a matrix; of several almost as cheap one that a handful of tokens gains from."""
+    found = _weighed(cpu, matrix)
+    near = [packing for cycles, packing in found if cycles <= (1.0 + FOR_FEW) * found[0][0]]
+    return next((packing for packing in near if packing.rows % LANE_WORDS == 0), near[0])
 
 
 @cache
 def best_int8_cycles(cpu: CpuShape, matrix: MatrixShape) -> float:
     """Return the modelled cycles of a matrix at the typical number of tokens."""
-    return _cheapest(cpu, matrix)[0]
+    return _weighed(cpu, matrix)[0][0]
 
 
 def quantise_cycles(cpu: CpuShape, cols: int) -> float:

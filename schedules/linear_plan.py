@@ -14,13 +14,17 @@ from tvm import tirx
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
 from rt3_tvm.schedules.few_tokens import few_token_linear, few_tokens
-from rt3_tvm.schedules.int8_linear import Int8Kernel, int8_kernel
-from rt3_tvm.schedules.int8_lines import COLUMNS, Quantised
+from rt3_tvm.schedules.few_tokens_int8 import few_int8_kernel
+from rt3_tvm.schedules.int8_blocks import Int8Kernel
+from rt3_tvm.schedules.int8_linear import int8_kernel
+from rt3_tvm.schedules.int8_lines import COLUMNS, SERVED_ATTR, Quantised
 from rt3_tvm.schedules.int8_packing import int8_kept
 from rt3_tvm.schedules.int8_plan import (
     best_int8_cycles,
     choose_int8_decisions,
     choose_int8_packing,
+    few_kernel,
+    few_pays,
     quantise_cycles,
     quantised_for,
     split_lines,
@@ -124,6 +128,13 @@ class LinearPlan:
         return INT8 if self.quantised is not None else self.layout.element
 
     @property
+    def served(self) -> int:
+        """Tokens of each tile that are computed; the others become zeros."""
+        if self.parts[0].decisions is None:
+            return self.tokens.length
+        return self.quantised.served if self.quantised is not None else self.layout.token_tile
+
+    @property
     def value_shape(self) -> tuple[int, int, int, int]:
         """Shape of the packed values: (column blocks, row blocks, columns of a block, rows of a block)."""
         blocks = self.packing.column_blocks
@@ -166,7 +177,7 @@ class LinearPlan:
         """
         group = "" if self.matrix.dense else f"_v{self.matrix.group}"
         block = f"{self.packing.rows}x{part.decisions.vectors}" if part.decisions else str(self.packing.rows)
-        tokens = part.shape.tokens if part.decisions else self.tokens.length
+        tokens = part.shape.tiles * self.served
         return f"{self.family.removesuffix('_int8')}_{self.element.short}{group}_r{block}_t{tokens}_k{self.matrix.kept}"
 
     def __str__(self) -> str:
@@ -175,7 +186,8 @@ class LinearPlan:
     def kernel(self, part: LinearPart, activation: str, cpu: CpuShape) -> tirx.PrimFunc:
         """Return the kernel of a part, not yet scheduled; that of the second part fills in the result of the first."""
         if self.quantised is not None:
-            func = int8_kernel(self.int8(part, activation), cpu).with_attr(ACTIVATION_ATTR, activation)
+            marks = {ACTIVATION_ATTR: activation, SERVED_ATTR: self.served}
+            func = self._int8_kernel(part, activation, cpu).with_attrs(marks)
         elif part.decisions is None:
             func = few_token_linear(part.shape, self.packing, self.tokens.length, activation, self.element, cpu.unit)
         else:
@@ -191,13 +203,18 @@ class LinearPlan:
     def int8(self, part: LinearPart, activation: str) -> Int8Kernel:
         """Return what fixes the kernel of a part that reads quantised activations."""
         assert self.quantised is not None and part.decisions is not None
-        read = self.quantised
-        return Int8Kernel(part.shape, self.packing, part.decisions, read.dot, read.lines, activation)
+        return Int8Kernel(part.shape, self.packing, part.decisions, self.quantised, activation)
+
+    def _int8_kernel(self, part: LinearPart, activation: str, cpu: CpuShape) -> tirx.PrimFunc:
+        if part.decisions is not None:
+            return int8_kernel(self.int8(part, activation), cpu)
+        few = few_kernel(cpu, part.shape, self.packing, self.tokens.length, activation)
+        assert few is not None, "it was planned"
+        return few_int8_kernel(few, cpu)
 
     def flops(self, part: LinearPart) -> float:
         """Return the operations of a part: of columns that are kept, on tokens that pad a tile too."""
-        tokens = part.shape.tokens if part.decisions else self.tokens.length
-        return 2.0 * self.matrix.rows * self.matrix.kept * tokens
+        return 2.0 * self.matrix.rows * self.matrix.kept * part.shape.tiles * self.served
 
     def to_attrs(self) -> dict[str, Any]:
         """Return the plan as attributes of a function: texts, numbers and lists of them."""
@@ -218,7 +235,7 @@ class LinearPlan:
         """Return the attributes that not every plan has."""
         marks: dict[str, Any] = {"source": self.source} if self.source != MODELLED else {}
         read = self.quantised
-        return marks if read is None else marks | {"quantised": [read.dot, read.lines.tokens, read.lines.unsigned]}
+        return marks if read is None else marks | {"quantised": read.facts}
 
     @classmethod
     def of(cls, attrs: Any) -> "LinearPlan":
@@ -359,7 +376,11 @@ def _int8_planner() -> Planner:
 
     def plan(cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount) -> LinearPlan:
         matrix = sparse_or_dense(cpu, matrix)
-        return plan_of_family("dense_linear_int8" if matrix.dense else "pattern_linear_int8", cpu, matrix, tokens, INT8)
+        packing, read = choose_int8_packing(cpu, matrix), quantised_for(cpu, tokens.length, tokens.batch)
+        whole = whole_shape(matrix, tokens, packing, FEATURE_MAJOR, read)
+        few = few_pays(cpu, whole, packing, tokens.length, tokens.batch)
+        family = "few_token_linear_int8" if few else "dense_linear_int8" if matrix.dense else "pattern_linear_int8"
+        return plan_of_family(family, cpu, matrix, tokens, INT8, packing)
 
     return Planner(cycles, plan)
 
@@ -393,7 +414,10 @@ def plan_of_family(
 def _int8_plan(
     family: str, cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount, packing: LinearPacking
 ) -> LinearPlan:
-    read = quantised_for(cpu)
+    read = quantised_for(cpu, tokens.length, tokens.batch)
     whole = whole_shape(matrix, tokens, packing, FEATURE_MAJOR, read)
-    parts = (LinearPart(part, choose_int8_decisions(cpu, part, packing)) for part in split_lines(cpu, whole))
+    parts = [LinearPart(whole)]
+    if family != "few_token_linear_int8":
+        split = split_lines(read.lines, whole)
+        parts = [LinearPart(part, choose_int8_decisions(cpu, part, packing, read)) for part in split]
     return LinearPlan(family, FEATURE_MAJOR, matrix, tokens, packing, tuple(parts), INT8, quantised=read)

@@ -6,13 +6,14 @@ vectors of tokens: nothing is reduced across lanes.
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Self
 
 import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
-from rt3_tvm.schedules.int8_lines import PARTS, Lines
+from rt3_tvm.schedules.int8_lines import PARTS, SERVED_ATTR, Lines, Quantised
 from rt3_tvm.schedules.int8_packing import LARGEST, LEAST
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
 from rt3_tvm.schedules.linear_decisions import largest_divisor
@@ -26,12 +27,26 @@ CHAINS = 2
 
 @dataclass(frozen=True)
 class QuantiseShape:
-    """Sizes of a call: token tiles, features of each token, and how the result lies for which instruction."""
+    """Sizes of a call: token tiles, features of each token, and how the result lies for which instruction.
+
+    ``served``: tokens of a tile that are quantised, whole vectors; the others become zeros.
+    """
 
     tiles: int
     features: int
     lines: Lines
     dot: str
+    served: int = FEATURE_MAJOR.token_tile
+
+    @classmethod
+    def of(cls, tiles: int, features: int, read: Quantised) -> Self:
+        """Return the sizes of a call for whoever reads the result."""
+        return cls(tiles, features, read.lines, read.dot, read.served)
+
+    @property
+    def parts(self) -> list[int]:
+        """Which vectors of a line are quantised."""
+        return self.lines.parts(self.tiles, self.served)
 
     @property
     def padded(self) -> int:
@@ -43,7 +58,7 @@ class QuantiseShape:
 def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
     """Return the kernel x (tiles, features, 16) -> (lines (lines, features, tokens), scales (tiles, 16)).
 
-    What fills up the last line is a copy of the last tile.
+    What fills up the last line is a copy of the last tile, or zeros where there is no other line.
     """
     lines, features, dot = shape.lines, shape.features, DOT_PRODUCTS[shape.dot]
     lanes, tile, real = lines.lanes, FEATURE_MAJOR.token_tile, REAL.dtype
@@ -63,7 +78,7 @@ def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
         """
         with T.serial(features // unroll) as f:
             for u in range(unroll):
-                for part in range(PARTS):
+                for part in shape.parts:
                     at, first = tokens(line, part)
                     with T.vectorized(lanes) as t:
                         here = u % chains, part * lanes + t
@@ -71,7 +86,7 @@ def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
                         T.buffer_store(largest, T.max(largest[here], number), here)
 
     def store_scales(largest: tirx.Buffer, inverse: tirx.Buffer, scales: tirx.Buffer, line: tirx.Var) -> None:
-        for part in range(PARTS):
+        for part in lines.parts(shape.tiles, tile):
             at, first = tokens(line, part)
             with T.vectorized(lanes) as t:
                 most = largest[0, part * lanes + t]
@@ -84,12 +99,12 @@ def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
     def narrow(x: tirx.Buffer, inverse: tirx.Buffer, y: tirx.Buffer, line: tirx.Var) -> None:
         with T.serial(features // unroll) as f:
             for u in range(unroll):
-                parts = []
-                for part in range(PARTS):
+                parts = [tirx.Broadcast(tirx.const(0, "int32"), lanes)] * PARTS
+                for part in shape.parts:
                     at, first = tokens(line, part)
                     number = tirx.BufferLoad(x, [at, f * unroll + u, tirx.Ramp(first, 1, lanes)])
                     factor = tirx.BufferLoad(inverse, [tirx.Ramp(part * lanes, 1, lanes)])
-                    parts.append(dot.to_int(number * factor))
+                    parts[part] = dot.to_int(number * factor)
                 T.buffer_store(y, dot.narrow(parts), [line, f * unroll + u, tirx.Ramp(0, 1, lines.tokens)])
 
     @T.prim_func(s_tir=True)
@@ -107,4 +122,4 @@ def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
             store_scales(largest, inverse, scales, line)
             narrow(X, inverse, Y, line)
 
-    return quantise
+    return quantise.with_attr(SERVED_ATTR, shape.served)

@@ -10,7 +10,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
-from rt3_tvm.schedules.int8_lines import PARTS
+from rt3_tvm.schedules.int8_lines import PARTS, SERVED_ATTR
 from rt3_tvm.schedules.int8_packing import LARGEST
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
 from rt3_tvm.schedules.quantise import QuantiseShape
@@ -21,7 +21,7 @@ from rt3_tvm.schedules.tasks import TASKS_ATTR
 def quantise_static(shape: QuantiseShape) -> tirx.PrimFunc:
     """Return the kernel x (tiles, features, 16), factors (features + 1) -> (lines (lines, features, tokens), scales (tiles, 16)).
 
-    The last of the factors is what a step is worth, which all scales are. What fills up the last line is a copy of the last tile.
+    The last of the factors is what a step is worth, which all scales are. What fills up a line is as in ``quantise``.
     """
     lines, features, dot = shape.lines, shape.features, DOT_PRODUCTS[shape.dot]
     lanes, tile, real = lines.lanes, FEATURE_MAJOR.token_tile, REAL.dtype
@@ -29,13 +29,13 @@ def quantise_static(shape: QuantiseShape) -> tirx.PrimFunc:
     def narrow(x: tirx.Buffer, factors: tirx.Buffer, y: tirx.Buffer, line: tirx.Var) -> None:
         most, least = (tirx.Broadcast(REAL.const(limit), lanes) for limit in (LARGEST, -LARGEST))
         with T.serial(features) as f:
-            parts = []
-            for part in range(PARTS):
+            parts = [tirx.Broadcast(tirx.const(0, "int32"), lanes)] * PARTS
+            for part in shape.parts:
                 first = line * lines.tokens + part * lanes
                 at = T.min(T.floordiv(first, tile), shape.tiles - 1)
                 number = tirx.BufferLoad(x, [at, f, tirx.Ramp(T.floormod(first, tile), 1, lanes)])
                 scaled = number * tirx.Broadcast(factors[f], lanes)
-                parts.append(dot.to_int(T.max(T.min(scaled, most), least)))
+                parts[part] = dot.to_int(T.max(T.min(scaled, most), least))
             T.buffer_store(y, dot.narrow(parts), [line, f, tirx.Ramp(0, 1, lines.tokens)])
 
     @T.prim_func(s_tir=True)
@@ -50,4 +50,4 @@ def quantise_static(shape: QuantiseShape) -> tirx.PrimFunc:
                     scales[T.min(line * lines.tiles + part, shape.tiles - 1), t] = factors[features]
             narrow(X, factors, Y, line)
 
-    return quantise_static
+    return quantise_static.with_attr(SERVED_ATTR, shape.served)

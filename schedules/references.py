@@ -53,14 +53,20 @@ def convert(shape: ConversionShape, x: Any) -> Arrays:
 
 def quantise(shape: QuantiseShape, x: Any) -> Arrays:
     """Return the steps of each token, rounded as NumPy does, ties to even, and what a step is."""
+    x = _served(x, shape.served)
     scales = np.maximum(np.abs(x).max(axis=1), np.float32(LEAST)) / np.float32(LARGEST)
     return [shape.lines.pack(np.rint(x * (1 / scales)[:, None]).astype(np.int8)), scales]
 
 
 def quantise_static(shape: QuantiseShape, x: Any, factors: Any) -> Arrays:
     """Return the steps, cut off at the largest, and what a step is."""
-    steps = np.clip(np.rint(x * factors[:-1, None]), -LARGEST, LARGEST).astype(np.int8)
+    steps = np.clip(np.rint(_served(x, shape.served) * factors[:-1, None]), -LARGEST, LARGEST).astype(np.int8)
     return [shape.lines.pack(steps), np.full((len(x), x.shape[2]), factors[-1])]
+
+
+def _served(x: Any, tokens: int) -> Any:
+    """Return tiles (tiles, features, tokens) of which only the first tokens are left."""
+    return np.where(np.arange(x.shape[2]) < tokens, x, np.zeros_like(x))
 
 
 def int8_linear(
@@ -76,10 +82,10 @@ def int8_linear(
     scales: Any,
     _: Any,
 ) -> Arrays:
-    """Y = act(W X scales + b), the sums in integers, for a plan of one part."""
-    k = plan.int8(part, activation)
-    shape, rows = k.shape, k.packing.rows
-    steps = k.lines.unpack(x.reshape(k.lines.shape(shape.tiles, shape.cols)), shape.tiles).astype(np.int64)
+    """Y = act(W X scales + b), the sums in integers, for a plan of one part; zeros in the lanes that are not served."""
+    assert plan.quantised is not None
+    shape, rows, lines = part.shape, plan.packing.rows, plan.quantised.lines
+    steps = lines.unpack(x.reshape(lines.shape(shape.tiles, shape.cols)), shape.tiles).astype(np.int64)
     weights = values[..., None].view(np.int8).transpose(0, 2, 1, 3).reshape(shape.rows, -1).astype(np.int64)
     y = np.empty((shape.tiles, shape.rows, steps.shape[2]))
     for row in range(shape.rows):
@@ -88,7 +94,7 @@ def int8_linear(
         y[:, row] = (
             sums * token_scales.astype(np.float64) * scales[row // rows, row % rows] + bias[row // rows, row % rows]
         )
-    return [ACTIVATIONS[k.activation](y)]
+    return [_served(ACTIVATIONS[activation](y), plan.served)]
 
 
 def attention(shape: AttentionShape, _cpu: CpuShape, q: Any, k: Any, v: Any, key_bias: Any, _score_bias: Any) -> Arrays:

@@ -101,7 +101,7 @@ def plan_to_json(plan: LinearPlan) -> dict[str, Any]:
         "layout": asdict(plan.layout) | {"element": plan.layout.element.dtype},
         "packing": asdict(plan.packing),
         "parts": parts,
-    } | ({"quantised": [plan.quantised.dot, *asdict(plan.quantised.lines).values()]} if plan.quantised else {})
+    } | ({"quantised": plan.quantised.facts} if plan.quantised else {})
 
 
 def plan_of_json(data: Mapping[str, Any], task: LinearTask, source: str = TUNED) -> LinearPlan:

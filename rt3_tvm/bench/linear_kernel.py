@@ -116,7 +116,7 @@ def _conversion(plan: LinearPlan, cpu: CpuShape, folder: Path) -> tuple[Kernels 
     """Return what writes the activations that a plan reads, if it needs something, and the arrays that it writes."""
     tiles, cols = plan.tokens.tiles(), plan.matrix.cols
     if plan.quantised is not None:
-        func = kernel("quantise", QuantiseShape(tiles, cols, plan.quantised.lines, plan.quantised.dot))
+        func = kernel("quantise", QuantiseShape.of(tiles, cols, plan.quantised))
     elif plan.layout != FEATURE_MAJOR:
         func = kernel("convert", ConversionShape(FEATURE_MAJOR, plan.layout, tiles, cols))
     else:

@@ -37,7 +37,8 @@ class LoadByLane:
         if marks["fuse"]:
             body = fused(body)
         body = held_constants(largest_in_one(body), int(marks["lanes"]), bool(marks.get("few", False)))
-        return func.with_body(from_pointers(body, [str(n) for n in marks["pointers"]], int(marks["line"])))
+        body = from_pointers(body, [str(n) for n in marks["pointers"]], int(marks["line"]))
+        return func.with_body(counted(body) if marks.get("counted", False) else body)
 
 
 def weights_by_lane(body: tirx.Stmt, names: Collection[str], lanes: int) -> tirx.Stmt:
@@ -122,6 +123,23 @@ def held_constants(body: tirx.Stmt, lanes: int, few: bool) -> tirx.Stmt:
         return tirx.SeqStmt([*before, tirx.Bind(vector, vector_of), here])
 
     return tvm_ffi.structural_map(body, (tirx.For, inside))
+
+
+def counted(body: tirx.Stmt) -> tirx.Stmt:
+    """Hide from LLVM how often innermost loops run.
+
+    Short ones it would unroll to the end, and load so far ahead that what is loaded has to be stored on the stack.
+    """
+
+    def count(loop: tirx.For) -> tirx.Stmt:
+        if _contains(loop.body, tirx.For):
+            return loop
+        before, extent_of = _volatile([loop.extent], 1)
+        extent = tirx.Var("extent", "int32")
+        rest = tirx.For(loop.loop_var, loop.min, extent, loop.kind, loop.body, annotations=loop.annotations)
+        return tirx.SeqStmt([*before, tirx.Bind(extent, extent_of), rest])
+
+    return tvm_ffi.structural_map(body, (tirx.For, count))
 
 
 def _power_of_2(value: float) -> bool:

@@ -31,8 +31,8 @@ from rt3_tvm.schedules.attention_numpy import AttentionInputs, exact_attention, 
 from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
+from rt3_tvm.schedules.int8_lines import SERVED_ATTR
 from rt3_tvm.schedules.int8_packing import LARGEST, LEAST, quantised, row_scales
-from rt3_tvm.schedules.int8_plan import lines_of
 from rt3_tvm.transform.context import WeightRef
 
 ROUNDING = 1e-5
@@ -77,7 +77,8 @@ class _Read:
 class ExactWalk:
     """A walk over a variant that checks calls on quantised activations, and of attention in float16, and goes on from float32.
 
-    ``calls``: how many calls on quantised activations were checked; ``worst``: what the worst of them was off by, as ROUNDING
+    What pads a tile and is not computed is checked to be zeros. ``calls``: how many calls on quantised activations were checked;
+    ``worst``: what the worst of them was off by, as ROUNDING
     measures it; ``rounded`` and ``farthest``: of attention the same, as STEP and as BORNE measure it. ``fused``: whether the
     kernels' multiply-adds of float16 are rounded once.
     """
@@ -124,7 +125,8 @@ class ExactWalk:
             for place, p in zip(step.args, func.params, strict=True)
             if place.segment == "workspace"
         )
-        real, steps = _tokens(x), _tokens(lines_of(self.cpu).unpack(lines, len(x)))
+        layout = DOT_PRODUCTS[self.cpu.dot].lines(lines.shape[2])
+        real, steps = _tokens(_served(x, func)), _tokens(layout.unpack(lines, len(x)))
         whole = np.isfinite(real).all(axis=1)
         wanted, scaled = self._scaled(step, func, real)
         self._check(step, "scale", scales.reshape(-1)[whole], wanted[whole])
@@ -154,10 +156,10 @@ class ExactWalk:
             real = read.real @ weight.T + bias
         got = self.walk.read(place, func.params[-1].ty)
         whole = np.isfinite(read.real).all(axis=1)
-        self._check(step, "result", _tokens(got)[whole], _activated(activation, wanted)[whole])
+        exact, floats = (_served(_tiles(_activated(activation, y), got.shape), func) for y in (wanted, real))
+        self._check(step, "result", _tokens(got)[whole], _tokens(exact)[whole])
         self.calls += 1
-        tiles = _activated(activation, real).reshape(len(got), got.shape[2], -1).transpose(0, 2, 1)
-        self.walk.write(place, tiles)
+        self.walk.write(place, floats)
 
     def _attention(self, step: Step, func: tirx.PrimFunc) -> None:
         shape = AttentionShape.of(func.attrs[SHAPE_ATTR])
@@ -205,6 +207,16 @@ class ExactWalk:
 def _tokens(tiles: np.ndarray) -> np.ndarray:
     """Return (tiles, features, tokens of a tile) as (tokens, features)."""
     return tiles.transpose(0, 2, 1).reshape(-1, tiles.shape[1])
+
+
+def _tiles(tokens: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return (tokens, features) as tiles of a shape."""
+    return tokens.reshape(shape[0], shape[2], -1).transpose(0, 2, 1)
+
+
+def _served(tiles: np.ndarray, func: tirx.PrimFunc) -> np.ndarray:
+    """Return tiles of which the tokens are left that a kernel computes."""
+    return np.where(np.arange(tiles.shape[2]) < int(func.attrs[SERVED_ATTR]), tiles, np.zeros_like(tiles))
 
 
 def _activated(activation: Callable[[torch.Tensor], torch.Tensor], values: np.ndarray) -> np.ndarray:

@@ -153,7 +153,7 @@ class Layouts:
         """Return a token tensor quantised, once for all layers that read it; by the calibration of the first one's weight."""
         source, t = self.as_feature_major(expr), token_shape(expr)
         if (source, read) not in self.quantised:
-            shape = QuantiseShape(t.tiles, t.features, read.lines, read.dot)
+            shape = QuantiseShape.of(t.tiles, t.features, read)
             types = [
                 tensor(read.lines.shape(t.tiles, t.features), INT8.dtype),
                 tensor((t.tiles, t.layout.token_tile)),

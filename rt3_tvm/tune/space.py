@@ -12,7 +12,16 @@ from itertools import product
 
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.few_tokens import STACK_BYTES
-from rt3_tvm.schedules.int8_plan import int8_cycles, int8_packings, kernels, quantised_for, split_lines
+from rt3_tvm.schedules.int8_lines import Quantised
+from rt3_tvm.schedules.int8_plan import (
+    few_cycles,
+    few_kernel,
+    int8_cycles,
+    int8_packings,
+    kernels,
+    quantised_for,
+    split_lines,
+)
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL, ElementType
 from rt3_tvm.schedules.linear_decisions import (
     LINE_BYTES,
@@ -104,10 +113,10 @@ class LinearSpace:
         kind = KINDS.get(self.element, FLOAT)
         family = ("dense_linear" if form.matrix.dense else "pattern_linear") + kind.suffix
         layout, plans = layout_of(self.element, tokens), []
-        read = quantised_for(self.cpu) if self.element is INT8 else None
+        read = quantised_for(self.cpu, tokens.length, tokens.batch) if self.element is INT8 else None
         whole = whole_shape(form.matrix, tokens, form.packing, layout, read)
-        for parts in kind.splits(self.cpu, whole):
-            ranked = [kind.ranked(self.cpu, form.packing, part) for part in parts]
+        for parts in kind.splits(whole, read):
+            ranked = [kind.ranked(self.cpu, form.packing, part, read) for part in parts]
             for i in range(max(map(len, ranked)) if all(ranked) else 0):
                 chosen = [
                     (part.first, part.tiles, options[min(i, len(options) - 1)])
@@ -115,8 +124,15 @@ class LinearSpace:
                 ]
                 facts = form.matrix, tokens, layout, form.packing, chosen, self.element
                 plans.append(plan_from(family, *facts, quantised=read))
+        plans += self._few_int8(form, tokens, whole, read) if read is not None else ()
         plans.sort(key=lambda plan: plan_cycles(self.cpu, plan))
         return [*(self._few(form, tokens) if read is None else ()), *plans]
+
+    def _few_int8(self, form: Form, tokens: TokenCount, whole: LinearShape, read: Quantised) -> Iterator[LinearPlan]:
+        """Yield the plan with the kernel of int8 whose vectors are rows, where it can serve the tokens."""
+        if tokens.batch == 1 and few_kernel(self.cpu, whole, form.packing, tokens.length):
+            facts = form.matrix, tokens, FEATURE_MAJOR, form.packing, [(0, 1, None)], self.element
+            yield plan_from("few_token_linear_int8", *facts, quantised=read)
 
     def _few(self, form: Form, tokens: TokenCount) -> Iterator[LinearPlan]:
         """Yield the plan with the kernel for a handful of tokens, where it can serve them: it reads real activations."""
@@ -128,8 +144,11 @@ class LinearSpace:
 
 
 def plan_cycles(cpu: CpuShape, plan: LinearPlan) -> float:
-    """Return the modelled cycles of a plan; 0 for the kernel of a handful of tokens, which the model does not know."""
+    """Return the modelled cycles of a plan; 0 for the float kernel of a handful of tokens, which the model does not know."""
     if plan.quantised is not None:
+        few = few_kernel(cpu, plan.parts[0].shape, plan.packing, plan.tokens.length)
+        if few is not None and plan.parts[0].decisions is None:
+            return few_cycles(cpu, few)
         return sum(int8_cycles(cpu, plan.int8(part, "none")) for part in plan.parts)
     return sum(linear_cycles(cpu, p.shape, plan.packing, p.decisions) for p in plan.parts if p.decisions)
 
@@ -156,7 +175,7 @@ def _steps(most: int) -> list[int]:
     return steps
 
 
-def _splits(_cpu: CpuShape, whole: LinearShape) -> Iterator[Sequence[LinearShape]]:
+def _splits(whole: LinearShape, _read: Quantised | None) -> Iterator[Sequence[LinearShape]]:
     """Yield the ways to serve the tiles: by one kernel, or by one for whole register blocks and one for the rest."""
     yield [whole]
     first = whole.tiles // MAX_TILES * MAX_TILES
@@ -164,7 +183,9 @@ def _splits(_cpu: CpuShape, whole: LinearShape) -> Iterator[Sequence[LinearShape
         yield [whole.part(0, first), whole.part(first, whole.tiles - first)]
 
 
-def _ranked(cpu: CpuShape, packing: LinearPacking, shape: LinearShape) -> list[LinearDecisions]:
+def _ranked(
+    cpu: CpuShape, packing: LinearPacking, shape: LinearShape, _read: Quantised | None
+) -> list[LinearDecisions]:
     """Return the register blocks of a packing that fit the registers, the fastest by the model first."""
     lanes, rows = cpu.lanes(shape.layout.element), packing.rows
     found = []
@@ -186,8 +207,15 @@ def _aligned(vectors: int, lanes: int, shape: LinearShape) -> bool:
     return vectors % in_tile == 0 or in_tile % vectors == 0
 
 
-def _int8_ranked(cpu: CpuShape, packing: LinearPacking, shape: LinearShape) -> list[LinearDecisions]:
-    return [k.decisions for k in sorted(kernels(cpu, shape, packing), key=lambda k: int8_cycles(cpu, k))]
+def _int8_splits(whole: LinearShape, read: Quantised | None) -> Iterator[Sequence[LinearShape]]:
+    assert read is not None
+    yield split_lines(read.lines, whole)
+
+
+def _int8_ranked(
+    cpu: CpuShape, packing: LinearPacking, shape: LinearShape, read: Quantised | None
+) -> list[LinearDecisions]:
+    return [k.decisions for k in sorted(kernels(cpu, shape, packing, read=read), key=lambda k: int8_cycles(cpu, k))]
 
 
 @dataclass(frozen=True)
@@ -200,8 +228,8 @@ class Kind:
 
     suffix: str
     packings: Callable[[CpuShape, MatrixShape, ElementType], Iterator[LinearPacking]]
-    splits: Callable[[CpuShape, LinearShape], Iterable[Sequence[LinearShape]]]
-    ranked: Callable[[CpuShape, LinearPacking, LinearShape], list[LinearDecisions]]
+    splits: Callable[[LinearShape, Quantised | None], Iterable[Sequence[LinearShape]]]
+    ranked: Callable[[CpuShape, LinearPacking, LinearShape, Quantised | None], list[LinearDecisions]]
 
 
 FLOAT = Kind("", packings, _splits, _ranked)
@@ -209,7 +237,7 @@ KINDS = {
     INT8: Kind(
         "_int8",
         lambda cpu, matrix, _element: int8_packings(cpu, matrix),
-        lambda cpu, whole: [split_lines(cpu, whole)],
+        _int8_splits,
         _int8_ranked,
     )
 }

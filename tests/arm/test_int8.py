@@ -10,10 +10,12 @@ from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
 from rt3_tvm.schedules.examples import SMALL
 from rt3_tvm.schedules.int8_linear import int8_kernel
 from rt3_tvm.schedules.int8_plan import choose_int8_packing, int8_cycles, int8_shape, kernels
-from rt3_tvm.schedules.linear_decisions import MatrixShape
+from rt3_tvm.schedules.layout import INT8
+from rt3_tvm.schedules.linear_decisions import LinearPacking, MatrixShape
+from rt3_tvm.schedules.linear_plan import TokenCount, plan_of_family
 from tests.arm.conftest import skips_without_tools
 from tests.arm.kernels import CORES, run_under_qemu
-from tests.kernels.test_int8 import columns_of, exact
+from tests.kernels.test_int8 import columns_of, exact, few_kernels
 
 DOTS = {"A76": "sdot", "A53": "smull", "A7": "vmull"}
 
@@ -22,7 +24,7 @@ DOTS = {"A76": "sdot", "A53": "smull", "A7": "vmull"}
 def test_rows_compute_their_references(core, tmp_path):
     cpu, calls, wanted = CpuShape.of(arm.cluster_of(core)), [], []
     assert cpu.dot == DOTS[core]
-    for family in ("quantise", "quantise_static", "pattern_linear_int8", "dense_linear_int8"):
+    for family in ("quantise", "quantise_static", "pattern_linear_int8", "dense_linear_int8", "few_token_linear_int8"):
         example = SCHEDULES[family].example(cpu, SMALL)
         func = kernel(family, *example.arguments)
         outputs = [np.zeros([int(d) for d in p.ty.shape], str(p.ty.dtype)) for p in func.params[len(example.inputs) :]]
@@ -58,6 +60,45 @@ def test_sums_are_exact(rng, core, tmp_path):
     assert len(done) > 5
     for arrays, want in zip(done, wanted, strict=True):
         np.testing.assert_array_equal(arrays[-1].transpose(0, 2, 1).reshape(want.shape), want)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_sums_of_a_handful_of_tokens_are_exact(rng, core, tmp_path):
+    """Every kernel of every V for them, with numbers over the whole range and at its ends; lanes that hold none are zeros."""
+    cpu, rows, cols = CpuShape.of(arm.cluster_of(core)), 16, 40
+    largest = DOT_PRODUCTS[cpu.dot].largest
+    calls, wanted = [], []
+    for group, length in ((1, 2), (4, 1), (4, 5), (8, 1), (8, 3), (rows, 2), (rows, 8)):
+        columns = columns_of(rng, rows, cols, 27, group)
+        tokens = rng.integers(-127, 128, (16, cols)).astype(np.int8)
+        numbers = rng.integers(-largest, largest + 1, (rows, cols))
+        tokens[0], numbers[:8] = -127, largest
+        packing = LinearPacking(min(group, 4), 1, 2)
+        matrix, _, arrays, want = exact(cpu, tokens, numbers, columns, packing)
+        for family, func, served in few_kernels(cpu, matrix, packing, length):
+            calls.append((family, func, [*arrays, np.full((1, rows, 16), np.nan, np.float32)]))
+            wanted.append(np.where(np.arange(16)[:, None] < served, want, 0))
+    assert sum(family == "few_token_linear_int8" for family, _, _ in calls) >= 3
+    with skips_without_tools():
+        done = run_under_qemu(core, calls, tmp_path)
+    for arrays, want in zip(done, wanted, strict=True):
+        np.testing.assert_array_equal(arrays[-1][0].T, want)
+
+
+@pytest.mark.parametrize("group", [0, 4, 8])
+@pytest.mark.parametrize("core", ["A76", "A53"])
+def test_a_loop_for_one_token_stores_nothing_to_the_stack(core, group):
+    """However few columns are kept; a store may say how often a loop runs, which LLVM is not to know."""
+    cluster = arm.cluster_of(core)
+    cpu = CpuShape.of(cluster)
+    for kept in (40, 96):
+        matrix = MatrixShape(384, 384, kept, group) if group else MatrixShape.dense_of(384, 384)
+        plan = plan_of_family("few_token_linear_int8", cpu, matrix, TokenCount(1, 1), INT8)
+        with skips_without_tools():
+            func = kernel(plan.family, plan, plan.parts[0], "none", cpu)
+            (function,) = arm.code_of([func], cluster).values()
+        assert function.loops and function.stack_stores_in_loops <= 1
+        assert any(one.name == cpu.dot for one in function.instructions)
 
 
 @pytest.mark.parametrize("group", [0, 1, 2, 4, 8])

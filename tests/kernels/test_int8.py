@@ -6,18 +6,21 @@ import tvm
 
 from rt3_tvm.bench.kernel import aligned
 from rt3_tvm.codegen.kernels import lower, machine_code, with_c_signature
-from rt3_tvm.schedules import kernel
+from rt3_tvm.schedules import SCHEDULES, kernel
 from rt3_tvm.schedules.cpu import DOT_COSTS, CpuShape, features_of
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
+from rt3_tvm.schedules.few_tokens_int8 import few_int8_kernel
 from rt3_tvm.schedules.int8_linear import int8_kernel
 from rt3_tvm.schedules.int8_lines import Lines
-from rt3_tvm.schedules.int8_packing import pack_int8, quantised, row_scales
+from rt3_tvm.schedules.int8_packing import pack_int8, quantised, row_scales, static_factors
 from rt3_tvm.schedules.int8_plan import (
     best_int8_cycles,
     choose_int8_packing,
+    few_kernel,
     int8_shape,
     kernels,
     lines_of,
+    quantised_for,
     split_lines,
 )
 from rt3_tvm.schedules.layout import FLOAT32, INT8
@@ -75,14 +78,14 @@ def run_linear(cpu, matrix, packing, tiles, arrays, decisions=None, activation="
     """Run the kernels of a matrix, each part of the tiles with the cheapest register block, or that of a choice."""
     shape = int8_shape(cpu, matrix, packing, tiles)
     y = aligned(np.full((tiles, matrix.rows, 16), np.nan, np.float32))
-    for part in split_lines(cpu, shape):
+    for part in split_lines(lines_of(cpu), shape):
         found = list(kernels(cpu, part, packing, activation))
         chosen = [k for k in found if decisions is None or k.decisions.vectors == decisions] or found[-1:]
         run_kernel("pattern_linear_int8", int8_kernel(chosen[-1], cpu), *map(aligned, arrays), y)
     return y.transpose(0, 2, 1).reshape(tiles * 16, matrix.rows)
 
 
-def exact(cpu, tokens, numbers, columns, packing):
+def exact(cpu, tokens, numbers, columns, packing, lines=None):
     """Return what a kernel with scales of one computes, and the sums in integers; tokens (tokens, cols), numbers (rows, cols)."""
     (count, cols), rows = tokens.shape, len(numbers)
     tiles = -(-count // 16)
@@ -97,7 +100,7 @@ def exact(cpu, tokens, numbers, columns, packing):
         DOT_PRODUCTS[cpu.dot],
         np.ones(rows, np.float32),
     )
-    lines = lines_of(cpu).pack(padded.reshape(tiles, 16, cols).transpose(0, 2, 1))
+    lines = (lines or lines_of(cpu)).pack(padded.reshape(tiles, 16, cols).transpose(0, 2, 1))
     matrix = MatrixShape(rows, cols, columns.shape[1], rows // len(columns))
     ones = np.ones((tiles, 16), np.float32)
     arrays = [lines.reshape(-1), ones, packed.values, packed.offsets, packed.bias, packed.scales, packed.starts]
@@ -187,6 +190,90 @@ def test_extremes_do_not_saturate(form, sign):
         matrix, tiles, arrays, want = exact(cpu, tokens, numbers, columns, LinearPacking(4, 1, 1))
         assert abs(want).min() == 127 * largest * cols
         np.testing.assert_array_equal(run_linear(cpu, matrix, LinearPacking(4, 1, 1), tiles, arrays), want)
+
+
+def few_kernels(cpu, matrix, packing, length, activation="none"):
+    """Return every kernel for a handful of tokens: their families, functions, and how many tokens each serves."""
+    read = quantised_for(cpu, length)
+    shape = int8_shape(cpu, matrix, packing, 1)
+    found = [
+        ("pattern_linear_int8", int8_kernel(k, cpu), read.served)
+        for k in kernels(cpu, shape, packing, activation, read)
+    ]
+    few = few_kernel(cpu, shape, packing, length, activation)
+    if few:
+        found.append(("few_token_linear_int8", few_int8_kernel(few, cpu), length))
+    return found
+
+
+def run_few(cpu, matrix, packing, length, arrays, activation="none"):
+    """Yield what each kernel for a handful of tokens computes, as (tokens, rows), and how many of them it serves."""
+    for family, func, served in few_kernels(cpu, matrix, packing, length, activation):
+        y = aligned(np.full((1, matrix.rows, 16), np.nan, np.float32))
+        run_kernel(family, func, *map(aligned, arrays), y)
+        yield y[0].T, served
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("group", [1, 2, 4, 8, 0])
+def test_sums_of_a_handful_of_tokens_are_exact(rng, form, group):
+    """Lanes that hold none are zeros, whatever lies there."""
+    cpu, dot, rows, cols = core(*form), DOT_PRODUCTS[form[0]], 16, 40
+    columns = columns_of(rng, rows, cols, 27, group or rows)
+    packing = LinearPacking(min(group or rows, 8), 1, 2)
+    families = set()
+    for length in (1, 3, 4, 5, 8, 12):
+        tokens = rng.integers(-127, 128, (16, cols)).astype(np.int8)
+        numbers = rng.integers(-dot.largest, dot.largest + 1, (rows, cols))
+        tokens[0], numbers[:8] = rng.choice([-127, 127]), dot.largest
+        matrix, _, arrays, want = exact(cpu, tokens, numbers, columns, packing, quantised_for(cpu, length).lines)
+        for got, served in run_few(cpu, matrix, packing, length, arrays):
+            np.testing.assert_array_equal(got[:served], want[:served])
+            assert not got[served:].any() and length <= served < length + 16
+        families |= {family for family, _, _ in few_kernels(cpu, matrix, packing, length)}
+    assert ("few_token_linear_int8" in families) == (packing.rows % 4 == 0)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_random_shapes_of_a_handful_of_tokens(form, seed):
+    """Rows and columns that are multiples of nothing, with scales, bias and a long activation."""
+    rng = np.random.default_rng(100 + seed)
+    cpu, dot, group, length = core(*form), DOT_PRODUCTS[form[0]], int(rng.choice([4, 8])), int(rng.integers(1, 9))
+    rows, cols = group * int(rng.integers(1, 6)), int(rng.integers(5, 100))
+    columns = columns_of(rng, rows, cols, int(rng.integers(1, cols + 1)), group)
+    weight, bias = rng.standard_normal((rows, cols)).astype(np.float32), rng.standard_normal(rows).astype(np.float32)
+    matrix = MatrixShape(rows, cols, columns.shape[1], rows // len(columns))
+    packed = pack(cpu, weight, columns, packing := LinearPacking(4, 1, 1), bias)
+    tokens, scales = rng.integers(-127, 128, (16, cols)), rng.random((1, 16)).astype(np.float32) / 100
+    lines = quantised_for(cpu, length).lines.pack(tokens.astype(np.int8).T[None])
+    arrays = [lines.reshape(-1), scales, packed.values, packed.offsets, packed.bias, packed.scales, packed.starts]
+    steps = quantised(weight, row_scales(weight, dot.largest), dot.largest) * mask_of(columns, rows, cols)
+    sums = (tokens @ steps.T.astype(np.int64)).astype(np.float64)
+    want = np.tanh(sums * scales.reshape(-1, 1) * row_scales(weight, dot.largest) + bias)
+    done = list(run_few(cpu, matrix, packing, length, arrays, "tanh"))
+    assert done
+    for got, served in done:
+        np.testing.assert_allclose(got[:served], want[:served], atol=2e-6, rtol=0)
+        assert not got[served:].any()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("family", ["quantise", "quantise_static"])
+@pytest.mark.parametrize("length", [1, 5, 8, 13])
+def test_a_handful_of_tokens_is_quantised(rng, form, family, length):
+    """The others become zeros, whatever lies there."""
+    cpu, features = core(*form), 37
+    shape = QuantiseShape.of(1, features, quantised_for(cpu, length))
+    x = rng.standard_normal((1, features, 16)).astype(np.float32)
+    x[:, :, shape.served :] = np.nan
+    inputs = [x] if family == "quantise" else [x, static_factors(np.abs(x[0, :, : shape.served]).max(axis=1))]
+    wanted = SCHEDULES[family].reference(shape, *inputs)
+    arrays = [*map(aligned, (*inputs, np.full_like(wanted[0], 99), np.full((1, 16), np.nan, np.float32)))]
+    run_kernel(family, kernel(family, shape), *arrays)
+    np.testing.assert_array_equal(arrays[-2], wanted[0])
+    np.testing.assert_allclose(arrays[-1], wanted[1], rtol=1e-6)
+    assert length <= shape.served <= 16 and np.isfinite(arrays[-1]).all()
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

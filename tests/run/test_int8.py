@@ -65,7 +65,7 @@ def test_a_plan_can_be_read_back(name, tokens):
     plan = plan_linear(cpu, MatrixShape(128, 64, 20, 4), tokens, INT8)
     assert plan.quantised is not None and plan.quantised.dot == cpu.dot
     assert LinearPlan.of(plan.to_attrs()) == plan and str(LinearPlan.of(plan.to_attrs())) == str(plan)
-    assert re.fullmatch(r"(pattern_linear_i8_v4_r4x\d_t\d+_k20\+?)+", str(plan))
+    assert re.fullmatch(r"((pattern_linear_i8_v4_r4x\d|few_token_linear_i8_v4_r4)_t\d+_k20\+?)+", str(plan))
 
 
 def test_what_is_no_faster_in_int8_stays_wider():
@@ -145,6 +145,28 @@ def test_weights_take_a_third_of_the_room(checkpoint, tmp_path):
         assert (
             bytes_of["int8"][level] < 0.6 * bytes_of["float32"][level]
         )  # these matrices are small: tables weigh a lot
+
+
+@pytest.mark.parametrize(("device", "cluster"), [("rk3588", "big0"), ("rk3399", "little")])
+def test_a_decoder_computes_few_tokens_with_the_same_weights(device, cluster, tmp_path):
+    """With dot products and without: each call is checked, and a length more costs no weights."""
+    sizes = {"n_embd": 64, "n_layer": 1, "n_head": 2, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 0}
+    decoder, built = prune(tiny("GPT2LMHeadModel", **sizes), PruneOptions((0.0, 0.5))), {}
+    for lengths in ((32,), (1, 4, 32)):
+        options = CompileOptions(device, cluster=cluster, lengths=lengths, cache=False, dtype=("int8",))
+        options = options if len(lengths) > 1 else replace(options, verify=False)
+        built[len(lengths)] = compile(decoder, tmp_path / "m.so", options).metadata
+    sizes = [{s["level"]: s["bytes"] for s in built[n]["weight_sections"] if s["level"] >= 0} for n in (1, 3)]
+    assert sizes[0] == sizes[1] and set(sizes[0]) == {0, 1}
+    families = {k["family"] for k in built[3]["kernels"]}
+    assert families >= {"few_token_linear_int8", "pattern_linear_int8", "quantise"}
+    symbols = " ".join(k["symbol"] for k in built[3]["kernels"])
+    assert {"few_token_linear_i8_v4_r4_t1_", "pattern_linear_i8_v4_r4x1_t4_"} <= set(
+        re.findall(r"\w+_t\d+_(?=k\d)", symbols)
+    )
+    proven = {(row["level"], row["length"]): row for row in built[3]["verified"]["int8"]}
+    assert set(proven) == {(level, length) for level in (0, 1) for length in (1, 4, 32)}
+    assert all(row["exact_calls"] and row["exact_error"] < 2e-6 for row in proven.values())
 
 
 def test_it_runs_here(checkpoint, tmp_path):
