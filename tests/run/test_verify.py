@@ -200,6 +200,13 @@ def test_a_model_that_export_changes_is_not_pruned(forgetful):
         prune(forgetful, PruneOptions((0.5,)))
 
 
+def test_a_model_that_draws_random_numbers_is_one_line():
+    model = transformers.ViTMAEModel(transformers.ViTMAEConfig(**SMALL, image_size=32, patch_size=8)).eval()
+    told = r"^ViTMAEModel cannot be compiled: it draws random numbers, its output [^\n]* from one run to the next$"
+    with pytest.raises(Rt3Error, match=told):
+        prune(model, PruneOptions((0.5,)))
+
+
 def test_a_model_that_export_changes_is_not_searched(forgetful, monkeypatch):
     monkeypatch.setattr(setting, "load_task", lambda *_: (forgetful, None))
     with pytest.raises(Rt3Error, match=REFUSED):
