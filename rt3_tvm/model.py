@@ -168,7 +168,7 @@ DEMO_MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     # Positions between the layers: T5-small's encoder, XLNet-base, Funnel's small-base (three blocks of four layers, and two).
     "random-t5-encoder": _random("T5Config", "T5EncoderModel"),
     "random-xlnet": _random("XLNetConfig", d_model=768, n_layer=12, n_head=12, d_inner=3072),
-    "random-funnel": _random("FunnelConfig"),
+    "random-funnel": _random("FunnelConfig", "FunnelModel"),
     "random-tiny": _random(
         "BertConfig",
         vocab_size=500,
