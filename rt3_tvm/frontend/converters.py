@@ -109,6 +109,13 @@ def _index(node: torch.fx.Node, importer: Any) -> relax.Var:
     return emit(relax.op.take(table, flat, axis=first, mode="clip"))
 
 
+def _index_select(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert a look-up along one axis; ids are clipped, as an embedding's are: TVM's own conversion warns of them instead."""
+    source, axis, index = node.args
+    assert isinstance(axis, int)
+    return importer.block_builder.emit(relax.op.take(importer.env[source], importer.env[index], axis=axis, mode="clip"))
+
+
 def _cat(node: torch.fx.Node, importer: Any) -> relax.Var:
     """Convert cat; tensors without elements, of whatever rank, add nothing (a cache that is empty)."""
     tensors = [importer.env[n] for n in node.args[0]]  # type: ignore[union-attr]
@@ -162,5 +169,6 @@ CONVERTERS = {
     "scaled_dot_product_attention.default": _attention,
     "embedding.default": _embedding,
     "index.Tensor": _index,
+    "index_select.default": _index_select,
     "select.int": _select,
 }
