@@ -388,7 +388,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "Cosmos3EdgeTextConfig": {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
     },
-    "CvtConfig": {"embed_dim": (32, 48, 64), "num_heads": (1, 3, 4), "depth": (1, 1, 1)},
+    "CvtConfig": {"embed_dim": (32, 48, 64), "num_heads": (1, 3, 4), "depth": (1, 2, 3)},
     "DeepseekV2Config": {"num_experts_per_tok": 2, "topk_group": 1},
     "DoryConfig": {"num_hidden_layers": 3, "n_input_layers": 1, "n_output_layers": 1},
     "Dots1Config": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
@@ -402,7 +402,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "Glm5NextTextConfig": {"num_key_value_heads": 4},
     "GPTNeoConfig": {"attention_types": [[["global", "local"], 1]]},
     "HYV4VLTextConfig": {"qk_rope_head_dim": 64},
-    "LevitConfig": {"image_size": 64},
+    "LevitConfig": {"image_size": 64, "patch_size": 16},
     "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"]},
     "LukeConfig": {"entity_vocab_size": 11, "entity_emb_size": 32},
     "Mamba2Config": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
