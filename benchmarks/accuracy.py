@@ -18,6 +18,7 @@ from machine import machine
 
 from rt3_tvm.checkpoint import Checkpoint
 from rt3_tvm.codegen import CompileOptions, compile_checkpoint
+from rt3_tvm.device.frequencies import parse_frequencies
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.runtime import Bundle, load
 from rt3_tvm.tasks import TASKS
@@ -42,7 +43,7 @@ def scores(args: argparse.Namespace, dtype: str, folder: Path) -> list[float]:
     checkpoint, path, twin = Checkpoint.load(args.checkpoint), folder / "m.so", folder / "twin.so"
     asked = {"device": args.device, "cluster": args.cluster, "twin": twin if args.device != "host" else None}
     calibrate = Path(calibration) if calibration else None
-    options = CompileOptions(**asked, lengths=LENGTHS, dtype=(name,), calibrate=calibrate)
+    options = CompileOptions(**asked, frequencies=args.freqs, lengths=LENGTHS, dtype=(name,), calibrate=calibrate)
     compile_checkpoint(checkpoint, path, options)
     task = TASKS[args.task].load(args.data, checkpoint.dense_model(), checkpoint.tokenizer[0].parent)
     found = []
@@ -78,6 +79,9 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--device", default="host")
     parser.add_argument("--cluster")
+    parser.add_argument(
+        "--freqs", type=parse_frequencies, help="of the levels, as of rt3 compile; default the checkpoint's"
+    )
     parser.add_argument("--dtypes", default="float32,int8", type=lambda text: text.split(","))
     args = parser.parse_args()
     if args.dtypes[0] != "float32":
