@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from rt3_tvm.schedules.attention_shape import MOST_PARTS, AttentionShape
 from rt3_tvm.schedules.cpu import CpuShape
-from rt3_tvm.schedules.layout import FLOAT16, REAL, ElementType
+from rt3_tvm.schedules.layout import FLOAT16, INT8, REAL, ElementType
 from rt3_tvm.schedules.linear_decisions import SMALL_FILE, largest_divisor
 
 ACCUMULATORS, FEW_ACCUMULATORS = 16, 8
@@ -70,12 +70,13 @@ class AttentionBlocks:
 
 
 def attention_element(shape: AttentionShape, cpu: CpuShape, asked: ElementType) -> ElementType:
-    """Return what attention multiplies where a level multiplies ``asked``: float16, where the core has it and it is faster.
+    """Return what attention multiplies where a level multiplies ``asked``: float16 at one of int8, where it is faster.
 
-    int8 keeps too few bits of a query for what is exponentiated. A head whose features are cut into more than ``MOST_PARTS`` sums
-    stays float32. Biases, soft caps and masks are float32 in either.
+    int8 keeps too few bits of a query for what is exponentiated. A level of float16 keeps float32: its outputs are held to
+    PyTorch as a whole, and the layers of a model that was trained use that up by themselves. A head whose features are cut into
+    more than ``MOST_PARTS`` sums stays float32. Biases, soft caps and masks are float32 in either.
     """
-    if asked is REAL or FLOAT16 not in cpu.elements or shape.dim > MOST_PARTS * shape.longest_score:
+    if asked is not INT8 or FLOAT16 not in cpu.elements or shape.dim > MOST_PARTS * shape.longest_score:
         return REAL
     return min((REAL, FLOAT16), key=lambda element: attention_cycles(shape, cpu, element))
 

@@ -153,7 +153,8 @@ def test_weights_near_1_leave_room_for_values(rng):
 @pytest.mark.parametrize(
     ("cpu", "asked", "dim", "wanted"),
     [
-        (A76, FLOAT16, 32, FLOAT16),
+        (A76, FLOAT16, 32, FLOAT32),
+        (A76, INT8, 32, FLOAT16),
         (A76, INT8, 64, FLOAT16),
         (A76, INT8, 256, FLOAT16),
         (A76, FLOAT32, 32, FLOAT32),

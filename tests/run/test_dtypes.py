@@ -65,15 +65,15 @@ def test_matrices_are_left_out_by_glob(imported, tiny_checkpoint):
     assert kept == wanted and len(set(kept.values())) == 2
 
 
-@pytest.mark.parametrize("element", [FLOAT16, INT8])
-def test_attention_is_float16_where_layers_are_narrower(imported, tiny_checkpoint, element):
+def test_attention_is_float16_where_layers_are_int8(imported, tiny_checkpoint):
     layers = tiny_checkpoint.dense_model().config.num_hidden_layers
 
     def count(family, **asked):
         return len(calls_of(lowered(imported, tiny_checkpoint, **asked), family))
 
-    assert count("attention_float16", element=element) == layers and not count("attention", element=element)
-    for asked in ({}, {"element": element, "keep_float": ("attention",)}, {"element": INT8, "cpu": A53}):
+    assert count("attention_float16", element=INT8) == layers and not count("attention", element=INT8)
+    kept = {"element": INT8, "keep_float": ("attention",)}
+    for asked in ({}, kept, {"element": FLOAT16}, {"element": INT8, "cpu": A53}):
         assert count("attention", **asked) == layers and not count("attention_float16", **asked)
 
 
