@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 from rt3_tvm import device
 from rt3_tvm.schedules import BY_LANE_ATTR, KERNEL_ATTR
 from rt3_tvm.schedules.cpu import KERNEL_STACK_BYTES, CpuShape
-from rt3_tvm.schedules.layout import FLOAT16
+from rt3_tvm.schedules.layout import INT8
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
 from rt3_tvm.transform.schedule_kernels import ScheduleKernels
@@ -49,7 +49,7 @@ def test_keys_and_values_of_many_tokens_are_still_read_by_lane():
     def attention(emit, q, k, v):
         return emit(op.matmul(op.nn.softmax(op.matmul(q, op.permute_dims(k, [0, 1, 3, 2])), axis=-1), v))
 
-    context = VariantContext(0, 1, 1, A76, {}, {}, element=FLOAT16)
+    context = VariantContext(0, 1, 1, A76, {}, {}, element=INT8)
     mod = module(attention, *[(1, 2, 512, 64)] * 3)
     lowered = run_phases(run_phases(mod, shared_phases()), level_phases(context))
     family = "attention_float16"

@@ -222,7 +222,7 @@ def test_sums_of_a_handful_of_tokens_are_exact(rng, form, group):
     columns = columns_of(rng, rows, cols, 27, group or rows)
     packing = LinearPacking(min(group or rows, 8), 1, 2)
     families = set()
-    for length in (1, 3, 4, 5, 8, 12):
+    for length in (1, 4, 5, 12):
         tokens = rng.integers(-127, 128, (16, cols)).astype(np.int8)
         numbers = rng.integers(-dot.largest, dot.largest + 1, (rows, cols))
         tokens[0], numbers[:8] = rng.choice([-127, 127]), dot.largest
@@ -235,7 +235,7 @@ def test_sums_of_a_handful_of_tokens_are_exact(rng, form, group):
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_shapes_of_a_handful_of_tokens(form, seed):
     """Rows and columns that are multiples of nothing, with scales, bias and a long activation."""
     rng = np.random.default_rng(100 + seed)
@@ -277,7 +277,7 @@ def test_a_handful_of_tokens_is_quantised(rng, form, family, length):
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_shapes(form, seed):
     """Rows, columns and tokens that are multiples of nothing, with scales, bias and an activation."""
     rng = np.random.default_rng(seed)

@@ -158,12 +158,9 @@ def tiny(model: str, **config):
 def test_levels_against_masked_torch(tmp_path, make, options, batch, lengths):
     checkpoint = prune(make(), options)
     path = tmp_path / "model.so"
-    count = len(options.sparsity)
-    compile(
-        checkpoint,
-        path,
-        CompileOptions(frequencies=tuple(1e9 - 1e8 * i for i in range(count)), lengths=lengths, batch=batch),
-    )
+    frequencies = tuple(1e9 - 1e8 * i for i in range(len(options.sparsity)))
+    # What is compared below rt3 compile need not compare.
+    compile(checkpoint, path, CompileOptions(frequencies=frequencies, lengths=lengths, batch=batch, verify=False))
     with load(path) as bundle:
         for length in {*lengths, max(1, max(lengths) - 3)}:
             check_levels(checkpoint, bundle, batch, length)
