@@ -26,10 +26,13 @@ SOMETHING = 1e-30
 """What a sum of weights begins at."""
 
 
-def _begin(shape: AttentionShape, blocks: AttentionBlocks) -> Callable:
-    """Return the queries of a task, multiplied by the scale, and the biases of its keys, both in powers of 2."""
+def begin_task(shape: AttentionShape, blocks: AttentionBlocks) -> Callable:
+    """Return the queries of a task, multiplied by the scale, in the shape's element type, and the biases of its keys.
+
+    Both are in powers of 2.
+    """
     batch, heads, dim, tile = shape.batch, shape.heads, shape.dim, shape.layout.token_tile
-    own, factor = blocks.tiles(tile), REAL.const(shape.factor)
+    own, factor, dtype = blocks.tiles(tile), REAL.const(shape.factor), shape.element.dtype
     keys_of = shape.key_bias_shape
 
     @T.inline
@@ -41,7 +44,7 @@ def _begin(shape: AttentionShape, blocks: AttentionBlocks) -> Callable:
                 T.writes(scaled[vd, vu])
                 scaled[vd, vu] = (
                     Q[b * shape.tiles[0] + i * own + T.floordiv(vu, tile), h * dim + vd, T.floormod(vu, tile)] * factor
-                )
+                ).astype(dtype)
         for kt, t in T.grid(shape.seen(i, own), tile):
             with T.sblock("bias"):
                 vkt, vt = T.axis.remap("SS", [kt, t])
@@ -216,7 +219,7 @@ def attention(shape: AttentionShape, blocks: AttentionBlocks, unit: VectorUnit) 
     (tiles, key_tiles), own = shape.tiles, blocks.tiles(shape.layout.token_tile)
     widest = shape.hides.widest(own) * tile
     keys_of, scores_of = shape.key_bias_shape, shape.score_bias_shape
-    begin, scores = _begin(shape, blocks), _scores(shape, blocks)
+    begin, scores = begin_task(shape, blocks), _scores(shape, blocks)
     softmax, context = _softmax(shape, blocks, unit), _context(shape, blocks)
 
     @T.prim_func(s_tir=True)
@@ -269,9 +272,7 @@ def schedule_attention(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Vectors over queries everywhere; score and context blocks in registers."""
     sch = Schedule(func)
     for step in STEPS:
-        vectorise(sch, step.block, step.vector, lanes, step.registers)
-        if step.summed:
-            begin_before(sch, step.block, step.summed, (*step.registers[step.inner :], f"{step.vector}_0"))
+        step.take(sch, lanes)
     share_loop(sch, loop_of(sch, "task", "h"))  # heads: each thread reads K and V of its own
     return sch.mod["main"]
 
@@ -288,6 +289,12 @@ class Step:
     registers: tuple[str, ...] = ()
     inner: int = 0
     vector: str = "u"
+
+    def take(self, sch: Schedule, lanes: int) -> None:
+        """Make vectors of the block, and let its sums begin outside of their loop."""
+        vectorise(sch, self.block, self.vector, lanes, self.registers)
+        if self.summed:
+            begin_before(sch, self.block, self.summed, (*self.registers[self.inner :], f"{self.vector}_0"))
 
 
 STEPS = (

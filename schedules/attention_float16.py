@@ -1,4 +1,4 @@
-"""Attention whose products are float16: for cores that have arithmetic on it, at levels that multiply it or int8 elsewhere.
+"""Attention whose products are float16: at levels of int8, on cores that have arithmetic on float16.
 
 The nest is that of ``attention``, with twice as many numbers in a vector. Q, K, V and the result are float32. A task converts the
 keys and values of its head once, for all of its queries. A score is summed in float16 over at most ``LONGEST_SCORE`` features, a
@@ -14,13 +14,13 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
-from rt3_tvm.schedules.attention import SOMETHING, Step
+from rt3_tvm.schedules.attention import SOMETHING, Step, begin_task
 from rt3_tvm.schedules.attention_blocks import AttentionBlocks
 from rt3_tvm.schedules.attention_shape import LOWEST, AttentionShape
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.layout import FLOAT16, REAL, FeatureMajor
 from rt3_tvm.schedules.linear_decisions import largest_divisor
-from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
+from rt3_tvm.schedules.loops import loop_of
 from rt3_tvm.schedules.tasks import BY_LANE_ATTR, by_lane, of_tasks, share_loop
 from rt3_tvm.schedules.vector_math import VectorUnit, coarse_base, coarse_weight
 
@@ -28,54 +28,21 @@ SHAPE_ATTR = "rt3.attention"
 """PrimFunc attribute that says what the kernel computes, for whoever computes the same."""
 
 
-def _narrow(shape: AttentionShape) -> Callable:
-    """Return the keys and values of a head, rounded."""
-    batch, dim, v_dim, kv_heads, tile = shape.batch, shape.dim, shape.v_dim, shape.kv_heads, shape.layout.token_tile
+def _narrow(shape: AttentionShape, features: int, block: str) -> Callable:
+    """Return the keys, or values, of a head, rounded; ``features``: of each."""
+    batch, kv_heads, tile = shape.batch, shape.kv_heads, shape.layout.token_tile
     key_tiles, share, half = shape.tiles[1], shape.heads // shape.kv_heads, FLOAT16.dtype
 
     @T.inline
-    def narrow(K, V, keys, values, h, b):
-        for kt, d, t in T.grid(key_tiles, dim, tile):
-            with T.sblock("key"):
+    def narrow(X, rounded, h, b):
+        for kt, d, t in T.grid(key_tiles, features, tile):
+            with T.sblock(block):
                 vkt, vd, vt = T.axis.remap("SSS", [kt, d, t])
-                T.reads(K[0 : batch * key_tiles, 0 : kv_heads * dim, 0:tile])
-                T.writes(keys[vkt, vd, vt])
-                keys[vkt, vd, vt] = T.Cast(half, K[b * key_tiles + vkt, T.floordiv(h, share) * dim + vd, vt])
-        for kt, d, t in T.grid(key_tiles, v_dim, tile):
-            with T.sblock("value"):
-                vkt, vd, vt = T.axis.remap("SSS", [kt, d, t])
-                T.reads(V[0 : batch * key_tiles, 0 : kv_heads * v_dim, 0:tile])
-                T.writes(values[vkt, vd, vt])
-                values[vkt, vd, vt] = T.Cast(half, V[b * key_tiles + vkt, T.floordiv(h, share) * v_dim + vd, vt])
+                T.reads(X[0 : batch * key_tiles, 0 : kv_heads * features, 0:tile])
+                T.writes(rounded[vkt, vd, vt])
+                rounded[vkt, vd, vt] = T.Cast(half, X[b * key_tiles + vkt, T.floordiv(h, share) * features + vd, vt])
 
     return narrow
-
-
-def _begin(shape: AttentionShape, blocks: AttentionBlocks) -> Callable:
-    """Return the queries of a task, multiplied by the scale and rounded, and the biases of its keys, both in powers of 2."""
-    batch, heads, dim, tile = shape.batch, shape.heads, shape.dim, shape.layout.token_tile
-    own, factor, half = blocks.tiles(tile), REAL.const(shape.factor), FLOAT16.dtype
-    keys_of = shape.key_bias_shape
-
-    @T.inline
-    def begin(Q, key_bias, scaled, bias, h, b, i):
-        for d, u in T.grid(dim, own * tile):
-            with T.sblock("scale"):
-                vd, vu = T.axis.remap("SS", [d, u])
-                T.reads(Q[0 : batch * shape.tiles[0], 0 : heads * dim, 0:tile])
-                T.writes(scaled[vd, vu])
-                scaled[vd, vu] = T.Cast(
-                    half,
-                    Q[b * shape.tiles[0] + i * own + T.floordiv(vu, tile), h * dim + vd, T.floormod(vu, tile)] * factor,
-                )
-        for kt, t in T.grid(shape.seen(i, own), tile):
-            with T.sblock("bias"):
-                vkt, vt = T.axis.remap("SS", [kt, t])
-                T.reads(key_bias[0 : keys_of[0], 0 : keys_of[1], 0, 0 : keys_of[3]])
-                T.writes(bias[vkt * tile + vt])
-                bias[vkt * tile + vt] = shape.bias_of_key(key_bias, b, h, (shape.first(i, own) + vkt) * tile + vt)
-
-    return begin
 
 
 def _scores(shape: AttentionShape, blocks: AttentionBlocks) -> Callable:
@@ -263,7 +230,8 @@ def attention_float16(shape: AttentionShape, blocks: AttentionBlocks, unit: Vect
     (tiles, key_tiles), own = shape.tiles, blocks.tiles(shape.layout.token_tile)
     widest = shape.hides.widest(own) * tile
     keys_of, scores_of = shape.key_bias_shape, shape.score_bias_shape
-    narrow, begin, scores = _narrow(shape), _begin(shape, blocks), _scores(shape, blocks)
+    narrow_keys, narrow_values = _narrow(shape, dim, "key"), _narrow(shape, v_dim, "value")
+    begin, scores = begin_task(shape, blocks), _scores(shape, blocks)
     softmax, context = _softmax(shape, blocks, unit), _context(shape, blocks)
 
     @T.prim_func(s_tir=True)
@@ -287,7 +255,8 @@ def attention_float16(shape: AttentionShape, blocks: AttentionBlocks, unit: Vect
                 T.writes(Y[vb * tiles : vb * tiles + tiles, vh * v_dim : vh * v_dim + v_dim, 0:tile])
                 keys = T.sblock_alloc_buffer((key_tiles, dim, tile), half)
                 values = T.sblock_alloc_buffer((key_tiles, v_dim, tile), half)
-                narrow(K, V, keys, values, vh, vb)
+                narrow_keys(K, keys, vh, vb)
+                narrow_values(V, values, vh, vb)
                 for i in range(tiles // own):
                     with T.sblock("task"):
                         vi = T.axis.spatial(tiles // own, i)
@@ -335,9 +304,7 @@ def schedule_attention_float16(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc
     """Vectors over queries everywhere, ``lanes`` of float16; score and context blocks in registers."""
     sch = Schedule(func)
     for step in STEPS:
-        vectorise(sch, step.block, step.vector, lanes, step.registers)
-        if step.summed:
-            begin_before(sch, step.block, step.summed, (*step.registers[step.inner :], f"{step.vector}_0"))
+        step.take(sch, lanes)
     sch.unroll(loop_of(sch, "end", "p"))
     share_loop(sch, loop_of(sch, "head", "h"))  # heads: each thread reads K and V of its own
     return sch.mod["main"]

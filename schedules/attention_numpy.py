@@ -1,6 +1,6 @@
 """Attention in NumPy: exact in float64, and rounded at each step as the kernel of float16 rounds.
 
-What a level of float16 or int8 computes is proved by it, and tests compare with it; the kernels have no part in it.
+What a level of int8 computes is proved by it, and tests compare with it; the kernels have no part in it.
 """
 
 from collections.abc import Iterable

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from math import gcd
 from typing import Any, Self
 
 from tvm import tirx
@@ -121,7 +120,7 @@ class AttentionShape:
 
     def span(self, tiles: int = 1) -> int:
         """Return the tiles of keys of a context that are summed so, where a task has some tiles of queries."""
-        return largest_divisor(gcd(*(last - first for first, last in self.hides.blocks(tiles))), SPAN)
+        return largest_divisor(math.gcd(*(last - first for first, last in self.hides.blocks(tiles))), SPAN)
 
     @property
     def tiles(self) -> tuple[int, int]:

@@ -113,3 +113,8 @@ class Quantised:
         """Return what :attr:`facts` says."""
         dot, tokens, unsigned, *served = facts
         return cls(str(dot), Lines(int(tokens), bool(unsigned)), *map(int, served))
+
+
+def served_tokens(tiles: npt.NDArray[Any], served: int) -> npt.NDArray[Any]:
+    """Return tiles (tiles, features, 16) of whose tokens the first ``served`` are left, zeros in the place of others."""
+    return np.where(np.arange(tiles.shape[2]) < served, tiles, np.zeros_like(tiles))

@@ -12,6 +12,7 @@ from tvm import tirx
 from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.convert import ConversionShape
 from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.int8_lines import served_tokens
 from rt3_tvm.schedules.int8_packing import LARGEST, LEAST
 from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, FeatureMajor
@@ -53,20 +54,15 @@ def convert(shape: ConversionShape, x: Any) -> Arrays:
 
 def quantise(shape: QuantiseShape, x: Any) -> Arrays:
     """Return the steps of each token, rounded as NumPy does, ties to even, and what a step is."""
-    x = _served(x, shape.served)
+    x = served_tokens(x, shape.served)
     scales = np.maximum(np.abs(x).max(axis=1), np.float32(LEAST)) / np.float32(LARGEST)
     return [shape.lines.pack(np.rint(x * (1 / scales)[:, None]).astype(np.int8)), scales]
 
 
 def quantise_static(shape: QuantiseShape, x: Any, factors: Any) -> Arrays:
     """Return the steps, cut off at the largest, and what a step is."""
-    steps = np.clip(np.rint(_served(x, shape.served) * factors[:-1, None]), -LARGEST, LARGEST).astype(np.int8)
+    steps = np.clip(np.rint(served_tokens(x, shape.served) * factors[:-1, None]), -LARGEST, LARGEST).astype(np.int8)
     return [shape.lines.pack(steps), np.full((len(x), x.shape[2]), factors[-1])]
-
-
-def _served(x: Any, tokens: int) -> Any:
-    """Return tiles (tiles, features, tokens) of which only the first tokens are left."""
-    return np.where(np.arange(x.shape[2]) < tokens, x, np.zeros_like(x))
 
 
 def int8_linear(
@@ -94,7 +90,7 @@ def int8_linear(
         y[:, row] = (
             sums * token_scales.astype(np.float64) * scales[row // rows, row % rows] + bias[row // rows, row % rows]
         )
-    return [_served(ACTIVATIONS[activation](y), plan.served)]
+    return [served_tokens(ACTIVATIONS[activation](y), plan.served)]
 
 
 def attention(shape: AttentionShape, _cpu: CpuShape, q: Any, k: Any, v: Any, key_bias: Any, _score_bias: Any) -> Arrays:

@@ -31,7 +31,7 @@ from rt3_tvm.schedules.attention_numpy import AttentionInputs, exact_attention, 
 from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
-from rt3_tvm.schedules.int8_lines import SERVED_ATTR
+from rt3_tvm.schedules.int8_lines import SERVED_ATTR, served_tokens
 from rt3_tvm.schedules.int8_packing import LARGEST, LEAST, quantised, row_scales
 from rt3_tvm.transform.context import WeightRef
 
@@ -216,7 +216,7 @@ def _tiles(tokens: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _served(tiles: np.ndarray, func: tirx.PrimFunc) -> np.ndarray:
     """Return tiles of which the tokens are left that a kernel computes."""
-    return np.where(np.arange(tiles.shape[2]) < int(func.attrs[SERVED_ATTR]), tiles, np.zeros_like(tiles))
+    return served_tokens(tiles, int(func.attrs[SERVED_ATTR]))
 
 
 def _activated(activation: Callable[[torch.Tensor], torch.Tensor], values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Variants of int8 and float16 prove themselves: calls against NumPy, and what is between them against PyTorch as float is."""
+"""Variants of int8 prove themselves: calls against NumPy, and what is between them against PyTorch as float is."""
 
 from collections.abc import Callable
 from typing import Any
