@@ -320,8 +320,8 @@ class _Tuner:
     def _decide(self, boards: Boards) -> None:
         """Measure what decides on this machine once nothing is built on it any more.
 
-        Cores often share their units, or at least a cache: beside a build, a plan that keeps more in the caches loses up to a tenth
-        of its speed to one that keeps less, and would lose the decision with it.
+        Cores often share their units, or at least a cache: beside a build, a plan that keeps more in the caches loses up to a
+        tenth of its speed to one that keeps less, and would lose the decision with it.
         """
         for job in self.waiting:
             self._measure(job, boards)
