@@ -4,7 +4,7 @@ Linear layers are found in the exported graph, never by the names of modules.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from operator import getitem
@@ -127,6 +127,9 @@ KEPT_WHOLE = (
 )
 """Operators that export must not take apart."""
 
+_RESHAPE = torch.ops.aten.reshape.default
+"""What rewriting inserts; TVM takes it as it takes a view."""
+
 FOLDED_ELEMENTS = 1 << 20
 """Largest constant that export computes ahead: positions, rotary angles, what a position bias looks up."""
 
@@ -156,7 +159,20 @@ def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedP
         table.pop(operator, None)
     for operator, decomposition in DECOMPOSITIONS.items():
         table[operator] = decomposition
-    return program.run_decompositions(table)
+    if any(_is_to_be_taken_apart(node.target, table) for node in program.graph.nodes if node.op == "call_function"):
+        return program.run_decompositions(table)
+    # A graph that was taken apart before: PyTorch would trace it twice more to see that there is nothing to do.
+    program.graph.eliminate_dead_code()
+    return program
+
+
+def _is_to_be_taken_apart(operator: Any, table: Container[Any]) -> bool:
+    """Return whether an operator is in a table of decompositions, or made of others by PyTorch itself."""
+    if operator in table:
+        return True
+    if not isinstance(operator, torch._ops.OpOverload) or operator in KEPT_WHOLE or operator is _RESHAPE:
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd")
 
 
 def _fold_constants(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
