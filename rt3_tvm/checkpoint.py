@@ -261,7 +261,8 @@ def flatten_levels(levels: tuple[Level, ...]) -> tuple[dict[str, np.ndarray], di
                     "levels": [],
                 },
             )
-            row["levels"].append({"rows": s.rows, "cols": s.cols, "group": s.group})
+            quads = {"adjacent": s.adjacent} if s.adjacent > 1 else {}  # else as it was before there were quads
+            row["levels"].append({"rows": s.rows, "cols": s.cols, "group": s.group} | quads)
             tensors[f"{name}/backbone"] = np.ascontiguousarray(m.backbone.columns)
             tensors[f"{name}/{i}/patterns"] = np.ascontiguousarray(m.patterns.columns)
             tensors[f"{name}/{i}/assignment"] = np.ascontiguousarray(m.assignment)

@@ -4,6 +4,7 @@ Symmetric, and as torch's fake quantisation rounds. The largest magnitude of a t
 vectors of tokens: nothing is reduced across lanes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Self
@@ -13,7 +14,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
-from rt3_tvm.schedules.int8_lines import PARTS, SERVED_ATTR, Lines, Quantised
+from rt3_tvm.schedules.int8_lines import COLUMNS, PARTS, QUADS_ATTR, SERVED_ATTR, Lines, Quantised
 from rt3_tvm.schedules.int8_packing import LARGEST, LEAST
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
 from rt3_tvm.schedules.linear_decisions import largest_divisor
@@ -52,6 +53,39 @@ class QuantiseShape:
     def padded(self) -> int:
         """Token tiles of all lines."""
         return self.lines.count(self.tiles) * self.lines.tiles
+
+
+def store_features(
+    shape: QuantiseShape,
+    y: tirx.Buffer,
+    line: tirx.Var,
+    unroll: int,
+    number: Callable[[tirx.Expr, int], tirx.Expr],
+) -> None:
+    """Emit the stores of all features of a line: ``number`` gives those of a part of it, as int32.
+
+    As lines, several of an iteration, or as quads.
+    """
+    lines, dot = shape.lines, DOT_PRODUCTS[shape.dot]
+    step = COLUMNS if lines.quads else unroll
+
+    def of_parts(feature: tirx.Expr) -> list[tirx.Expr]:
+        nothing = tirx.Broadcast(tirx.const(0, "int32"), lines.lanes)
+        return [number(feature, part) if part in shape.parts else nothing for part in range(PARTS)]
+
+    with T.serial(shape.features // step) as f:
+        features = [of_parts(f * step + i) for i in range(step)]
+        if lines.quads:
+            vectors = [dot.beside([parts[part] for parts in features]) for part in range(PARTS)]
+        else:
+            vectors = [dot.narrow(parts) for parts in features]
+        for i, vector in enumerate(vectors):
+            T.buffer_store(y, vector, [line, f * step + i, tirx.Ramp(0, 1, lines.tokens)])
+
+
+def marked(func: tirx.PrimFunc, shape: QuantiseShape) -> tirx.PrimFunc:
+    """Return a quantiser that says what it writes."""
+    return func.with_attrs({SERVED_ATTR: shape.served} | ({QUADS_ATTR: True} if shape.lines.quads else {}))
 
 
 @cache  # TVMScript is parsed anew on every call
@@ -97,15 +131,12 @@ def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
                 T.buffer_store(scales, scale, [at, first + t])
 
     def narrow(x: tirx.Buffer, inverse: tirx.Buffer, y: tirx.Buffer, line: tirx.Var) -> None:
-        with T.serial(features // unroll) as f:
-            for u in range(unroll):
-                parts = [tirx.Broadcast(tirx.const(0, "int32"), lanes)] * PARTS
-                for part in shape.parts:
-                    at, first = tokens(line, part)
-                    number = tirx.BufferLoad(x, [at, f * unroll + u, tirx.Ramp(first, 1, lanes)])
-                    factor = tirx.BufferLoad(inverse, [tirx.Ramp(part * lanes, 1, lanes)])
-                    parts[part] = dot.to_int(number * factor)
-                T.buffer_store(y, dot.narrow(parts), [line, f * unroll + u, tirx.Ramp(0, 1, lines.tokens)])
+        def number(feature: tirx.Expr, part: int) -> tirx.Expr:
+            at, first = tokens(line, part)
+            factor = tirx.BufferLoad(inverse, [tirx.Ramp(part * lanes, 1, lanes)])
+            return dot.to_int(tirx.BufferLoad(x, [at, feature, tirx.Ramp(first, 1, lanes)]) * factor)
+
+        store_features(shape, y, line, unroll, number)
 
     @T.prim_func(s_tir=True)
     def quantise(x: T.handle, y: T.handle, s: T.handle) -> None:
@@ -122,4 +153,4 @@ def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
             store_scales(largest, inverse, scales, line)
             narrow(X, inverse, Y, line)
 
-    return quantise.with_attr(SERVED_ATTR, shape.served)
+    return marked(quantise, shape)

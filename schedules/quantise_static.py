@@ -10,10 +10,9 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
-from rt3_tvm.schedules.int8_lines import PARTS, SERVED_ATTR
 from rt3_tvm.schedules.int8_packing import LARGEST
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
-from rt3_tvm.schedules.quantise import QuantiseShape
+from rt3_tvm.schedules.quantise import QuantiseShape, marked, store_features
 from rt3_tvm.schedules.tasks import TASKS_ATTR
 
 
@@ -28,15 +27,15 @@ def quantise_static(shape: QuantiseShape) -> tirx.PrimFunc:
 
     def narrow(x: tirx.Buffer, factors: tirx.Buffer, y: tirx.Buffer, line: tirx.Var) -> None:
         most, least = (tirx.Broadcast(REAL.const(limit), lanes) for limit in (LARGEST, -LARGEST))
-        with T.serial(features) as f:
-            parts = [tirx.Broadcast(tirx.const(0, "int32"), lanes)] * PARTS
-            for part in shape.parts:
-                first = line * lines.tokens + part * lanes
-                at = T.min(T.floordiv(first, tile), shape.tiles - 1)
-                number = tirx.BufferLoad(x, [at, f, tirx.Ramp(T.floormod(first, tile), 1, lanes)])
-                scaled = number * tirx.Broadcast(factors[f], lanes)
-                parts[part] = dot.to_int(T.max(T.min(scaled, most), least))
-            T.buffer_store(y, dot.narrow(parts), [line, f, tirx.Ramp(0, 1, lines.tokens)])
+
+        def number(feature: tirx.Expr, part: int) -> tirx.Expr:
+            first = line * lines.tokens + part * lanes
+            at = T.min(T.floordiv(first, tile), shape.tiles - 1)
+            real = tirx.BufferLoad(x, [at, feature, tirx.Ramp(T.floormod(first, tile), 1, lanes)])
+            scaled = real * tirx.Broadcast(factors[feature], lanes)
+            return dot.to_int(T.max(T.min(scaled, most), least))
+
+        store_features(shape, y, line, 1, number)
 
     @T.prim_func(s_tir=True)
     def quantise_static(x: T.handle, g: T.handle, y: T.handle, s: T.handle) -> None:
@@ -50,4 +49,4 @@ def quantise_static(shape: QuantiseShape) -> tirx.PrimFunc:
                     scales[T.min(line * lines.tiles + part, shape.tiles - 1), t] = factors[features]
             narrow(X, factors, Y, line)
 
-    return quantise_static.with_attr(SERVED_ATTR, shape.served)
+    return marked(quantise_static, shape)

@@ -86,6 +86,8 @@ def int8_linear(
     y = np.empty((shape.tiles, shape.rows, steps.shape[2]))
     for row in range(shape.rows):
         columns = offsets[row // shape.group].astype(np.int64) // steps.shape[2]
+        if plan.matrix.quads:
+            columns = (columns[:, None] + np.arange(4)).reshape(-1)
         sums = np.einsum("tcl,c->tl", steps[:, columns], weights[row])
         y[:, row] = (
             sums * token_scales.astype(np.float64) * scales[row // rows, row % rows] + bias[row // rows, row % rows]

@@ -31,7 +31,7 @@ from rt3_tvm.schedules.attention_numpy import AttentionInputs, exact_attention, 
 from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
-from rt3_tvm.schedules.int8_lines import SERVED_ATTR, served_tokens
+from rt3_tvm.schedules.int8_lines import QUADS_ATTR, SERVED_ATTR, served_tokens
 from rt3_tvm.schedules.int8_packing import LARGEST, LEAST, quantised, row_scales
 from rt3_tvm.transform.context import WeightRef
 
@@ -125,7 +125,7 @@ class ExactWalk:
             for place, p in zip(step.args, func.params, strict=True)
             if place.segment == "workspace"
         )
-        layout = DOT_PRODUCTS[self.cpu.dot].lines(lines.shape[2])
+        layout = DOT_PRODUCTS[self.cpu.dot].lines(lines.shape[2], QUADS_ATTR in func.attrs)
         real, steps = _tokens(_served(x, func)), _tokens(layout.unpack(lines, len(x)))
         whole = np.isfinite(real).all(axis=1)
         wanted, scaled = self._scaled(step, func, real)

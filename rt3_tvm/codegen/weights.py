@@ -14,7 +14,7 @@ from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
 from rt3_tvm.schedules.int8_packing import PackedInt8, pack_int8, smoothing, static_factors
 from rt3_tvm.schedules.layout import ElementType
 from rt3_tvm.schedules.packing import PackedLinear, pack_linear, pack_rows
-from rt3_tvm.transform.context import UNPRUNED, WeightRef
+from rt3_tvm.transform.context import QUADS, UNPRUNED, WeightRef
 
 WEIGHTS_FILE = "weights.bin"
 """Name of the blob in a folder where a bundle is linked."""
@@ -120,7 +120,8 @@ class WeightStore:
         if matrix is not None and not ref.dense:
             columns, valid = matrix.group_columns()
         if ref.dot:
-            return pack_int8(self.smoothed(ref), columns, valid, bias, ref.packing, DOT_PRODUCTS[ref.dot])
+            facts = bias, ref.packing, DOT_PRODUCTS[ref.dot]
+            return pack_int8(self.smoothed(ref), columns, valid, *facts, quads=ref.form == QUADS)
         return pack_linear(weight, columns, valid, bias, ref.packing, element)
 
     def write(self, path: Path, layout: WeightLayout) -> None:

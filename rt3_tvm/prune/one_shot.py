@@ -36,7 +36,10 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
     backbones: dict[str, Backbone] = {}
     for layer in found.layers:
         weight = weights[layer.name].T if layer.transposed else weights[layer.name]
-        backbones[layer.name] = cut_backbone(weight, options.block_sparsity, options.block_rows, layer.transposed)
+        adjacent = options.shape.fitted(*layer.shape).adjacent
+        backbones[layer.name] = cut_backbone(
+            weight, options.block_sparsity, options.block_rows, layer.transposed, adjacent=adjacent
+        )
     if not backbones:
         reasons = "; ".join(f"{n}: {r}" for n, r in skipped.items()) or "none was found in the graph"
         raise Rt3Error(f"no linear layer is left to prune: {reasons}")
@@ -103,6 +106,6 @@ def cut_level(weights: dict, backbones: dict[str, Backbone], sparsity: float, op
     matrices = {}
     for name, backbone in backbones.items():
         within = min(1.0, (1.0 - sparsity) / backbone.density)
-        recipe = PatternRecipe(options.shape.fitted(backbone.shape[0]), options.patterns, seed=options.seed)
+        recipe = PatternRecipe(options.shape.fitted(*backbone.shape), options.patterns, seed=options.seed)
         matrices[name] = cut_patterns(backbone.oriented(weights[name]), backbone, recipe, within)
     return Level(sparsity, matrices)

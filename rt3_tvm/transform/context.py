@@ -17,10 +17,11 @@ WEIGHTS_ATTR = "rt3.weights"
 """Attribute of the lowered ``main``: what its parameters behind the inputs hold, in their order: printing changes names."""
 
 Kind = Literal["raw", "values", "offsets", "bias", "scales", "starts", "factors"]
-INT8_FACTS = ("dot", "smoothed")
+INT8_FACTS = ("dot", "smoothed", "form")
 """Fields of a reference that only int8 has, and that are no attributes where they are empty."""
 ATTENTION = "attention"
 """What attention is called where weights are left in float32 by their names: it has none of its own."""
+QUADS = "quads"
 UNPRUNED = -1
 """Level of a weight that no level masks."""
 
@@ -32,7 +33,7 @@ class WeightRef:
     Equal references are stored once, whatever level or length uses them. ``transposed``: the model stores (cols, rows).
     Without ``packing`` the values and offsets are those of a table whose rows are looked up. ``element``: the name of what the
     layer multiplies; ``dot``: the instruction, of int8. ``smoothed``: the weight by whose calibration the features are smoothed
-    that the layer reads; empty without.
+    that the layer reads; empty without. ``form``: QUADS where its columns are multiplied in fours, empty else.
     """
 
     kind: Kind
@@ -45,6 +46,7 @@ class WeightRef:
     element: str = REAL.dtype
     dot: str = ""
     smoothed: str = ""
+    form: str = ""
 
     @property
     def name(self) -> str:
@@ -52,7 +54,7 @@ class WeightRef:
         kind = "" if self.kind == "raw" else f".{self.kind}"
         bias = f".{self.bias}" if self.kind == "bias" and self.bias else ""
         packing = f".{self.packing}" if self.packing is not None else ""
-        element = f".{ElementType.of(self.element).short}{self.dot}" if self.element != REAL.dtype else ""
+        element = f".{ElementType.of(self.element).short}{self.dot}{self.form}" if self.element != REAL.dtype else ""
         smoothed = f".by.{self.smoothed}" if self.smoothed else ""
         dense = ".dense" if self.dense and self.level != UNPRUNED else ""
         suffix = f".level{self.level}" if self.level != UNPRUNED else ""

@@ -91,7 +91,7 @@ def run_linear(cpu, matrix, packing, tiles, arrays, decisions=None, activation="
     return y.transpose(0, 2, 1).reshape(tiles * 16, matrix.rows)
 
 
-def exact(cpu, tokens, numbers, columns, packing, lines=None):
+def exact(cpu, tokens, numbers, columns, packing, lines=None, quads=False):
     """Return what a kernel with scales of one computes, and the sums in integers; tokens (tokens, cols), numbers (rows, cols)."""
     (count, cols), rows = tokens.shape, len(numbers)
     tiles = -(-count // 16)
@@ -105,9 +105,10 @@ def exact(cpu, tokens, numbers, columns, packing, lines=None):
         packing,
         DOT_PRODUCTS[cpu.dot],
         np.ones(rows, np.float32),
+        quads,
     )
-    lines = (lines or lines_of(cpu)).pack(padded.reshape(tiles, 16, cols).transpose(0, 2, 1))
-    matrix = MatrixShape(rows, cols, columns.shape[1], rows // len(columns))
+    lines = (lines or lines_of(cpu, quads=quads)).pack(padded.reshape(tiles, 16, cols).transpose(0, 2, 1))
+    matrix = MatrixShape(rows, cols, columns.shape[1], rows // len(columns), quads)
     ones = np.ones((tiles, 16), np.float32)
     arrays = [lines.reshape(-1), ones, packed.values, packed.offsets, packed.bias, packed.scales, packed.starts]
     want = padded.astype(np.int64) @ (numbers * mask_of(columns, rows, cols)).T
@@ -200,7 +201,7 @@ def test_extremes_do_not_saturate(form, sign):
 
 def few_kernels(cpu, matrix, packing, length, activation="none"):
     """Return every kernel for a handful of tokens: their families, functions, and how many tokens each serves."""
-    read = quantised_for(cpu, length)
+    read = quantised_for(cpu, length, quads=matrix.quads)
     shape = int8_shape(cpu, matrix, packing, 1)
     found = [
         ("pattern_linear_int8", int8_kernel(k, cpu), read.served)
