@@ -126,6 +126,10 @@ def check_matrix(name: str, matrix: SparseMatrix, weight: np.ndarray) -> None:
     block_rows = -(-rows // backbone.block_rows)
     _columns(f"{name}: backbone", backbone.columns, (block_rows,), cols)
     _columns(f"{name}: patterns", patterns, (None, shape.rows // shape.group), shape.cols)
+    if backbone.table is not None:
+        _expect(f"{name}: table", backbone.table.shape == (cols,), backbone.table.shape, (cols,))
+        _within(f"{name}: table", backbone.table, cols)
+        _expect(f"{name}: table", len(np.unique(backbone.table)) == cols, "no order of its columns", "each once")
     _together(f"{name}: backbone", backbone.columns, shape.adjacent)
     _together(f"{name}: patterns", patterns, shape.adjacent)
     kept = backbone.columns.shape[1]

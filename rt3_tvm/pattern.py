@@ -103,13 +103,23 @@ class PatternSet:
 class Backbone:
     """What block pruning leaves of a matrix: ``columns`` (block rows, kept columns), ascending, of each block row.
 
-    ``shape`` is (rows, cols), outputs by inputs; ``transposed``: the model stores the weight as (cols, rows).
+    ``shape`` is (rows, cols), outputs by inputs; ``transposed``: the model stores the weight as (cols, rows). ``table`` (cols,):
+    an order of its columns in which quads are four after the other; ``columns`` are places in it then.
     """
 
     shape: tuple[int, int]
     block_rows: int
     columns: Ints
     transposed: bool = False
+    table: Ints | None = None
+
+    def placed(self, weight: Floats) -> Floats:
+        """Return a weight (rows, cols) with its columns in the order of the table."""
+        return weight if self.table is None else weight[:, self.table]
+
+    def columns_at(self, places: Ints) -> Ints:
+        """Return which columns lie at some places."""
+        return places if self.table is None else self.table[places]
 
     def oriented(self, weight: Floats) -> Floats:
         """Return a weight that the model stores as (rows, cols)."""
@@ -123,7 +133,7 @@ class Backbone:
     def mask(self) -> Bools:
         """Return which weights are kept, (rows, cols)."""
         kept = np.zeros((len(self.columns), self.shape[1]), dtype=np.bool_)
-        np.put_along_axis(kept, self.columns.astype(np.int64), True, axis=1)
+        np.put_along_axis(kept, self.columns_at(self.columns).astype(np.int64), True, axis=1)
         return np.repeat(kept, self.block_rows, axis=0)[: self.shape[0]]
 
 
@@ -145,6 +155,15 @@ class SparseMatrix:
         valid
             (rows / group, n); a position that falls on the padding of the last block is not.
         """
+        places, valid = self.group_places()
+        if self.backbone.table is None:
+            return places, valid
+        columns = self.backbone.columns_at(places)
+        order = np.argsort(np.where(valid, columns, self.backbone.shape[1]), axis=1, kind="stable")
+        return np.take_along_axis(columns, order, axis=1), np.take_along_axis(valid, order, axis=1)
+
+    def group_places(self) -> tuple[Ints, Bools]:
+        """Return the same as places in the order of the backbone's table, which quads are four after the other of."""
         rows, shape = self.backbone.shape[0], self.patterns.shape
         pad_rows, pad_cols = _blocks(self.backbone, shape)
         chosen = self.patterns.columns[self.assignment]  # (block rows, block cols, groups, kept)
@@ -155,8 +174,8 @@ class SparseMatrix:
         width = self.backbone.columns.shape[1]
         valid = compact < width
         row_of_group = np.arange(rows // shape.group) * shape.group // self.backbone.block_rows
-        columns = self.backbone.columns[row_of_group[:, None], np.where(valid, compact, 0)]
-        return columns.astype(np.int32), valid
+        places = self.backbone.columns[row_of_group[:, None], np.where(valid, compact, 0)]
+        return places.astype(np.int32), valid
 
     def mask(self) -> Bools:
         """Return which weights are kept, (rows, cols)."""
@@ -193,6 +212,7 @@ def cut_backbone(
     transposed: bool = False,
     rng: np.random.Generator | None = None,
     adjacent: int = 1,
+    table: Ints | None = None,
 ) -> Backbone:
     """Return the backbone: in every block row the columns of the largest norm.
 
@@ -210,13 +230,16 @@ def cut_backbone(
         Takes columns at random instead, to compare with.
     adjacent
         Columns that are kept or cut together: what patterns of such a shape are cut from. Divides ``cols``.
+    table
+        An order of the columns, see :class:`Backbone`.
     """
     rows, cols = weight.shape
+    weight = weight if table is None else weight[:, table]
     kept = max(1, round(cols // adjacent * (1.0 - sparsity))) * adjacent
     starts = np.arange(0, rows, block_rows)
     energy = np.add.reduceat(np.square(weight, dtype=np.float64), starts, axis=0)  # (block rows, cols)
     energy = energy if rng is None else rng.random(energy.shape)
-    return Backbone((rows, cols), block_rows, _largest(energy, kept, adjacent), transposed)
+    return Backbone((rows, cols), block_rows, _largest(energy, kept, adjacent), transposed, table)
 
 
 def block_importance(
@@ -231,7 +254,8 @@ def block_importance(
     """
     rows, _ = weight.shape
     pad_rows, pad_cols = _blocks(backbone, shape)
-    sums = np.power(np.abs(weight, dtype=np.float64), power).reshape(rows // shape.group, shape.group, -1).sum(1)
+    size = np.abs(backbone.placed(weight), dtype=np.float64)
+    sums = np.power(size, power).reshape(rows // shape.group, shape.group, -1).sum(1)
     row_of_group = np.arange(rows // shape.group) * shape.group // backbone.block_rows
     sums = np.take_along_axis(sums, backbone.columns[row_of_group].astype(np.int64), axis=1)
     groups = shape.rows // shape.group

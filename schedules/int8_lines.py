@@ -29,6 +29,8 @@ SERVED_ATTR = "rt3.served"
 """PrimFunc attribute: how many tokens of each tile are computed, from the first on; the others become zeros."""
 QUADS_ATTR = "rt3.quads"
 """PrimFunc attribute of a quantiser that writes quads."""
+PLACES_ATTR = "rt3.places"
+"""PrimFunc attribute of a quantiser that writes features as a table says: its places. The table stands before its results."""
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,15 @@ from rt3_tvm.schedules.tasks import TASKS_ATTR
 def quantise_static(shape: QuantiseShape) -> tirx.PrimFunc:
     """Return the kernel x (tiles, features, 16), factors (features + 1) -> (lines (lines, features, tokens), scales (tiles, 16)).
 
-    The last of the factors is what a step is worth, which all scales are. What fills up a line is as in ``quantise``.
+    The last of the factors is what a step is worth, which all scales are. What fills up a line is as in ``quantise``, and so is a
+    table, which stands behind the factors.
     """
     lines, features, dot = shape.lines, shape.features, DOT_PRODUCTS[shape.dot]
     lanes, tile, real = lines.lanes, FEATURE_MAJOR.token_tile, REAL.dtype
 
-    def narrow(x: tirx.Buffer, factors: tirx.Buffer, y: tirx.Buffer, line: tirx.Var) -> None:
+    def narrow(
+        x: tirx.Buffer, factors: tirx.Buffer, y: tirx.Buffer, line: tirx.Var, table: tirx.Buffer | None = None
+    ) -> None:
         most, least = (tirx.Broadcast(REAL.const(limit), lanes) for limit in (LARGEST, -LARGEST))
 
         def number(feature: tirx.Expr, part: int) -> tirx.Expr:
@@ -35,13 +38,13 @@ def quantise_static(shape: QuantiseShape) -> tirx.PrimFunc:
             scaled = real * tirx.Broadcast(factors[feature], lanes)
             return dot.to_int(T.max(T.min(scaled, most), least))
 
-        store_features(shape, y, line, 1, number)
+        store_features(shape, y, line, 1, number, table)
 
     @T.prim_func(s_tir=True)
     def quantise_static(x: T.handle, g: T.handle, y: T.handle, s: T.handle) -> None:
         X = T.match_buffer(x, FEATURE_MAJOR.shape(shape.tiles, features), real)
         factors = T.match_buffer(g, (features + 1,), real)
-        Y = T.match_buffer(y, lines.shape(shape.tiles, features), INT8.dtype)
+        Y = T.match_buffer(y, shape.written, INT8.dtype)
         scales = T.match_buffer(s, (shape.tiles, tile), real)
         for line in T.serial(lines.count(shape.tiles), annotations={TASKS_ATTR: 1}):
             for part in T.unroll(lines.tiles):
@@ -49,4 +52,17 @@ def quantise_static(shape: QuantiseShape) -> tirx.PrimFunc:
                     scales[T.min(line * lines.tiles + part, shape.tiles - 1), t] = factors[features]
             narrow(X, factors, Y, line)
 
-    return marked(quantise_static, shape)
+    @T.prim_func(s_tir=True)
+    def quantise_static_placed(x: T.handle, g: T.handle, p: T.handle, y: T.handle, s: T.handle) -> None:
+        X = T.match_buffer(x, FEATURE_MAJOR.shape(shape.tiles, features), real)
+        factors = T.match_buffer(g, (features + 1,), real)
+        table = T.match_buffer(p, (shape.places,), "int32")
+        Y = T.match_buffer(y, shape.written, INT8.dtype)
+        scales = T.match_buffer(s, (shape.tiles, tile), real)
+        for line in T.serial(lines.count(shape.tiles), annotations={TASKS_ATTR: 1}):
+            for part in T.unroll(lines.tiles):
+                for t in T.vectorized(tile):
+                    scales[T.min(line * lines.tiles + part, shape.tiles - 1), t] = factors[features]
+            narrow(X, factors, Y, line, table)
+
+    return marked(quantise_static_placed if shape.places else quantise_static, shape)

@@ -52,17 +52,17 @@ def convert(shape: ConversionShape, x: Any) -> Arrays:
     return [shape.target.pack(tokens.astype(shape.target.element.dtype))]
 
 
-def quantise(shape: QuantiseShape, x: Any) -> Arrays:
+def quantise(shape: QuantiseShape, x: Any, table: Any = slice(None)) -> Arrays:
     """Return the steps of each token, rounded as NumPy does, ties to even, and what a step is."""
     x = served_tokens(x, shape.served)
     scales = np.maximum(np.abs(x).max(axis=1), np.float32(LEAST)) / np.float32(LARGEST)
-    return [shape.lines.pack(np.rint(x * (1 / scales)[:, None]).astype(np.int8)), scales]
+    return [shape.lines.pack(np.rint(x * (1 / scales)[:, None]).astype(np.int8)[:, table]), scales]
 
 
-def quantise_static(shape: QuantiseShape, x: Any, factors: Any) -> Arrays:
+def quantise_static(shape: QuantiseShape, x: Any, factors: Any, table: Any = slice(None)) -> Arrays:
     """Return the steps, cut off at the largest, and what a step is."""
     steps = np.clip(np.rint(served_tokens(x, shape.served) * factors[:-1, None]), -LARGEST, LARGEST).astype(np.int8)
-    return [shape.lines.pack(steps), np.full((len(x), x.shape[2]), factors[-1])]
+    return [shape.lines.pack(steps[:, table]), np.full((len(x), x.shape[2]), factors[-1])]
 
 
 def int8_linear(

@@ -72,6 +72,8 @@ class WeightStore:
         if ref.kind == "raw":
             weight = self.checkpoint.weights[ref.weight]
             return self.add(weight if ref.level == UNPRUNED else self._matrix(ref).masked(weight), ref.level)
+        if ref.kind == "table":
+            return self.add(self.table(ref.weight), ref.level)
         if ref.kind == "factors":
             return self.add(static_factors(self.calibration[ref.weight]), ref.level)
         return self.add(getattr(self._linear(ref), ref.kind), ref.level)
@@ -103,6 +105,12 @@ class WeightStore:
         weight = weight.T if ref.transposed else weight.reshape(weight.shape[0], -1)
         return weight if ref.level == UNPRUNED else weight * self._matrix(ref).mask()
 
+    def table(self, name: str) -> np.ndarray:
+        """Return the order in which the columns of a matrix lie, which is the same at all levels."""
+        table = self.checkpoint.levels[0].matrices[name].backbone.table
+        assert table is not None
+        return table.astype(np.int32)
+
     def smoothed(self, ref: WeightRef) -> np.ndarray:
         """Return what a layer of int8 multiplies smoothed features by, before it is quantised."""
         weight = self.multiplied(ref)
@@ -117,11 +125,14 @@ class WeightStore:
             return pack_rows(weight, *matrix.group_columns())
         columns = np.arange(weight.shape[1], dtype=np.int32)[None]
         valid = np.ones_like(columns, dtype=np.bool_)
+        if ref.form == QUADS:
+            assert matrix is not None
+            weight, (places, valid) = matrix.backbone.placed(self.smoothed(ref)), matrix.group_places()
+            return pack_int8(weight, places, valid, bias, ref.packing, DOT_PRODUCTS[ref.dot], quads=True)
         if matrix is not None and not ref.dense:
             columns, valid = matrix.group_columns()
         if ref.dot:
-            facts = bias, ref.packing, DOT_PRODUCTS[ref.dot]
-            return pack_int8(self.smoothed(ref), columns, valid, *facts, quads=ref.form == QUADS)
+            return pack_int8(self.smoothed(ref), columns, valid, bias, ref.packing, DOT_PRODUCTS[ref.dot])
         return pack_linear(weight, columns, valid, bias, ref.packing, element)
 
     def write(self, path: Path, layout: WeightLayout) -> None:

@@ -6,7 +6,7 @@ Linear layers are found in the exported graph, never by the names of modules.
 import inspect
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import getitem
 from typing import Any
 
@@ -37,12 +37,14 @@ from rt3_tvm.model import (
 class LinearLayer:
     """A linear layer found in the graph: the name of its weight and its (rows, cols), outputs by inputs.
 
-    ``transposed``: the weight is stored as (cols, rows), as GPT-2 does.
+    ``transposed``: the weight is stored as (cols, rows), as GPT-2 does. ``reads``: what the graph calls its input; layers that
+    read one tensor have the same.
     """
 
     name: str
     shape: tuple[int, int]
     transposed: bool = False
+    reads: str = field(default="", compare=False)
 
 
 def _run(model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -264,5 +266,23 @@ def linears_in(program: torch.export.ExportedProgram) -> list[LinearLayer]:
         weight, transposed = node.args[position], node.target is torch.ops.aten.addmm.default
         if weight.name in names:
             rows, cols = (int(d) for d in weight.meta["val"].shape[:: -1 if transposed else 1])
-            found[names[weight.name]] = LinearLayer(names[weight.name], (rows, cols), transposed)
+            reads = _source(node.args[position - 1]).name
+            found[names[weight.name]] = LinearLayer(names[weight.name], (rows, cols), transposed, reads)
     return list(found.values())
+
+
+RESHAPED = frozenset(
+    {
+        torch.ops.aten.view.default,
+        torch.ops.aten.reshape.default,
+        torch.ops.aten.alias.default,
+        torch.ops.aten.clone.default,
+    }
+)
+
+
+def _source(node: torch.fx.Node) -> torch.fx.Node:
+    """Return the node whose numbers another one gives in other axes."""
+    while node.target in RESHAPED:
+        node = node.args[0]  # type: ignore[assignment]
+    return node

@@ -5,14 +5,16 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from rt3_tvm import model as models
 from rt3_tvm.checkpoint import TOKENIZER_FILES, Checkpoint, Level, check_finite
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer, embeddings_in, export, linears_in
-from rt3_tvm.pattern import Backbone, PatternRecipe, cut_backbone, cut_patterns
+from rt3_tvm.pattern import Backbone, Ints, PatternRecipe, cut_backbone, cut_patterns
 from rt3_tvm.prune.options import PruneOptions
+from rt3_tvm.prune.quad_order import quad_order
 from rt3_tvm.trials import check_exported
 
 SMALLEST = 32
@@ -33,12 +35,18 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
     check_finite(weights, "model")
     found = find_prunable(model, options.exclude, options.embeddings)
     skipped = found.skipped
+    tables = quad_tables(weights, found.layers, options)
     backbones: dict[str, Backbone] = {}
     for layer in found.layers:
         weight = weights[layer.name].T if layer.transposed else weights[layer.name]
         adjacent = options.shape.fitted(*layer.shape).adjacent
         backbones[layer.name] = cut_backbone(
-            weight, options.block_sparsity, options.block_rows, layer.transposed, adjacent=adjacent
+            weight,
+            options.block_sparsity,
+            options.block_rows,
+            layer.transposed,
+            adjacent=adjacent,
+            table=tables.get(layer.name),
         )
     if not backbones:
         reasons = "; ".join(f"{n}: {r}" for n, r in skipped.items()) or "none was found in the graph"
@@ -49,6 +57,25 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
         for s, hz in zip(options.sparsity, frequencies, strict=True)
     )
     return Checkpoint(models.describe(model), weights, levels, skipped, tokenizer_files(source))
+
+
+def quad_tables(
+    weights: dict[str, np.ndarray], layers: Iterable[LinearLayer], options: PruneOptions
+) -> dict[str, Ints]:
+    """Return by name an order of the columns of each matrix, where one is asked for: one for all that read the same tensor."""
+    if not options.order_columns:
+        return {}
+    readers: dict[tuple[str, int], list[LinearLayer]] = {}
+    for layer in layers:
+        if options.shape.fitted(*layer.shape).adjacent > 1:
+            readers.setdefault((layer.reads or layer.name, layer.shape[1]), []).append(layer)
+    tables: dict[str, Ints] = {}
+    density = 1.0 - options.sparsity[len(options.sparsity) // 2]
+    for together in readers.values():
+        oriented = [weights[layer.name].T if layer.transposed else weights[layer.name] for layer in together]
+        table = quad_order(oriented, options.shape.group, density, options.seed)
+        tables |= dict.fromkeys((layer.name for layer in together), table)
+    return tables
 
 
 def tokenizer_files(source: Path | None) -> tuple[Path, ...]:

@@ -16,7 +16,7 @@ from rt3_tvm.schedules.linear_plan import LinearPlan, PlanKey
 WEIGHTS_ATTR = "rt3.weights"
 """Attribute of the lowered ``main``: what its parameters behind the inputs hold, in their order: printing changes names."""
 
-Kind = Literal["raw", "values", "offsets", "bias", "scales", "starts", "factors"]
+Kind = Literal["raw", "values", "offsets", "bias", "scales", "starts", "factors", "table"]
 INT8_FACTS = ("dot", "smoothed", "form")
 """Fields of a reference that only int8 has, and that are no attributes where they are empty."""
 ATTENTION = "attention"
@@ -123,6 +123,14 @@ class VariantContext:
         """Return what is asked for of the layer of a weight, or of ATTENTION."""
         kept = any(fnmatchcase(name, glob) for glob in self.keep_float)
         return REAL if kept else self.element
+
+    def table_of(self, name: str) -> str:
+        """Return the first matrix whose columns are in the same order as those of another, empty where that has none."""
+        table = self.matrices[name].backbone.table if name in self.matrices else None
+        if table is None:
+            return ""
+        others = ((n, m.backbone.table) for n, m in self.matrices.items())
+        return next(n for n, other in others if other is not None and np.array_equal(other, table))
 
     def raw(self, name: str) -> WeightRef:
         """Return the reference to a weight as it is, masked where this level prunes it."""

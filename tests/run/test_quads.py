@@ -12,6 +12,7 @@ from rt3_tvm.frontend import import_model
 from rt3_tvm.pattern import PatternShape
 from rt3_tvm.report import summary
 from rt3_tvm.schedules.layout import FLOAT16, FLOAT32, INT8
+from rt3_tvm.transform.context import references_of
 from tests.run.test_dtypes import A53, A76, calls_of, lowered
 from tests.run.test_int8 import A76_OPTIONS, SIZES
 from tests.run.test_models import tiny
@@ -114,3 +115,63 @@ def test_the_command_line_and_what_is_said(tmp_path, capsys):
     capsys.readouterr()
     assert main(["prune", "random-tiny", "-o", path, "--pattern-shape", "4x30q"]) == 2
     assert "its 30 columns are no whole quads: choose a multiple of 4" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def ordered():
+    """Return a checkpoint whose quads are of columns in an order of their own."""
+    options = PruneOptions((0.25, 0.5), 0.25, shape=QUADS, block_rows=32, order_columns=True)
+    return prune(tiny("BertModel", **SIZES), options)
+
+
+def test_matrices_that_read_one_tensor_share_an_order(ordered):
+    tables = {name: m.backbone.table for name, m in ordered.levels[0].matrices.items()}
+    assert all((np.sort(t) == np.arange(len(t))).all() and (t != np.arange(len(t))).any() for t in tables.values())
+    first = "encoder.layer.0.attention.self.query.weight"
+    alike = {name for name, t in tables.items() if np.array_equal(t, tables[first])}
+    assert alike == {f"encoder.layer.0.attention.self.{name}.weight" for name in ("query", "key", "value")}
+    assert len({t.tobytes() for t in tables.values()}) == 4 * SIZES["num_hidden_layers"] + 1
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_an_order_costs_a_table_and_every_call_is_exact(ordered, checkpoint, tmp_path, static):
+    ordered.save(tmp_path / "m.ckpt")
+    options = replace(A76_OPTIONS, lengths=(9, 40))
+    if static:
+        ids = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (8, 40))
+        np.savez(tmp_path / "typical.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+        options = replace(options, calibrate=tmp_path / "typical.npz")
+    metadata = compile(Checkpoint.load(tmp_path / "m.ckpt"), tmp_path / "m.so", options).metadata
+    assert families(metadata) >= {"quantise_static" if static else "quantise", "quad_linear_int8"}
+    for row in metadata["verified"]["int8"]:
+        assert row["exact_calls"] == 2 * (2 * (4 + 6) + 2) and row["exact_error"] < 2e-6 and row["float_error"] < 5e-5
+    mod = lowered(import_model(ordered.dense_model(), 1, 20), ordered, element=INT8)
+    assert len(calls_of(mod, "quantise")) == 4 * SIZES["num_hidden_layers"] + 1
+
+
+@pytest.mark.parametrize(("cpu", "element"), [(A76, FLOAT32), (A53, INT8)])
+def test_who_multiplies_no_quads_has_no_order(ordered, cpu, element):
+    """But columns that ascend, as any have."""
+    mod = lowered(import_model(ordered.dense_model(), 1, 20), ordered, cpu=cpu, element=element)
+    assert "table" not in {r.kind for r in references_of(mod["main"].attrs)}
+    for matrix in ordered.levels[0].matrices.values():
+        columns, valid = matrix.group_columns()
+        assert (np.diff(np.where(valid, columns, matrix.backbone.shape[1]), axis=1) >= 0).all()
+        assert matrix.mask().sum() == 4 * valid.sum()
+
+
+def test_it_computes_the_masked_model_in_float32(ordered, tmp_path):
+    metadata = compile(ordered, tmp_path / "m.so", CompileOptions(lengths=(24,), cache=False)).metadata
+    assert max(row["error"] for row in metadata["verified"]["errors"]) < 1e-5
+
+
+def test_an_order_that_is_none_is_refused(ordered, tmp_path):
+    matrices = ordered.levels[0].matrices
+    name, matrix = next(iter(matrices.items()))
+    twice = np.zeros_like(matrix.backbone.table)
+    spoilt = {n: replace(m, backbone=replace(m.backbone, table=twice)) if n == name else m for n, m in matrices.items()}
+    replace(ordered, levels=(replace(ordered.levels[0], matrices=spoilt),)).save(tmp_path / "m.ckpt")
+    with pytest.raises(Rt3Error, match=f"{name}: table is no order of its columns, expected each once"):
+        Checkpoint.load(tmp_path / "m.ckpt")
+    with pytest.raises(Rt3Error, match="only quads have an order: give 4x32q"):
+        PruneOptions(order_columns=True)

@@ -18,7 +18,8 @@ def lower_linear(lowering: Layouts, var: relax.Var, row: Composite, func: relax.
         return False
     plan, t = annotation.plan, token_shape(args["x"])
     if plan.quantised:
-        read = lowering.as_int8(args["x"], plan.quantised, annotation.matrix)
+        table = lowering.context.table_of(annotation.matrix) if plan.matrix.quads else ""
+        read = lowering.as_int8(args["x"], plan.quantised, annotation.matrix, table)
         x, beside, smoothed = read.steps, [read.scales], read.smoothed
     else:
         x, beside, smoothed = lowering.as_layout(args["x"], plan.layout), [], ""
