@@ -26,8 +26,8 @@ class PruneOptions:
         PatternShape(4, 32, 4),
         SHAPE,
         "of a pattern; a group shrinks where it does not divide the rows. 4x32q: columns are kept in quads, four beside each "
-        "other, the fastest form for int8; a matrix whose columns are no whole quads keeps single ones. Of a block whole quads are kept: "
-        "of 4x32q eighths",
+        "other, the fastest form for int8; a matrix whose columns are no whole quads keeps single ones. Of a block whole quads "
+        "are kept: of 4x32q eighths",
         name="pattern-shape",
     )
     patterns: int = option(256, PATTERNS, "patterns in a set; each: one for each block")
