@@ -58,7 +58,7 @@ CORE_COSTS: dict[str, dict[ElementType, CoreCost]] = {
         FLOAT32: CoreCost(fma=0.63, load=0.72, broadcast=0.21),
         INT8: CoreCost(fma=0.45, load=0.4, broadcast=0.15, zip=0.7),
     },
-    # 16 registers, some of them for broadcasts of weights: their multiply-adds take no lane.
+    # 16 registers, some of them for weights.
     # Their costs of int8 are as many instructions as those of float32, counted.
     "cortex-a7": {FLOAT32: CoreCost(held=12), INT8: CoreCost(1.2, 0.7, 0.4, 0.35, zip=0.45, held=4)},
     "cortex-a15": {FLOAT32: CoreCost(held=12), INT8: CoreCost(1.2, 0.7, 0.4, 0.35, zip=0.45, held=4)},
@@ -144,8 +144,7 @@ class CpuShape:
     """A core: bytes and number of its vector registers, L1 data and L2 cache in bytes, costs by element type.
 
     ``by_lane``: multiplies by a lane of a vector, as ARM's do, so that weights are loaded as whole vectors; others broadcast
-    them from memory. ``fuse``: LLVM has to be told to fuse multiply-adds. ``dot``: what it multiplies int8 by. ``unit``: what its
-    vectors are converted by.
+    them from memory. ``dot``: what it multiplies int8 by. ``unit``: what its vectors are converted by.
     """
 
     vector_bytes: int
@@ -154,7 +153,6 @@ class CpuShape:
     l2_bytes: int = 512 * 1024
     costs: tuple[tuple[ElementType, CoreCost], ...] = ((FLOAT32, CoreCost()),)
     by_lane: bool = False
-    fuse: bool = False
     dot: str = ""
     unit: VectorUnit = field(default_factory=VectorUnit)
 
@@ -170,9 +168,8 @@ class CpuShape:
             costs[INT8] = known.get(INT8, DOT_COSTS[dot])
         arch = str(target.get("mtriple", "")).split("-", 1)[0]
         by_lane = arch.startswith(("aarch64", "arm"))
-        fuse = arch.startswith("arm") and "+vfp4" in target.get("mattr", ())  # without it, a call of fmaf for each lane
         unit = unit_of(target)
-        return cls(vector_bytes, cluster.registers, l1d, l2, tuple(costs.items()), by_lane, fuse, dot, unit)
+        return cls(vector_bytes, cluster.registers, l1d, l2, tuple(costs.items()), by_lane, dot, unit)
 
     @property
     def elements(self) -> list[ElementType]:

@@ -198,4 +198,4 @@ def for_core(func: tirx.PrimFunc, k: Int8Kernel, cpu: CpuShape, counted: bool = 
     buffers = {"weights": ["values", "scales", "bias"], "pointers": ["X", "values", "offsets"]}
     near = k.lines.tokens * (1 if k.zips else PARTS)  # the vectors of a quad are loaded in pairs
     sizes = {"lanes": cpu.vector_bytes // COLUMNS, "line": near}
-    return func.with_attr(BY_LANE_ATTR, buffers | sizes | {"fuse": False} | ({"counted": True} if counted else {}))
+    return func.with_attr(BY_LANE_ATTR, buffers | sizes | ({"counted": True} if counted else {}))

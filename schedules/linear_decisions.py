@@ -208,14 +208,12 @@ def _unroll(cpu: CpuShape, layout: FeatureMajor, kept: int, blocks: int, rows: i
     """Return the kept columns of an iteration: a cache line of weights, or what can be padded cheaply.
 
     Of few rows the columns are few too, for X takes the registers: two, or what fills a vector of weights that are used by
-    lane. With 16 registers one vector of weights is all that there is room for.
+    lane. With 16 registers there is room for two vectors of weights.
     """
     line, vector = LINE_BYTES // layout.element.bytes, cpu.lanes(layout.element) if cpu.by_lane else 1
-    few = 2
     if cpu.by_lane and cpu.registers <= SMALL_FILE:
-        line = vector
-    else:
-        few = max(few, vector // rows)
+        line = 2 * vector
+    few = max(2, vector // rows)
     unroll = max(1, line // rows) if rows > 2 else few
     whole = vector // gcd(vector, rows)  # columns whose weights are whole vectors: others cannot be used by lane
     if layout.element is not REAL:

@@ -24,7 +24,7 @@ def of_tasks(name: str) -> str:
 def by_lane(cpu: CpuShape, layout: FeatureMajor, weights: list[str], pointers: list[str]) -> dict[str, Any]:
     """Return the attribute of a kernel for a core: buffers of weights, those that a loop reads by pointer, a line of X."""
     lanes = cpu.lanes(layout.element)
-    return {"weights": weights, "pointers": pointers, "lanes": lanes, "line": layout.token_tile, "fuse": cpu.fuse}
+    return {"weights": weights, "pointers": pointers, "lanes": lanes, "line": layout.token_tile}
 
 
 def share_loop(sch: Schedule, loop: LoopRV) -> None:

@@ -29,13 +29,11 @@ class LoadByLane:
     """Rewrite the loads of kernels that ask for it by their attribute."""
 
     def transform_function(self, func: tirx.PrimFunc, _mod: Any, _ctx: tvm.transform.PassContext) -> tirx.PrimFunc:
-        """Rewrite weights, then multiply-adds, then addresses."""
+        """Rewrite weights, then maxima and constants, then addresses."""
         marks = func.attrs.get(BY_LANE_ATTR) if func.attrs else None
         if marks is None:
             return func
         body = weights_by_lane(func.body, [str(n) for n in marks["weights"]], int(marks["lanes"]))
-        if marks["fuse"]:
-            body = fused(body)
         body = held_constants(largest_in_one(body), int(marks["lanes"]), bool(marks.get("few", False)))
         body = from_pointers(body, [str(n) for n in marks["pointers"]], int(marks["line"]))
         return func.with_body(counted(body) if marks.get("counted", False) else body)
@@ -58,26 +56,6 @@ def weights_by_lane(body: tirx.Stmt, names: Collection[str], lanes: int) -> tirx
         return tirx.Broadcast(tirx.Shuffle([vector], [lane]), expr.lanes)
 
     return tvm_ffi.structural_map(body, (tirx.Broadcast, broadcast))
-
-
-def fused(body: tirx.Stmt) -> tirx.Stmt:
-    """Make each ``acc = acc + a * b`` of vectors one fused multiply-add.
-
-    LLVM holds that of VFPv4 for slow on Cortex-A7, and multiplies and adds, which takes two instructions and a register more.
-    """
-
-    def fuse(store: tirx.BufferStore) -> tirx.Stmt:
-        value, dtype = store.value, str(store.value.ty.dtype)
-        if (
-            not isinstance(value, tirx.Add)
-            or not isinstance(value.b, tirx.Mul)
-            or not dtype.startswith(f"{REAL.dtype}x")
-        ):
-            return store
-        product = tirx.call_llvm_pure_intrin(dtype, "llvm.fma", value.b.a, value.b.b, value.a)
-        return tirx.BufferStore(store.buffer, product, store.indices)
-
-    return tvm_ffi.structural_map(body, (tirx.BufferStore, fuse))
 
 
 def largest_in_one(body: tirx.Stmt) -> tirx.Stmt:

@@ -17,7 +17,8 @@ from tvm.tirx.compilation_pipeline import get_tir_pipeline
 
 from rt3_tvm.codegen import cache
 from rt3_tvm.codegen.by_lane import LoadByLane
-from rt3_tvm.codegen.portable import for_target
+from rt3_tvm.codegen.portable import ARM_32, architecture, for_target
+from rt3_tvm.codegen.vmla import multiplied_by_lane
 from rt3_tvm.schedules import BY_LANE_ATTR, KERNEL_ATTR, NAME_ATTR, SOURCE_ATTR, TASKS_ATTR
 from rt3_tvm.schedules.cpu import KERNEL_STACK_BYTES
 from rt3_tvm.schedules.linear_plan import MODELLED
@@ -138,7 +139,8 @@ def machine_code(lowered: IRModule, target: Mapping[str, Any]) -> tvm.runtime.Mo
         {name: func.with_attr("target", tvm.target.Target(dict(target))) for name, func in native.functions_items()}
     )
     _, final_passes, _ = get_tir_pipeline("s_tir")
-    return codegen_build(final_passes()(bound), _alone(target))
+    built = codegen_build(final_passes()(bound), _alone(target))
+    return multiplied_by_lane(built) if architecture(target) == ARM_32 else built
 
 
 def _alone(target: Mapping[str, Any]) -> tvm.target.Target:

@@ -58,10 +58,11 @@ def for_target(lowered: IRModule, target: Mapping[str, Any]) -> IRModule:
 def architecture(target: Mapping[str, Any]) -> str:
     """Return the prefix that LLVM gives instructions of a target."""
     arch = str(target.get("mtriple", "")).split("-", 1)[0]
-    return "llvm.aarch64." if arch.startswith("aarch64") else "llvm.arm." if arch.startswith("arm") else "llvm.x86."
+    return "llvm.aarch64." if arch.startswith("aarch64") else ARM_32 if arch.startswith("arm") else "llvm.x86."
 
 
-ARCHITECTURES = ("llvm.aarch64.", "llvm.arm.", "llvm.x86.")
+ARM_32 = "llvm.arm."
+ARCHITECTURES = ("llvm.aarch64.", ARM_32, "llvm.x86.")
 
 
 def _chosen(vectors: list[Expr], order: Iterable[int]) -> Expr:

@@ -1,5 +1,6 @@
 """What a core holds in registers stays there: no innermost loop of a linear layer stores to the stack."""
 
+import re
 from dataclasses import replace
 
 import arm
@@ -32,17 +33,22 @@ def test_no_inner_loop_of_a_linear_layer_stores_to_the_stack(core, group):
     assert {symbol: f.stack_stores_in_loops for symbol, f in code.items() if f.stack_stores_in_loops} == {}
 
 
-@pytest.mark.parametrize(("features", "fused"), [(("+neon", "+vfp4"), True), (("+neon",), False)])
-def test_multiply_adds_are_fused_where_the_core_can(features, fused):
-    """Without VFPv4, as on Cortex-A9, LLVM would call fmaf for each lane."""
+@pytest.mark.parametrize(
+    ("name", "features"), [("cortex-a7", "+neon,+vfp4"), ("cortex-a15", "+neon,+vfp4"), ("cortex-a9", "+neon")]
+)
+@pytest.mark.parametrize("group", arm.GROUPS)
+def test_multiply_adds_take_a_lane_on_32_bit_arm(name, features, group):
+    """Fused they take none, so that each weight costs a ``vdup``; without VFPv4 LLVM would call fmaf for each lane."""
     cluster = arm.cluster_of("A7")
-    core = "cortex-a7" if fused else "cortex-a9"
-    target = {**cluster.target_dict(), "mcpu": core, "mattr": features}
-    cluster = replace(cluster, core=core, target=tuple(target.items()))
+    target = {**cluster.target_dict(), "mcpu": name, "mattr": features.split(",")}
+    cluster = replace(cluster, core=name, target=tuple(target.items()))
     cpu = CpuShape.of(cluster)
-    plan = plan_linear(cpu, MatrixShape(32, 64, 16, 4), TokenCount(1, 32))
+    matrix = MatrixShape(32, 64, 16, group) if group else MatrixShape.dense_of(32, 64)
+    plan = plan_linear(cpu, matrix, TokenCount(1, 32))
     with skips_without_tools():
         code = arm.code_of([kernel(plan.family, plan, plan.parts[0], "none", cpu)], cluster)
     (function,) = code.values()
     names = {one.name for one in function.instructions}
-    assert ("vfma.f32" in names) == fused and not names & {"bl", "blx"}
+    multiplied = [one.operands for one in function.instructions if one.name == "vmla.f32"]
+    assert multiplied and all(re.fullmatch(r"q\d+, q\d+, d\d+\[[01]\]", operands) for operands in multiplied)
+    assert not names & {"vdup.32", "vfma.f32", "bl", "blx"}
