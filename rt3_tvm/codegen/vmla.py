@@ -1,4 +1,4 @@
-"""Multiply-adds by lane for 32-bit ARM: ``vmla.f32 q, q, d[lane]``, where the fused ``vfma.f32`` wants a ``vdup`` for each weight.
+"""Multiply-adds by lane for 32-bit ARM: ``vmla.f32 q, q, d[lane]``, where the fused ``vfma.f32`` wants a ``vdup`` a weight.
 
 LLVM multiplies by lane only where it may not fuse, or in functions that are to be as small as they can be (``UseFPVMLx`` in its
 ARMPredicates.td). TVM lets it fuse everywhere, and no attribute of a PrimFunc becomes one of LLVM's. So what is to be small is
