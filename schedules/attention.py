@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from tvm import tirx
+import tvm_ffi
+from tvm import s_tir, tirx
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
@@ -20,7 +21,7 @@ from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.schedules.linear_decisions import SMALL_FILE, largest_divisor
 from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
 from rt3_tvm.schedules.tasks import BY_LANE_ATTR, by_lane, share_loop
-from rt3_tvm.schedules.vector_math import VectorUnit, largest_power, softmax_weight
+from rt3_tvm.schedules.vector_math import AVX512_LANES, VectorUnit, largest_power, power_of_vector, softmax_weight
 
 SOMETHING = 1e-30
 """What a sum of weights begins at."""
@@ -160,6 +161,39 @@ def _softmax(shape: AttentionShape, blocks: AttentionBlocks, unit: VectorUnit) -
     return softmax
 
 
+def _softmax_by_vector(shape: AttentionShape, blocks: AttentionBlocks) -> Callable:
+    """Return P = 2**(S - largest), which takes the place of S, and one = 1 / their sum, by what AVX-512 has.
+
+    A loop of its own, that no schedule touches: the instructions know no numbers, only whole vectors of them.
+    """
+    tile, own, real = shape.layout.token_tile, blocks.tiles(shape.layout.token_tile), REAL.dtype
+    widest, lanes = shape.hides.widest(own) * tile, AVX512_LANES
+    vectors = own * tile // lanes
+
+    @T.inline
+    def softmax(S, largest, one, i):
+        with T.sblock("weights"):
+            T.reads(S[0:widest, 0 : own * tile], largest[0 : own * tile])
+            T.writes(S[0:widest, 0 : own * tile], one[0 : own * tile])
+            total = T.sblock_alloc_buffer((own * tile,), real)
+            for v in T.unroll(vectors):
+                total[T.Ramp(v * lanes, 1, lanes)] = T.Broadcast(REAL.const(SOMETHING), lanes)
+            for c in range(shape.seen(i, own) * tile):
+                for v in T.unroll(vectors):
+                    S[c, T.Ramp(v * lanes, 1, lanes)] = power_of_vector(
+                        S[c, T.Ramp(v * lanes, 1, lanes)] - largest[T.Ramp(v * lanes, 1, lanes)]
+                    )
+                    total[T.Ramp(v * lanes, 1, lanes)] = (
+                        total[T.Ramp(v * lanes, 1, lanes)] + S[c, T.Ramp(v * lanes, 1, lanes)]
+                    )
+            for v in T.unroll(vectors):
+                one[T.Ramp(v * lanes, 1, lanes)] = (
+                    T.Broadcast(REAL.const(1.0), lanes) / total[T.Ramp(v * lanes, 1, lanes)]
+                )
+
+    return softmax
+
+
 def _context(shape: AttentionShape, blocks: AttentionBlocks) -> Callable:
     """Return Y = V P / total, a register block of features and queries at a time."""
     batch, v_dim, kv_heads, tile = shape.batch, shape.v_dim, shape.kv_heads, shape.layout.token_tile
@@ -220,7 +254,9 @@ def attention(shape: AttentionShape, blocks: AttentionBlocks, unit: VectorUnit) 
     widest = shape.hides.widest(own) * tile
     keys_of, scores_of = shape.key_bias_shape, shape.score_bias_shape
     begin, scores = begin_task(shape, blocks), _scores(shape, blocks)
-    softmax, context = _softmax(shape, blocks, unit), _context(shape, blocks)
+    by_vector = unit.avx512
+    softmax = _softmax_by_vector(shape, blocks) if by_vector else _softmax(shape, blocks, unit)
+    context = _context(shape, blocks)
 
     @T.prim_func(s_tir=True)
     def attention(q: T.handle, k: T.handle, v: T.handle, m: T.handle, s: T.handle, y: T.handle):
@@ -246,13 +282,17 @@ def attention(shape: AttentionShape, blocks: AttentionBlocks, unit: VectorUnit) 
                 scaled = T.sblock_alloc_buffer((dim, own * tile), real)
                 bias = T.sblock_alloc_buffer((widest,), real)
                 S = T.sblock_alloc_buffer((widest, own * tile), real)
-                P = T.sblock_alloc_buffer((widest, own * tile), real)
                 largest = T.sblock_alloc_buffer((own * tile,), real)
                 one = T.sblock_alloc_buffer((own * tile,), real)
                 begin(Q, key_bias, scaled, bias, vh, vb, vi)
                 scores(scaled, K, bias, score_bias, S, largest, vh, vb, vi)
-                softmax(S, P, largest, one, vi)
-                context(V, P, one, Y, vh, vb, vi)
+                if by_vector:
+                    softmax(S, largest, one, vi)
+                    context(V, S, one, Y, vh, vb, vi)
+                else:
+                    P = T.sblock_alloc_buffer((widest, own * tile), real)
+                    softmax(S, P, largest, one, vi)
+                    context(V, P, one, Y, vh, vb, vi)
 
     return attention
 
@@ -271,8 +311,11 @@ def attention_of(shape: AttentionShape, cpu: CpuShape) -> tirx.PrimFunc:
 def schedule_attention(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Vectors over queries everywhere; score and context blocks in registers."""
     sch = Schedule(func)
+    blocks: set[str] = set()
+    tvm_ffi.structural_walk(func.body, (s_tir.SBlock, lambda block: blocks.add(str(block.name_hint))))
     for step in STEPS:
-        step.take(sch, lanes)
+        if step.block in blocks:
+            step.take(sch, lanes)
     share_loop(sch, loop_of(sch, "task", "h"))  # heads: each thread reads K and V of its own
     return sch.mod["main"]
 

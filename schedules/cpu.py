@@ -118,14 +118,16 @@ def dot_of(target: Mapping[str, Any], vector_bytes: int) -> str:
     return "vpdpbusd" if vnni else "vpmaddubsw"
 
 
-def unit_of(target: Mapping[str, Any]) -> VectorUnit:
+def unit_of(target: Mapping[str, Any], vector_bytes: int) -> VectorUnit:
     """Return what the vectors of a target are converted by: 64-bit ARM has it all, 32-bit ARM of 2011 rounds no vector."""
     arch = str(target.get("mtriple", "")).split("-", 1)[0]
     if arch.startswith("aarch64"):
         return VectorUnit(saturates=True, in_place=True)
     if arch.startswith("arm"):
         return VectorUnit(rounds=False, in_place=True)
-    return VectorUnit(rounds="sse4.1" in features_of(target))
+    features = features_of(target)
+    avx512 = vector_bytes == AVX512_BYTES and {"avx512f", "avx512dq"} <= features
+    return VectorUnit(rounds="sse4.1" in features, avx512=avx512)
 
 
 def elements_of(target: Mapping[str, Any]) -> list[ElementType]:
@@ -168,7 +170,7 @@ class CpuShape:
             costs[INT8] = known.get(INT8, DOT_COSTS[dot])
         arch = str(target.get("mtriple", "")).split("-", 1)[0]
         by_lane = arch.startswith(("aarch64", "arm"))
-        unit = unit_of(target)
+        unit = unit_of(target, vector_bytes)
         return cls(vector_bytes, cluster.registers, l1d, l2, tuple(costs.items()), by_lane, dot, unit)
 
     @property

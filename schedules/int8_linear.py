@@ -29,7 +29,15 @@ from rt3_tvm.schedules.int8_lines import COLUMNS, LANE_WORDS
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
 from rt3_tvm.schedules.linear_decisions import largest_divisor
 from rt3_tvm.schedules.tasks import TASKS_ATTR
-from rt3_tvm.schedules.vector_math import ACTIVATIONS, ANY_UNIT, SHORT, TOGETHER, Activation, VectorUnit, activation_of
+from rt3_tvm.schedules.vector_math import (
+    ACTIVATIONS,
+    ANY_UNIT,
+    SHORT,
+    TOGETHER,
+    VectorUnit,
+    activation_of,
+    vector_activation_of,
+)
 
 
 @cache  # TVMScript is parsed anew on every call
@@ -157,22 +165,27 @@ def _finish(
                 real = T.Cast(REAL.dtype, acc[r, v * lanes + t]) * scale + bias[row_block, r]
                 T.buffer_store(y, act(real), [at_tile, row_block * rows + r, token + t])
     if not short:
-        _activate(k, activation_of(k.activation, unit), y, at, vectors)
+        _activate(k, unit, y, at, vectors)
 
 
-def _activate(k: Int8Kernel, act: Activation, y: tirx.Buffer, at: tuple[Any, Any], vectors: Any) -> None:
+def _activate(k: Int8Kernel, unit: VectorUnit, y: tirx.Buffer, at: tuple[Any, Any], vectors: Any) -> None:
     """Emit a loop that applies a long activation to what a pass has stored.
 
     Behind one another, for all sums at once, its constants and what is between would take more registers than there are.
     """
     (line, row_block), (part_line, part) = at, vectors[0]
     lanes, tile, rows = k.lines.lanes, FEATURE_MAJOR.token_tile, k.packing.rows
+    act, of_vectors = activation_of(k.activation, unit), vector_activation_of(k.activation, unit, lanes)
     together = largest_divisor(len(vectors), min(tile // lanes, TOGETHER))
     steps = len(vectors) // together
     with T.serial(rows * steps) as i:
         row = row_block * rows + T.floordiv(i, steps)
         for v in range(together):
             token = (line + part_line) * k.lines.tokens + (part + T.floormod(i, steps) * together + v) * lanes
+            first = T.floordiv(token, tile), row, T.floormod(token, tile)
+            if of_vectors is not None:
+                store(y, of_vectors(vector_of(y, *first, lanes=lanes)), *first)
+                continue
             with T.vectorized(lanes) as t:
-                here = [T.floordiv(token, tile), row, T.floormod(token, tile) + t]
+                here = [*first[:2], first[2] + t]
                 T.buffer_store(y, act(y[tuple(here)]), here)

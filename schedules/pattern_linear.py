@@ -26,7 +26,15 @@ from rt3_tvm.schedules.linear_decisions import LinearDecisions, LinearPacking, L
 from rt3_tvm.schedules.loops import begin_before, loop_of, vectorise
 from rt3_tvm.schedules.packing import OFFSET_UNIT
 from rt3_tvm.schedules.tasks import share_loop
-from rt3_tvm.schedules.vector_math import ACTIVATIONS, ANY_UNIT, SHORT, TOGETHER, Activation, VectorUnit, activation_of
+from rt3_tvm.schedules.vector_math import (
+    ACTIVATIONS,
+    ANY_UNIT,
+    SHORT,
+    TOGETHER,
+    VectorUnit,
+    activation_of,
+    vector_activation_of,
+)
 
 DECISIONS_ATTR = "rt3.decisions"
 """PrimFunc attribute that holds the values of a decision, by name."""
@@ -119,7 +127,7 @@ def linear_algorithm(
     def total(c: Any, total: Any, row_bias: Any, before: Any) -> Any:
         return T.Cast(real, total) + T.Select(c == 0, row_bias, before) if narrow else total
 
-    activate = _activate(activation_of(activation, unit), (gi * rows, decisions.vectors, lanes), y_at)
+    activate = _activate(activation, unit, (gi * rows, decisions.vectors, lanes), y_at)
 
     @T.prim_func(s_tir=True)
     def pattern_linear(x: T.handle, v: T.handle, o: T.handle, b: T.handle, y: T.handle):
@@ -208,14 +216,30 @@ def linear_algorithm(
     return pattern_linear.with_attr(DECISIONS_ATTR, decisions.__dict__)
 
 
-def _activate(act: Activation, block: tuple[int, int, int], y_at: Callable) -> Callable:
+def _activate(activation: str, unit: VectorUnit, block: tuple[int, int, int], y_at: Callable) -> Callable:
     """Return the loop that applies an activation to a register block of Y: rows, vectors of each, and lanes.
 
     A few vectors at once: enough that they hide each other's latency, few enough that constants stay in registers.
     """
     rows, vectors, lanes = block
+    act, of_vectors = activation_of(activation, unit), vector_activation_of(activation, unit, lanes)
     along = largest_divisor(vectors, TOGETHER)
     beside = largest_divisor(rows, TOGETHER // along)
+
+    @T.inline
+    def one(Y, vb, vr, row, vector):
+        for t in T.vectorized(lanes):
+            Y[y_at(vb, vr, row, vector, t)] = act(Y[y_at(vb, vr, row, vector, t)])
+
+    def vector_at(*at: Any) -> tuple[Any, Any, Any]:
+        tile, row, lane = y_at(*at, 0)
+        return tile, row, tirx.Ramp(lane, 1, lanes)
+
+    @T.inline
+    def whole(Y, vb, vr, row, vector):
+        Y[vector_at(vb, vr, row, vector)] = of_vectors(Y[vector_at(vb, vr, row, vector)])
+
+    each = one if of_vectors is None else whole
 
     @T.inline
     def activate(Y, vb, vr):
@@ -223,10 +247,7 @@ def _activate(act: Activation, block: tuple[int, int, int], y_at: Callable) -> C
             for i in T.serial(rows // beside):
                 for j in T.unroll(beside):
                     for k in T.unroll(along):
-                        for t in T.vectorized(lanes):
-                            Y[y_at(vb, vr, i * beside + j, w * along + k, t)] = act(
-                                Y[y_at(vb, vr, i * beside + j, w * along + k, t)]
-                            )
+                        each(Y, vb, vr, i * beside + j, w * along + k)
 
     return activate
 

@@ -20,11 +20,11 @@ from rt3_tvm.schedules.linear_plan import MEASURED, TUNED, LinearPlan, PlanKey, 
 FORMAT = 1
 """Version of a record."""
 
-LINEAR_REVISION = 3
+LINEAR_REVISION = 4
 """Revision of the kernels that multiply by a weight: raised whenever a plan gives other code than before, for then what was
 measured of it no longer holds."""
 
-LINEAR_TEXTS = "14575886d0d4c016"
+LINEAR_TEXTS = "54dd3c0f9293537e"
 """Digest of their golden texts at that revision; a test holds the two together."""
 
 GAIN, LOSS = 0.997, 1.005

@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.tirx import Expr as PrimExpr
 
 from rt3_tvm.schedules.layout import REAL
+from rt3_tvm.schedules.normal_tail import TAIL, TAIL_LIMIT, TAIL_SCALE
 
 # exp(x) leaves the normal float32 range below and above these.
 EXP_MIN, EXP_MAX = -87.33, 88.37
@@ -38,6 +39,10 @@ CUBIC_POWER = (2.33833909034729, 2.059046745300293, 7.750775337219238)
 """2**r on |r| <= 1/2 but for a factor, as (r + c)(r**2 + a r + b): of least largest relative error, 7.5e-5."""
 CUBIC_FACTOR = 2.0**-4 * CUBIC_POWER[0] * CUBIC_POWER[2]
 """What ``coarse_weight`` gives multiples of."""
+FRACTION_POWER = (0.001877577, 0.008989341, 0.055826318, 0.24015361, 0.6931531, 0.99999994)
+"""2**r on 0 <= r <= 1, highest coefficient first: of least largest relative error, 9.1e-8."""
+DOWN = 0b1001
+"""Of what ``vreduceps`` subtracts: that it is the next lower whole number, and that nothing is reported."""
 BIAS_OF_POWERS = 128
 """Of the exponent of those weights: what is even stays whole where numbers have no bits for what is odd."""
 MANTISSA = 23
@@ -161,11 +166,15 @@ class VectorUnit:
         Conversions to unsigned numbers that make 0 of what is negative.
     in_place
         Multiply-adds that write over what they add to, so that a constant that is added is copied first.
+    avx512
+        AVX-512 (F and DQ) on vectors of ``AVX512_LANES``: it multiplies by powers of 2, subtracts whole parts, and looks numbers
+        up in two vectors.
     """
 
     rounds: bool = True
     saturates: bool = False
     in_place: bool = False
+    avx512: bool = False
 
     def product(self, a: PrimExpr, b: PrimExpr) -> PrimExpr:
         """Return a product that several sums share; fused into each of them it would take a copy of a constant each time."""
@@ -187,6 +196,8 @@ class VectorUnit:
         return tirx.reinterpret(REAL.dtype, bits)
 
 
+AVX512_LANES = 16
+"""Numbers of a vector of AVX-512."""
 ANY_UNIT = VectorUnit()
 """Of a core of which nothing is known."""
 
@@ -209,6 +220,22 @@ def softmax_weight(score: PrimExpr, base: PrimExpr, unit: VectorUnit) -> PrimExp
     (a0, b0), (a1, b1) = HALF_POWER
     half = (square + _f(b0) + r * _f(a0)) * (square + _f(b1) + r * _f(a1))
     return half * half * unit.power(whole - base)
+
+
+def power_of_vector(x: PrimExpr) -> PrimExpr:
+    """Return 2**x of a vector of AVX-512, relative error below 2e-7; exactly 0 from 2**-151 on.
+
+    Of what is below 0 the bits of x itself count: it is off by 2**-24 of its size, and 2**x by so much of what it is.
+    """
+    dtype, lanes = str(x.ty.dtype), int(x.ty.dtype.lanes)
+    rest = (
+        tirx.Broadcast(_f(0.0), lanes),
+        tirx.const(-1, "int16"),
+        tirx.const(4, "int32"),
+    )  # all lanes, rounded as usual
+    part = tirx.call_llvm_pure_intrin(dtype, "llvm.x86.avx512.mask.reduce.ps.512", x, tirx.const(DOWN, "int32"), *rest)
+    power = _polynomial(part, FRACTION_POWER)
+    return tirx.call_llvm_pure_intrin(dtype, "llvm.x86.avx512.mask.scalef.ps.512", power, x, *rest)
 
 
 def coarse_base(largest: PrimExpr, unit: VectorUnit) -> PrimExpr:
@@ -260,6 +287,25 @@ def gelu(x: PrimExpr, unit: VectorUnit = ANY_UNIT) -> PrimExpr:
     return x * (_f(0.5) + inside * _by_pairs(u, PHI_POLYNOMIAL))
 
 
+def gelu_of_vector(x: PrimExpr) -> PrimExpr:
+    """Return :func:`gelu` of a vector of AVX-512, as max(0, x) - |x| * (1 - Phi(|x|)).
+
+    The part of the line that |x| lies in says by which polynomial: twelve instructions, where one for all of it takes nineteen.
+    """
+    dtype, lanes = str(x.ty.dtype), AVX512_LANES
+    size = tirx.min(tirx.call_llvm_pure_intrin(dtype, "llvm.fabs", x), _f(TAIL_LIMIT))
+    part = tirx.reinterpret(
+        f"int32x{lanes}", size * _f(TAIL_SCALE) + _f(ROUNDING)
+    )  # in the low bits, which are looked at
+    result = None
+    for row in reversed(TAIL):
+        low, high = (tirx.Shuffle([*map(_f, half)], [*range(lanes)]) for half in (row[:lanes], row[lanes:]))
+        one = tirx.call_llvm_pure_intrin(dtype, "llvm.x86.avx512.vpermi2var.ps.512", low, part, high)
+        result = one if result is None else result * size + one
+    assert result is not None, "a polynomial has coefficients"
+    return tirx.max(_f(0.0), x) - size * result  # in this order x86 keeps what is no number
+
+
 def gelu_tanh(x: PrimExpr) -> PrimExpr:
     """Return GELU's tanh form."""
     inner = _f(math.sqrt(2.0 / math.pi)) * (x + _f(0.044715) * x * x * x)
@@ -295,6 +341,11 @@ ACTIVATIONS: dict[str, Activation] = {
 def activation_of(name: str, unit: VectorUnit) -> Activation:
     """Return a function of ACTIVATIONS as a unit computes it best."""
     return partial(gelu, unit=unit) if name == "gelu" else ACTIVATIONS[name]
+
+
+def vector_activation_of(name: str, unit: VectorUnit, lanes: int) -> Activation | None:
+    """Return a function of ACTIVATIONS on vectors of so many numbers; None where it is as well applied to each of them."""
+    return gelu_of_vector if name == "gelu" and unit.avx512 and lanes == AVX512_LANES else None
 
 
 SHORT = ("none", "relu")

@@ -153,6 +153,38 @@ def _maddubs(x: Expr, w: Expr) -> Expr:
     return _saturated(_pairs_of_products(_unsigned(x), w), 16)
 
 
+def _looked_up(low: Expr, places: Expr, high: Expr) -> Expr:
+    """Return what each lane chooses, by its low bits, of two vectors behind one another."""
+    lanes = lanes_of(places)
+    place = places & tirx.Broadcast(tirx.const(2 * lanes - 1, "int32"), lanes)
+    result = low
+    for i in range(2 * lanes):
+        number = tirx.Broadcast(_chosen([low, high], [i]), lanes)
+        result = tirx.Select(place == tirx.Broadcast(tirx.const(i, "int32"), lanes), number, result)
+    return result
+
+
+def _above_whole(x: Expr, *_: Expr) -> Expr:
+    """Return what is left of numbers above the next lower whole ones."""
+    return x - T.floor(x)
+
+
+def _scaled(x: Expr, powers: Expr, *_: Expr) -> Expr:
+    """Return numbers between 1 and 2 times 2 to powers, rounded down: a quarter at a time, so that only the last one rounds."""
+    lanes = lanes_of(x)
+    low, high = (tirx.Broadcast(tirx.const(limit, "float32"), lanes) for limit in (-400.0, 400.0))
+    power = T.floor(T.max(T.min(powers, high), low)).astype(f"int32x{lanes}")
+    for rest in range(4):
+        part = (power + tirx.Broadcast(tirx.const(rest, "int32"), lanes)) >> tirx.Broadcast(
+            tirx.const(2, "int32"), lanes
+        )
+        exponent = (part + tirx.Broadcast(tirx.const(127, "int32"), lanes)) << tirx.Broadcast(
+            tirx.const(23, "int32"), lanes
+        )
+        x = x * tirx.reinterpret(f"float32x{lanes}", exponent)
+    return x
+
+
 INSTRUCTIONS: dict[str, Instruction] = {
     "llvm.aarch64.neon.sdot": _neon("llvm.aarch64.", _dot, "dotprod"),
     "llvm.aarch64.neon.addp": _neon("llvm.aarch64.", _pairs_added),
@@ -178,5 +210,8 @@ INSTRUCTIONS: dict[str, Instruction] = {
     "llvm.x86.sse2.packsswb.128": _x86(_narrowed(8), {"sse2"}),
     "llvm.x86.avx2.packsswb": _x86(_narrowed(8), {"avx2"}),
     "llvm.x86.avx512.packsswb.512": _x86(_narrowed(8), {"avx512bw"}),
+    "llvm.x86.avx512.vpermi2var.ps.512": _x86(_looked_up, {"avx512f"}),
+    "llvm.x86.avx512.mask.reduce.ps.512": _x86(_above_whole, {"avx512dq"}),
+    "llvm.x86.avx512.mask.scalef.ps.512": _x86(_scaled, {"avx512f"}),
 }
 """Every instruction that kernels call by name."""

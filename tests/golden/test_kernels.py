@@ -17,6 +17,7 @@ from rt3_tvm.schedules.cpu import DEFAULT_COSTS, DOT_COSTS, CoreCost, CpuShape
 from rt3_tvm.schedules.examples import Sizes
 from rt3_tvm.schedules.layout import INT8, ElementType
 from rt3_tvm.schedules.tuned import LINEAR_REVISION, LINEAR_TEXTS
+from rt3_tvm.schedules.vector_math import VectorUnit
 
 FOLDER = Path(__file__).parent / "kernels"
 BASE = "cortex-a76"
@@ -31,7 +32,7 @@ CORES = {
     BASE: CpuShape.of(device.load("raspberrypi5").cluster),
     "cortex-a7": CpuShape.of(device.load("odroid-xu4").with_cluster("LITTLE").cluster),
     "avx2": CpuShape(32, 16, 32 * 1024, costs=costs_of("vpmaddubsw"), dot="vpmaddubsw"),
-    "avx512": CpuShape(64, 32, 48 * 1024, costs=costs_of("vpdpbusd"), dot="vpdpbusd"),
+    "avx512": CpuShape(64, 32, 48 * 1024, costs=costs_of("vpdpbusd"), dot="vpdpbusd", unit=VectorUnit(avx512=True)),
 }
 SIZES = Sizes(batch=2, length=20, heads=2, dim=8, rows=16)
 TUNED_FAMILIES = ("dense_linear", "few_token_linear", "pattern_linear")

@@ -14,6 +14,7 @@ from rt3_tvm.schedules.vector_math import VectorUnit
 from tests.kernels.harness import CPU, from_tiles, run_kernel, to_tiles
 
 MIN = np.finfo(np.float32).min
+AVX512 = VectorUnit(avx512=True)
 
 
 def reference(shape, q, k, v, bias):
@@ -106,9 +107,15 @@ def test_vector_units(rng, rounds, saturates, in_place):
     check(rng, shape, padding(rng, 2, 1, 33), unit=VectorUnit(rounds, saturates, in_place))
 
 
-@pytest.mark.parametrize("rounds", [False, True])
+def test_what_avx512_has(rng):
+    check(rng, AttentionShape(2, 33, 2, 12, 0.3, key_bias=(2, 1)), padding(rng, 2, 1, 33), unit=AVX512)
+    causal = StaticMask.band(60, 60, 9, 0)
+    check(rng, AttentionShape(1, 60, 4, 16, 0.3, causal, kv_heads=2, v_dim=20), unit=AVX512)
+
+
+@pytest.mark.parametrize("unit", [VectorUnit(rounds=False), VectorUnit(), AVX512], ids=str)
 @pytest.mark.parametrize("bias", [MIN, -np.inf, -1e9, -1e4])
-def test_where_biases_hide_all_keys_these_weigh_the_same(rng, bias, rounds):
+def test_where_biases_hide_all_keys_these_weigh_the_same(rng, bias, unit):
     """As in PyTorch but for -inf, where it has no number; keys that only pad their tile and those of a band stay hidden."""
     hidden = np.full((1, 1, 1, 20), bias, np.float32)
     mask = StaticMask.band(20, 20, None, 5)
@@ -117,17 +124,18 @@ def test_where_biases_hide_all_keys_these_weigh_the_same(rng, bias, rounds):
     want = AttentionShape(1, 20, 1, 8, 0.0, mask, key_bias=(1, 1))
     q, k, v = (rng.standard_normal((1, 20, 8)).astype(np.float32) for _ in range(3))
     y = np.full_like(to_tiles(v), np.nan)
-    func = attention.attention(shape, AttentionBlocks.of(shape, CPU), VectorUnit(rounds))
+    func = attention.attention(shape, AttentionBlocks.of(shape, CPU), unit)
     run_kernel("attention", func, to_tiles(q), to_tiles(k), to_tiles(v), hidden, np.zeros((1, 1, 1), np.float32), y)
     np.testing.assert_allclose(from_tiles(y, 1, 20), reference(want, q, k, v, same), atol=3e-6, rtol=0)
     assert np.isfinite(y).all()
 
 
+@pytest.mark.parametrize("unit", [VectorUnit(), AVX512], ids=str)
 @pytest.mark.parametrize("size", [30.0, 1e3, 1e5])
-def test_large_scores_choose_the_largest(rng, size):
+def test_large_scores_choose_the_largest(rng, size, unit):
     """Weights are powers of 2: what the largest exponent is must not matter."""
     shape = AttentionShape(1, 32, 1, 8, size)
-    check(rng, shape)
+    check(rng, shape, unit=unit)
 
 
 X86 = {

@@ -9,6 +9,7 @@ from rt3_tvm.bench.kernel import aligned
 from rt3_tvm.codegen import portable
 from rt3_tvm.codegen.portable import INSTRUCTIONS, Instruction, architecture
 from rt3_tvm.schedules.cpu import features_of
+from rt3_tvm.schedules.vector_math import DOWN
 from tests.kernels.harness import CLUSTER, run_kernel
 
 TARGET = CLUSTER.target_dict()
@@ -37,6 +38,9 @@ VECTORS = {
     "llvm.x86.sse2.packsswb.128": ("", "int8x16", ("int16x8", "int16x8")),
     "llvm.x86.avx2.packsswb": ("", "int8x32", ("int16x16", "int16x16")),
     "llvm.x86.avx512.packsswb.512": ("", "int8x64", ("int16x32", "int16x32")),
+    "llvm.x86.avx512.vpermi2var.ps.512": ("", "float32x16", ("float32x16", "int32x16", "float32x16")),
+    "llvm.x86.avx512.mask.reduce.ps.512": ("", "float32x16", ("float32x16",)),
+    "llvm.x86.avx512.mask.scalef.ps.512": ("", "float32x16", ("float32x16", "float32x16")),
 }
 """Suffix, result and arguments of each instruction."""
 
@@ -52,8 +56,11 @@ REFERENCES = {
     "llvm.aarch64.neon.fcvtns": np.rint,
     "llvm.arm.neon.vpadd": lambda a, b: pairs(np.concatenate([a, b])).astype(np.int16),
     "llvm.arm.neon.vpadals": lambda acc, x: acc + pairs(x),
+    "llvm.x86.avx512.vpermi2var.ps.512": lambda low, places, high: np.concatenate([low, high])[places % 32],
+    "llvm.x86.avx512.mask.reduce.ps.512": lambda x: x - np.floor(x),
+    "llvm.x86.avx512.mask.scalef.ps.512": lambda x, powers: np.ldexp(x, np.floor(powers).astype(np.int32)),
 }
-"""What those of ARM compute, by their manuals."""
+"""What some compute, by their manuals: those of ARM, and those that a machine without AVX-512 lacks."""
 
 
 def split(dtype):
@@ -72,8 +79,10 @@ def kernel_of(name):
             tirx.BufferLoad(buffer, [tirx.Ramp(0, 1, split(dtype)[1])])
             for buffer, dtype in zip(buffers, arguments, strict=False)
         ]
+        if "reduce" in name:
+            vectors += [tirx.const(DOWN, "int32")]
         if "mask" in name:  # what lanes keep that are left out, which ones are not, and how to round
-            vectors += [tirx.Broadcast(tirx.const(0, "int32"), out_lanes)]
+            vectors += [tirx.Broadcast(tirx.const(0, out_type), out_lanes)]
             vectors += [tirx.const(-1, "int16"), tirx.const(4, "int32")]
         return T.call_llvm_pure_intrin(result, f"{name}.{suffix}" if suffix else name, *vectors)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tvm import te
+from tvm.script import tirx as T
 
 from rt3_tvm.schedules import vector_math
 from tests.kernels.harness import run_kernel
@@ -20,6 +21,22 @@ def apply(name: str, **options) -> np.ndarray:
     y = te.compute(X.shape, lambda i: getattr(vector_math, name)(x[i], **options), name="y")
     out = np.zeros_like(X)
     run_kernel("elementwise", te.create_prim_func([x, y]), X, out)
+    return out.astype(np.float64)
+
+
+def apply_to_vectors(function, x: np.ndarray) -> np.ndarray:
+    lanes = vector_math.AVX512_LANES
+    count = len(x) // lanes
+
+    @T.prim_func(s_tir=True)
+    def apply(a: T.handle, b: T.handle) -> None:
+        A = T.match_buffer(a, (count * lanes,), "float32")
+        B = T.match_buffer(b, (count * lanes,), "float32")
+        for i in range(count):
+            B[T.Ramp(i * lanes, 1, lanes)] = function(A[T.Ramp(i * lanes, 1, lanes)])
+
+    out = np.zeros_like(x)
+    run_kernel("quantise", apply, x, out)
     return out.astype(np.float64)
 
 
@@ -57,6 +74,25 @@ def test_activation_against_torch(name, options, want, bound):
     x = torch.from_numpy(X.astype(np.float64))
     error = np.abs(apply(name, **options) - want(x).numpy()) / np.maximum(1.0, np.abs(X))
     assert error.max() < bound
+
+
+def test_gelu_of_vectors():
+    x = np.concatenate([X, [-np.inf, -1e30, 1e30, np.inf] * 4])
+    y = apply_to_vectors(vector_math.gelu_of_vector, x.astype(np.float32))
+    want = torch.nn.functional.gelu(torch.from_numpy(X.astype(np.float64))).numpy()
+    assert (np.abs(y[: len(X)] - want) / np.maximum(1.0, np.abs(X))).max() < 4e-7
+    assert np.abs(y[len(X) :: 4]).max() < 2e-6 and (y[-2::4] == np.float32(1e30)).all() and (y[-1::4] == np.inf).all()
+    nothing = np.full(16, np.nan, np.float32)
+    assert np.isnan(apply_to_vectors(vector_math.gelu_of_vector, nothing)).all()
+
+
+def test_powers_of_vectors():
+    x = np.concatenate([np.linspace(-160, 0, 200_000), np.linspace(-1, 0, 100_000), [-0.0, -1e-9, -1e9, -3e38] * 4])
+    x = x[-(len(x) // 16 * 16) :].astype(np.float32)
+    y, want = apply_to_vectors(vector_math.power_of_vector, x), np.exp2(x.astype(np.float64))
+    normal = x > -126
+    assert np.abs(y[normal] / want[normal] - 1).max() < 2e-7
+    assert np.abs(y - want).max() < 2e-7 and (y[x < -151] == 0).all()
 
 
 def test_every_activation_has_a_test():
