@@ -196,7 +196,7 @@ class LinearPlan:
         else:
             lanes = cpu.lanes(self.element)
             func = linear_algorithm(part.shape, self.packing, part.decisions, lanes, activation, cpu.unit)
-            if cpu.by_lane:
+            if cpu.by_lane or self.packing.rows == 1:  # of one row, addresses cost as much as what is multiplied
                 marks = by_lane(cpu, self.layout, ["values"], ["X", "values", "offsets"])
                 func = func.with_attr(BY_LANE_ATTR, marks)
         if self.source != MODELLED:

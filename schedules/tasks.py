@@ -22,8 +22,11 @@ def of_tasks(name: str) -> str:
 
 
 def by_lane(cpu: CpuShape, layout: FeatureMajor, weights: list[str], pointers: list[str]) -> dict[str, Any]:
-    """Return the attribute of a kernel for a core: buffers of weights, those that a loop reads by pointer, a line of X."""
-    lanes = cpu.lanes(layout.element)
+    """Return the attribute of a kernel for a core: buffers of weights, those that a loop reads by pointer, a line of X.
+
+    No lanes where a core multiplies by none: then only pointers are made.
+    """
+    lanes = cpu.lanes(layout.element) if cpu.by_lane else 0
     return {"weights": weights, "pointers": pointers, "lanes": lanes, "line": layout.token_tile}
 
 

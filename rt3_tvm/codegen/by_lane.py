@@ -29,12 +29,14 @@ class LoadByLane:
     """Rewrite the loads of kernels that ask for it by their attribute."""
 
     def transform_function(self, func: tirx.PrimFunc, _mod: Any, _ctx: tvm.transform.PassContext) -> tirx.PrimFunc:
-        """Rewrite weights, then maxima and constants, then addresses."""
+        """Rewrite weights, maxima and constants, where a core multiplies by lane, then addresses."""
         marks = func.attrs.get(BY_LANE_ATTR) if func.attrs else None
         if marks is None:
             return func
-        body = weights_by_lane(func.body, [str(n) for n in marks["weights"]], int(marks["lanes"]))
-        body = held_constants(largest_in_one(body), int(marks["lanes"]), bool(marks.get("few", False)))
+        body, lanes = func.body, int(marks["lanes"])
+        if lanes:
+            body = weights_by_lane(body, [str(n) for n in marks["weights"]], lanes)
+            body = held_constants(largest_in_one(body), lanes, bool(marks.get("few", False)))
         body = from_pointers(body, [str(n) for n in marks["pointers"]], int(marks["line"]))
         return func.with_body(counted(body) if marks.get("counted", False) else body)
 
