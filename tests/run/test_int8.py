@@ -294,7 +294,7 @@ def test_a_model_that_int8_is_too_coarse_for_is_refused(checkpoint, tmp_path, mo
 
 def test_a_model_whose_scores_float16_does_not_bear_is_refused(checkpoint, tmp_path):
     """Or keeps its attention in float32."""
-    sharp = replace(checkpoint, weights=sharpened(checkpoint.weights, 60.0))
+    sharp = replace(checkpoint, weights=sharpened(checkpoint.weights, 150.0))
     options = replace(A76_OPTIONS, lengths=(40,))
     message = (
         r"^float16 is too coarse for attention of this model: level 0, length 40: attention_float16: rounding moves its result "
