@@ -11,7 +11,7 @@ from rt3_tvm import model as models
 from rt3_tvm.checkpoint import TOKENIZER_FILES, Checkpoint, Level, check_finite
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer, embeddings_in, export, linears_in
-from rt3_tvm.pattern import Backbone, PatternRecipe, cut_backbone, cut_patterns
+from rt3_tvm.pattern import Backbone, PatternRecipe, as_matrix, cut_backbone, cut_patterns
 from rt3_tvm.prune.options import PruneOptions
 from rt3_tvm.trials import check_exported
 
@@ -35,7 +35,7 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
     skipped = found.skipped
     backbones: dict[str, Backbone] = {}
     for layer in found.layers:
-        weight = weights[layer.name].T if layer.transposed else weights[layer.name]
+        weight = as_matrix(weights[layer.name], layer.transposed)
         backbones[layer.name] = cut_backbone(weight, options.block_sparsity, options.block_rows, layer.transposed)
     if not backbones:
         reasons = "; ".join(f"{n}: {r}" for n, r in skipped.items()) or "none was found in the graph"

@@ -12,7 +12,7 @@ import torch
 
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer
-from rt3_tvm.pattern import Backbone, Floats, cut_backbone
+from rt3_tvm.pattern import Backbone, Floats, as_matrix, cut_backbone
 
 EPSILON = 1e-3
 """Keeps the weight of a group that is nearly zero finite, against the mean norm of its matrix."""
@@ -49,7 +49,8 @@ class GroupLasso:
 
     def _norms(self, stored: torch.Tensor, layer: LinearLayer) -> torch.Tensor:
         """Return the norm of every group, (block rows, cols)."""
-        weight = stored.T if layer.transposed else stored  # (rows, cols)
+        flat = stored.flatten(1)
+        weight = flat.T if layer.transposed else flat  # (rows, cols)
         rest = -weight.shape[0] % self.block_rows
         padded = torch.nn.functional.pad(weight, (0, 0, 0, rest))
         return torch.sqrt(padded.reshape(-1, self.block_rows, weight.shape[1]).square().sum(1) + 1e-12)
@@ -92,6 +93,6 @@ def cut_backbones(
     rng = None if seed is None else np.random.default_rng(seed)
     found = {}
     for layer in layers:
-        weight = weights[layer.name].T if layer.transposed else weights[layer.name]
+        weight = as_matrix(weights[layer.name], layer.transposed)
         found[layer.name] = cut_backbone(weight, part * ratios[layer.name], block_rows, layer.transposed, rng)
     return found

@@ -53,6 +53,11 @@ class Graph:
             return None
         return value if not names or value.op.name.removeprefix("relax.") in names else None
 
+    def field(self, expr: relax.Expr) -> tuple[relax.Expr, int] | None:
+        """Return the tuple and the index of an expression that is a field of one; None where it is none."""
+        value = self._values.get(expr) if isinstance(expr, relax.Var) else expr
+        return (value.tuple_value, int(value.index)) if isinstance(value, relax.TupleGetItem) else None
+
     def only_user(self, var: relax.Var) -> relax.Var | None:
         """Return the variable whose value is the only one to use ``var``; None where more do, or the function returns it."""
         users = self._users.get(var, [])

@@ -1,0 +1,33 @@
+"""Scores of relative positions to their kernel, straight into the layout in which attention adds them."""
+
+from tvm import relax
+
+from rt3_tvm.schedules.layout import REAL
+from rt3_tvm.schedules.relative_scores import RelativeShape, position_block
+from rt3_tvm.transform.composites import Composite, static_shape
+from rt3_tvm.transform.graph import real
+from rt3_tvm.transform.layouts import Arguments, Layouts, tensor
+
+
+def lower_relative_scores(
+    lowering: Layouts, var: relax.Var, _row: Composite, func: relax.Function, args: Arguments
+) -> bool:
+    """Lower relative scores by what phase 2 has said of them."""
+    (batch, heads, queries, dim), (own, _, positions, _) = (static_shape(args[role]) for role in "qr")
+    spread = {
+        role: (static_shape(args[role])[0], static_shape(args[role])[1]) if role in args else None
+        for role in ("flags", "gate", "bias")
+    }
+    keys, shift, factor = (func.attrs[f"rt3.{name}"] for name in ("keys", "shift", "factor"))
+    shape = RelativeShape(
+        batch, queries, heads, dim, positions, int(keys), int(shift), float(factor), own == 1, *spread.values()
+    )
+    none = real([[[0.0]]])
+    operands = [lowering.as_heads_first(args[role]) for role in "qr"] + [
+        lowering.as_score_tiles(args[role]) if role in args else none
+        for role in ("flags", "segments", "gate", "bias")
+    ]
+    ty = tensor((batch * heads * shape.tiles, shape.keys, shape.layout.token_tile), REAL.dtype)
+    arguments = (shape, position_block(shape, lowering.context.cpu))
+    lowering.score_tiles[var] = lowering.kernel("relative_scores", arguments, operands, ty)
+    return True
