@@ -1,9 +1,9 @@
 """Scores of relative positions: what a query has in common with the position of each key, seen from the query.
 
 A model multiplies its queries by all positions at once, (queries, dim) x (dim, positions), and then shifts row q of the result
-so that key k stands where position ``shift * (queries - q) + k`` did (Transformer-XL, arXiv 1901.02860; Funnel, arXiv 2006.03236).
-Here a task is a head and a tile of queries: it computes the positions that its queries see, and writes them along diagonals
-into the layout that attention adds to its scores. Nothing is moved by itself.
+so that key k stands where position ``shift * (queries - q) + k`` did (Transformer-XL, arXiv 1901.02860; Funnel, arXiv
+2006.03236). Here a task is a head and a tile of queries: it computes the positions that its queries see, and writes them along
+diagonals into the layout that attention adds to its scores. Nothing is moved by itself.
 """
 
 from dataclasses import dataclass
@@ -130,9 +130,7 @@ def relative_scores(shape: RelativeShape, block: int) -> tirx.PrimFunc:
         return score + bias[shape.row(shape.bias, b, h, i), k, u] if shape.bias else score
 
     @T.prim_func(s_tir=True)
-    def relative_scores(
-        q: T.handle, r: T.handle, f: T.handle, s: T.handle, g: T.handle, m: T.handle, y: T.handle
-    ):
+    def relative_scores(q: T.handle, r: T.handle, f: T.handle, s: T.handle, g: T.handle, m: T.handle, y: T.handle):
         Q = T.match_buffer(q, layout.shape(batch * tiles, heads * dim), dtype)
         R = T.match_buffer(r, layout.shape(position_tiles, heads * dim), dtype)
         flags = T.match_buffer(f, flags_of, dtype)

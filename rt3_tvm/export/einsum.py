@@ -150,5 +150,8 @@ def _product(build: _Builder, labels: Labels, left: Node, right: Node) -> Node:
 
 
 def _sizes(labels: Labels, left: Node, right: Node) -> dict[str, int]:
-    pairs = [*zip(labels.left, left.meta["val"].shape, strict=True), *zip(labels.right, right.meta["val"].shape, strict=True)]
+    pairs = [
+        *zip(labels.left, left.meta["val"].shape, strict=True),
+        *zip(labels.right, right.meta["val"].shape, strict=True),
+    ]
     return {label: int(n) for label, n in pairs}

@@ -265,7 +265,7 @@ def _multiplies_tokens(node: torch.fx.Node) -> bool:
     if node.target is not torch.ops.aten.matmul.default:
         return False
     x, matrix = (a.meta["val"] for a in node.args)  # type: ignore[union-attr]
-    return x.ndim in (2, 3) and matrix.ndim == 2  # noqa: PLR2004
+    return x.ndim in (2, 3) and matrix.ndim == 2
 
 
 def _viewed(node: torch.fx.Node) -> torch.fx.Node:

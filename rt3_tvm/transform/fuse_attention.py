@@ -174,17 +174,28 @@ class _Rewriter:
         if segments is not None:
             of = segments.products
             pair = {"q": of.q, "r": self.transposed(of.k, heads)}
-            arguments["flags"] = self.emit(relax.op.astype(segments.flags, REAL.dtype))
+            flags = constant(segments.flags)
+            at_run_time = relax.op.astype(segments.flags, REAL.dtype)
+            arguments["flags"] = self.emit(at_run_time) if flags is None else _narrow(flags)
             arguments["segments"] = self.called(relative_function(pair, 0, of.keys, 1.0), pair)
         if found.gate is not None:
             gate = constant(found.gate)
             assert gate is not None
-            arguments["gate"] = real(gate.reshape((1,) * (len(shape) - gate.ndim) + gate.shape))
+            arguments["gate"] = _narrow(gate)
         return arguments | ({"bias": bias} if bias is not None else {})
 
     def called(self, func: relax.Function, arguments: dict[str, relax.Expr]) -> relax.Var:
         """Bind the call of a new function."""
         return self.emit(relax.Call(self.builder.add_func(func, "relative_scores"), list(arguments.values()), None, []))
+
+
+def _narrow(array: np.ndarray) -> relax.Expr:
+    """Return a constant (batch or 1, heads or 1, queries, keys) of what is there once or the same for all sequences or heads."""
+    whole = array.reshape((1,) * (4 - array.ndim) + array.shape)
+    for axis in range(2):
+        first = whole.take([0], axis)
+        whole = first if np.array_equal(np.broadcast_to(first, whole.shape), whole) else whole
+    return real(whole)
 
 
 def _fit(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> bool:

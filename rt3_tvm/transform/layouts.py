@@ -79,8 +79,8 @@ def tokens_of(expr: relax.Expr) -> Tokens | None:
     shape = static_shape(expr)
     if len(shape) not in (2, 3, 4):
         return None
-    batch, length = shape[:2] if len(shape) > 2 else (1, shape[0])  # noqa: PLR2004
-    features = math.prod(shape[2:] if len(shape) > 2 else shape[1:])  # noqa: PLR2004
+    batch, length = shape[:2] if len(shape) > 2 else (1, shape[0])
+    features = math.prod(shape[2:] if len(shape) > 2 else shape[1:])
     return Tokens(1, batch, features) if length == 1 else Tokens(batch, length, features)
 
 

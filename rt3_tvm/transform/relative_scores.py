@@ -11,7 +11,7 @@ import numpy as np
 from tvm import relax
 
 from rt3_tvm.transform.composites import RELATIVE_SCORES, is_real, static_shape
-from rt3_tvm.transform.graph import Graph, constant, real
+from rt3_tvm.transform.graph import Graph, constant, real, slices_of
 
 LAST_TWO = [0, 1, 3, 2]
 HEADS_RANK = 4
@@ -61,20 +61,22 @@ def segments_of(graph: Graph, expr: relax.Expr) -> Segments | None:
     if call is None:
         return None
     flags, yes, no = (_spread(graph, a) for a in call.args)
-    fields = graph.field(yes), graph.field(no)
-    if fields[0] is None or fields[1] is None:
-        return None
-    (source, first), (other, second) = fields
-    split = graph.call(source, "split")
-    if not source.same_as(other) or split is None or (first, second) != (1, 0):
-        return None
-    products = _product(graph, split.args[0])
-    batch, heads, queries, keys = static_shape(expr)
-    if products is None or static_shape(split.args[0]) != (batch, heads, queries, 2) or not _last(split, HEADS_RANK):
-        return None
-    if len(static_shape(flags)) != HEADS_RANK or static_shape(flags)[2:] != (queries, keys):
+    products = _pair(graph, no, yes, static_shape(expr)[:3])
+    if products is None or len(static_shape(flags)) != HEADS_RANK or static_shape(flags)[2:] != static_shape(expr)[2:]:
         return None
     return Segments(expr, products, flags, gate)
+
+
+def _pair(graph: Graph, first: relax.Expr, second: relax.Expr, rows: tuple[int, ...]) -> Relative | None:
+    """Return the products (batch, heads, queries, 2) of which two expressions are the parts."""
+    zero, one = graph.field(first), graph.field(second)
+    if zero is None or one is None or not zero[0].same_as(one[0]) or (zero[1], one[1]) != (0, 1):
+        return None
+    split = graph.call(zero[0], "split")
+    if split is None:
+        return None
+    cut = static_shape(split.args[0]) == (*rows, 2) and int(split.attrs.axis) % HEADS_RANK == HEADS_RANK - 1
+    return _product(graph, split.args[0]) if cut else None
 
 
 def _gated(graph: Graph, expr: relax.Expr) -> tuple[relax.Expr, relax.Expr | None]:
@@ -127,7 +129,7 @@ def _shifted(graph: Graph, expr: relax.Expr) -> Relative | None:
         (forth, (batch, heads, positions, queries)),
         (forth.args[0], (batch, heads, queries, positions)),
     )
-    if any(static_shape(x) != shape for x, shape in wanted) or not _cuts(rows, 2, shift, positions):
+    if any(static_shape(x) != shape for x, shape in wanted) or slices_of(rows) != {2: (shift, positions, 1)}:
         return None
     if shift < 1 or shift * queries + keys > positions:  # else rows would run into each other
         return None
@@ -141,33 +143,17 @@ def _first_columns(graph: Graph, expr: relax.Expr) -> relax.Expr | None:
         return None
     keys, axis = static_shape(expr)[-1], len(static_shape(expr)) - 1
     if call.op.name == "relax.strided_slice":
-        return call.args[0] if _cuts(call, axis, 0, keys) else None
+        return call.args[0] if slices_of(call) == {axis: (0, keys, 1)} else None
     index = constant(call.args[1])
     counts = index is not None and np.array_equal(index, np.arange(keys))
     return call.args[0] if counts and int(call.attrs.axis) % (axis + 1) == axis else None
 
 
-def _cuts(call: relax.Call, axis: int, begin: int, end: int) -> bool:
-    """Return whether a slice takes from ``begin`` to ``end`` of one axis."""
-    rank, extent = len(static_shape(call)), static_shape(call.args[0])[axis]
-    axes, begins, ends = ([int(f.value) for f in call.args[i].fields] for i in (1, 2, 3))
-    strides = [int(f.value) for f in call.args[4].fields] if len(call.args) > HEADS_RANK else [1]
-    return (
-        [a % rank for a in axes] == [axis]
-        and [b % extent if b < 0 else b for b in begins] == [begin]
-        and [min(e, extent) for e in ends] == [end]
-        and strides == [1]
-    )
-
-
-def _last(split: relax.Call, rank: int) -> bool:
-    return int(split.attrs.axis) % rank == rank - 1
-
-
 def relative_function(arguments: dict[str, relax.Expr], shift: int, keys: int, factor: float) -> relax.Function:
-    """Return the function of relative scores by role: q, r (batch or 1, heads, positions, dim), and of these those that there are:
+    """Return the function of relative scores; its body spells out what it means.
 
-    flags and segments (batch, heads, queries, 2), gate, bias. Its body spells out what it means.
+    Arguments by role: q, r (batch or 1, heads, positions, dim); where there are any, flags and segments (batch, heads, queries,
+    2), gate, bias.
     """
     params = {role: relax.Var(role, expr.ty) for role, expr in arguments.items()}
     builder = relax.BlockBuilder()

@@ -21,16 +21,14 @@ def lower_elementwise(lowering: Layouts, var: relax.Var, call: relax.Call) -> bo
     return True
 
 
-def _elementwise_operand(
-    lowering: Layouts, expr: relax.Expr, shape: tuple[int, ...], t: Tokens
-) -> relax.Expr | None:
+def _elementwise_operand(lowering: Layouts, expr: relax.Expr, shape: tuple[int, ...], t: Tokens) -> relax.Expr | None:
     """Return an operand of a result of ``shape`` as its layout has it; None where it is broadcast in another way."""
     if is_scalar(expr):
         return expr
     own = (1,) * (len(shape) - len(static_shape(expr))) + static_shape(expr)
     if own == shape and tokens_of(expr) == t:
         return lowering.as_feature_major(expr)
-    features = shape[2:] if len(shape) > 2 else shape[1:]  # noqa: PLR2004
+    features = shape[2:] if len(shape) > 2 else shape[1:]
     if own[len(shape) - len(features) :] == features and math.prod(own) == t.features:
         return lowering.builder.emit(relax.op.reshape(lowering.as_plain(expr), (t.features, 1)))
     if own == (1, *shape[1:]) and tokens_of(expr) == Tokens(1, t.length, t.features):

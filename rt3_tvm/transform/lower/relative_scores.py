@@ -14,20 +14,19 @@ def lower_relative_scores(
 ) -> bool:
     """Lower relative scores by what phase 2 has said of them."""
     (batch, heads, queries, dim), (own, _, positions, _) = (static_shape(args[role]) for role in "qr")
-    spread = {
-        role: (static_shape(args[role])[0], static_shape(args[role])[1]) if role in args else None
-        for role in ("flags", "gate", "bias")
-    }
-    keys, shift, factor = (func.attrs[f"rt3.{name}"] for name in ("keys", "shift", "factor"))
-    shape = RelativeShape(
-        batch, queries, heads, dim, positions, int(keys), int(shift), float(factor), own == 1, *spread.values()
-    )
+    numbers = int(func.attrs["rt3.keys"]), int(func.attrs["rt3.shift"]), float(func.attrs["rt3.factor"])
+    segments, gate, bias = (_spread(args, role) for role in ("flags", "gate", "bias"))
+    shape = RelativeShape(batch, queries, heads, dim, positions, *numbers, own == 1, segments, gate, bias)
     none = real([[[0.0]]])
     operands = [lowering.as_heads_first(args[role]) for role in "qr"] + [
-        lowering.as_score_tiles(args[role]) if role in args else none
-        for role in ("flags", "segments", "gate", "bias")
+        lowering.as_score_tiles(args[role]) if role in args else none for role in ("flags", "segments", "gate", "bias")
     ]
     ty = tensor((batch * heads * shape.tiles, shape.keys, shape.layout.token_tile), REAL.dtype)
     arguments = (shape, position_block(shape, lowering.context.cpu))
     lowering.score_tiles[var] = lowering.kernel("relative_scores", arguments, operands, ty)
     return True
+
+
+def _spread(args: Arguments, role: str) -> tuple[int, int] | None:
+    """Return for how many sequences and heads an operand has scores."""
+    return (static_shape(args[role])[0], static_shape(args[role])[1]) if role in args else None
