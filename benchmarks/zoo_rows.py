@@ -400,6 +400,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "EsmcConfig": {"num_key_value_heads": 4},
     "FalconH1Config": {"mamba_d_ssm": 128},
     "FocalNetConfig": {"embed_dim": 24},
+    "FunnelConfig": {"block_sizes": [1, 1, 1], "num_decoder_layers": 1, "d_head": 16},
     "Gemma3nTextConfig": {"intermediate_size": [96, 96], "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 16},
     "Glm5NextTextConfig": {"num_key_value_heads": 4},
     "GPTNeoConfig": {"attention_types": [[["global", "local"], 1]]},
