@@ -11,12 +11,15 @@ from tvm import tirx
 from rt3_tvm import device as devices
 from rt3_tvm.bench.arm import WHOLE, KernelCount, Ladder, bench_arm
 from rt3_tvm.bench.arm_code import Function, disassemble
+from rt3_tvm.bench.arm_cycles import IN_ORDER, OUT_OF_ORDER, Block, cycle_model
 from rt3_tvm.bench.arm_kinds import MULTIPLY_ADD
 from rt3_tvm.bench.arm_report import HEADS, IN_LOOPS
 from rt3_tvm.codegen.kernels import KernelTable
 from rt3_tvm.device import Cluster
 from rt3_tvm.schedules import LINEAR_FAMILIES, kernel, scheduled
 from rt3_tvm.schedules.cpu import CpuShape
+from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
+from rt3_tvm.schedules.layout import ELEMENT_TYPES, INT8, ElementType
 from rt3_tvm.schedules.linear_plan import MatrixShape, TokenCount, plan_linear
 
 CORES = {
@@ -60,21 +63,39 @@ def code_of(kernels: Iterable[tirx.PrimFunc], cluster: Cluster) -> dict[str, Fun
     return {function.symbol: function for function in code if function.symbol in ours}
 
 
-def loops(core: str) -> Iterator[dict[str, Any]]:
-    """Yield what the innermost loop with most multiply-adds is made of, dense and by V."""
-    cluster = cluster_of(core)
+def loops(core: str, dtype: str) -> Iterator[dict[str, Any]]:
+    """Yield what the innermost loop with most multiply-adds is made of, dense and by V, of int8 in quads too.
+
+    With the multiply-adds of single numbers that a cycle is modelled to do, where the core has a model and an instruction a
+    known number of them.
+    """
+    cluster, element = cluster_of(core), ELEMENT_TYPES[dtype]
     cpu = CpuShape.of(cluster)
-    for group in GROUPS:
-        matrix = MatrixShape(SIDE, SIDE, KEPT, group) if group else MatrixShape.dense_of(SIDE, SIDE)
-        plan = plan_linear(cpu, matrix, TokenCount(1, TOKENS))
+    model = cycle_model(cluster.core) if cluster.core in (*OUT_OF_ORDER, *IN_ORDER) else None
+    for matrix in _matrices(element):
+        plan = plan_linear(cpu, matrix, TokenCount(1, TOKENS), element)
+        pairs = plan.multiplied is INT8 and DOT_PRODUCTS[cpu.dot].pairs
         code = code_of([kernel(plan.family, plan, plan.parts[0], "none", cpu)], cluster)
         for symbol, function in code.items():
-            kinds = max(
-                ([function.kinds[k] for k in loop] for loop in function.loops), key=lambda k: k.count(MULTIPLY_ADD)
-            )
-            multiplies = kinds.count(MULTIPLY_ADD)
-            facts = {"core": core, "kernel": symbol, "instructions": len(kinds), "mul-add": multiplies}
-            yield facts | {"a mul-add": len(kinds) / multiplies, IN_LOOPS: function.stack_stores_in_loops}
+            loop = max(function.loops, key=lambda loop: [function.kinds[k] for k in loop].count(MULTIPLY_ADD))
+            multiplies = [function.kinds[k] for k in loop].count(MULTIPLY_ADD)
+            facts = {"core": core, "kernel": symbol, "instructions": len(loop), "mul-add": multiplies}
+            facts |= {"a mul-add": len(loop) / multiplies, IN_LOOPS: function.stack_stores_in_loops}
+            if model and not pairs:
+                block = Block(symbol, tuple(function.instructions[k] for k in loop), 1)
+                each = cpu.lanes(plan.multiplied)
+                facts |= {"MAC a cycle": each * multiplies / model.cycles([block])[0], "modelled by": model.name}
+            yield facts
+
+
+def _matrices(element: ElementType) -> Iterator[MatrixShape]:
+    """Yield the layers whose loops are shown."""
+    for quads in (False, True) if element is INT8 else (False,):
+        for group in GROUPS:
+            if group:
+                yield MatrixShape(SIDE, SIDE, KEPT, group, quads)
+            elif not quads:
+                yield MatrixShape.dense_of(SIDE, SIDE)
 
 
 def rows(core: str, bundle: Path) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ import tvm
 from rt3_tvm import CompileOptions, PruneOptions, compile, prune
 from rt3_tvm.bench.arm import OUTSIDE, RUNTIME, Rung, bench_arm
 from rt3_tvm.checkpoint import Checkpoint
-from rt3_tvm.pattern import PatternShape
+from rt3_tvm.pattern import QUAD, PatternShape
 
 PAGE = Path(__file__).parent.parent / "docs/results/arm.md"
 BEGIN, END = "<!-- counts: begin -->", "<!-- counts: end -->"
@@ -32,6 +32,9 @@ CORES = {
 GROUPS = (4, 2, 1)
 DTYPES = {"A76": ("float32", "float16", "int8"), "A55": ("float32",), "A53": ("int8",), "A7": ("float32",)}
 """What the linear layers of a core's bundles are computed in: each has rows of its own."""
+QUADS = ("A76 int8",)
+"""What has rows of levels whose columns are kept in quads too."""
+QUAD_GROUPS = (4, 1)
 SPARSITY = 0.75
 LENGTH = 32
 GROWTH = 0.03
@@ -58,6 +61,12 @@ def small_checkpoint() -> Checkpoint:
     return replace(dense, levels=(*dense.levels, *(c.levels[0] for c in groups)))
 
 
+def in_quads(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint of the same weights with a level of quads for each of QUAD_GROUPS."""
+    options = (PruneOptions((SPARSITY,), shape=PatternShape(4, 32, group, QUAD)) for group in QUAD_GROUPS)
+    return replace(checkpoint, levels=tuple(prune(checkpoint.dense_model(), o).levels[0] for o in options))
+
+
 def count(core: str, checkpoint: Checkpoint) -> Counts:
     """Return the counts of a core, in each element type that it has rows of."""
     counts: Counts = {}
@@ -65,6 +74,10 @@ def count(core: str, checkpoint: Checkpoint) -> Counts:
         code = core if dtype == "float32" else f"{core} {dtype}"
         names = (f"{code} dense", *(f"{code} V={group}" for group in GROUPS))
         counts |= {n: _families(rung) for n, rung in zip(names, _rungs(core, checkpoint, dtype), strict=True)}
+        if code in QUADS:
+            names = tuple(f"{code} V={group} quads" for group in QUAD_GROUPS)
+            rungs = _rungs(core, in_quads(checkpoint), dtype)
+            counts |= {n: _families(rung) for n, rung in zip(names, rungs, strict=True)}
     return counts
 
 

@@ -359,9 +359,9 @@ def arm_dtypes(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def arm_loops(args: argparse.Namespace) -> Iterator[Row]:
-    """Yield the inner loop of a 768x768 layer, 128 tokens, dense and by V, as it is in the code for ARM cores."""
+    """Yield the inner loop of a 768x768 layer, 128 tokens, dense and by V (int8 in quads too), as it is in the code for ARM."""
     for core in args.cores:
-        yield from arm_ladder.loops(core)
+        yield from arm_ladder.loops(core, args.dtype)
 
 
 def tune(args: argparse.Namespace) -> Iterator[Row]:

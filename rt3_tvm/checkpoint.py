@@ -55,6 +55,11 @@ class Level:
         sizes = {n: m.backbone.shape[0] * m.backbone.shape[1] for n, m in self.matrices.items()}
         return sum(m.density * sizes[n] for n, m in self.matrices.items()) / sum(sizes.values())
 
+    def energy(self, weights: dict[str, np.ndarray]) -> float:
+        """Return the part of the squares of the pruned matrices' weights that is kept."""
+        kept = sum(float(np.square(m.masked(weights[n]), dtype=np.float64).sum()) for n, m in self.matrices.items())
+        return kept / sum(float(np.square(weights[n], dtype=np.float64).sum()) for n in self.matrices)
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -261,8 +266,11 @@ def flatten_levels(levels: tuple[Level, ...]) -> tuple[dict[str, np.ndarray], di
                     "levels": [],
                 },
             )
-            row["levels"].append({"rows": s.rows, "cols": s.cols, "group": s.group})
+            quads = {"adjacent": s.adjacent} if s.adjacent > 1 else {}  # else as it was before there were quads
+            row["levels"].append({"rows": s.rows, "cols": s.cols, "group": s.group} | quads)
             tensors[f"{name}/backbone"] = np.ascontiguousarray(m.backbone.columns)
+            if m.backbone.table is not None:
+                tensors[f"{name}/table"] = np.ascontiguousarray(m.backbone.table)
             tensors[f"{name}/{i}/patterns"] = np.ascontiguousarray(m.patterns.columns)
             tensors[f"{name}/{i}/assignment"] = np.ascontiguousarray(m.assignment)
     return tensors, table
@@ -274,7 +282,8 @@ def unflatten_levels(table: dict[str, Any], tensors: dict[str, np.ndarray]) -> t
     for i, row in enumerate(table["levels"]):
         matrices = {}
         for name, m in table["matrices"].items():
-            backbone = Backbone(tuple(m["shape"]), int(m["block_rows"]), tensors[f"{name}/backbone"], m["transposed"])
+            columns, table_of = tensors[f"{name}/backbone"], tensors.get(f"{name}/table")
+            backbone = Backbone(tuple(m["shape"]), int(m["block_rows"]), columns, m["transposed"], table_of)
             shape = PatternShape(**m["levels"][i])
             patterns, assignment = tensors[f"{name}/{i}/patterns"], tensors[f"{name}/{i}/assignment"]
             matrices[name] = SparseMatrix(backbone, PatternSet(shape, patterns), assignment)

@@ -17,6 +17,7 @@ from rt3_tvm.pattern import SparseMatrix, as_matrix
 
 _SIZE = schema.integer(1)
 _STAMP = schema.record(shape=schema.list_of(schema.integer(0)), dtype=schema.text, sha256=schema.text)
+_SHAPE = schema.record(rows=_SIZE, cols=_SIZE, group=_SIZE, adjacent=schema.optional(_SIZE))
 _TABLE = schema.record(
     model=schema.record(**{"class": schema.text, "config": schema.table}),
     levels=schema.list_of(
@@ -32,7 +33,7 @@ _TABLE = schema.record(
             shape=schema.row_of(_SIZE, _SIZE),
             block_rows=_SIZE,
             transposed=schema.flag,
-            levels=schema.list_of(schema.record(rows=_SIZE, cols=_SIZE, group=_SIZE), at_least=1),
+            levels=schema.list_of(_SHAPE, at_least=1),
         )
     ),
     skipped=schema.table_of(schema.text),
@@ -125,6 +126,12 @@ def check_matrix(name: str, matrix: SparseMatrix, weight: np.ndarray) -> None:
     block_rows = -(-rows // backbone.block_rows)
     _columns(f"{name}: backbone", backbone.columns, (block_rows,), cols)
     _columns(f"{name}: patterns", patterns, (None, shape.rows // shape.group), shape.cols)
+    if backbone.table is not None:
+        _expect(f"{name}: table", backbone.table.shape == (cols,), backbone.table.shape, (cols,))
+        _within(f"{name}: table", backbone.table, cols)
+        _expect(f"{name}: table", len(np.unique(backbone.table)) == cols, "no order of its columns", "each once")
+    _together(f"{name}: backbone", backbone.columns, shape.adjacent)
+    _together(f"{name}: patterns", patterns, shape.adjacent)
     kept = backbone.columns.shape[1]
     _expect(f"{name}: backbone", kept > 0 and len(patterns) > 0, (kept, len(patterns)), "columns and patterns")
     blocks = (-(-rows // shape.rows), -(-kept // shape.cols))
@@ -151,3 +158,11 @@ def _columns(what: str, values: np.ndarray, leading: tuple[int | None, ...], lim
     _within(what, values, limit)
     if not (np.diff(values, axis=-1) > 0).all():
         raise ValueError(f"{what} does not ascend")
+
+
+def _together(what: str, values: np.ndarray, adjacent: int) -> None:
+    """Check that columns along the last axis come so many at a time, from a multiple of it on."""
+    _expect(f"{what}: columns", values.shape[-1] % adjacent == 0, values.shape[-1], f"a multiple of {adjacent}")
+    split = values.reshape(*values.shape[:-1], -1, adjacent)
+    whole = (split[..., 0] % adjacent == 0).all() and (np.diff(split, axis=-1) == 1).all()
+    _expect(f"{what}: columns", bool(whole), "apart", f"whole runs of {adjacent}")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from rt3_tvm.device import frequency_name, parse_frequencies
 from rt3_tvm.errors import Rt3Error
-from rt3_tvm.pattern import EACH_BLOCK, PatternShape
+from rt3_tvm.pattern import EACH_BLOCK, QUAD, PatternShape
 
 T = TypeVar("T", bound=type)
 
@@ -186,15 +186,15 @@ SHARES = Kind(
 
 
 def _read_shape(text: str) -> PatternShape:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    match = re.fullmatch(r"(\d+)x(\d+)(q?)", text)
     if match is None:
-        raise Rt3Error(f"'{text}': give rows x columns, for example 4x32")
-    return PatternShape(int(match[1]), int(match[2]), 1)
+        raise Rt3Error(f"'{text}': give rows x columns, for example 4x32, or 4x32q to keep columns in quads")
+    return PatternShape(int(match[1]), int(match[2]), 1, QUAD if match[3] else 1)
 
 
 def _read_patterns(text: str) -> int:
     return EACH_BLOCK if text == "each" else _number(int, "a number of patterns, or each: one for each block")(text)
 
 
-SHAPE = Kind("RxC", _read_shape, lambda shape: f"{shape.rows}x{shape.cols}")
+SHAPE = Kind("RxC[q]", _read_shape, str)
 PATTERNS = Kind("K|each", _read_patterns)

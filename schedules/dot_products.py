@@ -42,6 +42,8 @@ class DotProduct:
         From a vector of float32 to int32, rounded to nearest, ties to even.
     narrow
         From four vectors of int32 to one of int8, in the order of :class:`Lines`.
+    beside
+        From four vectors of int32, columns of the same tokens, to one of int8 in which those of a token are beside each other.
     """
 
     largest: int
@@ -52,10 +54,11 @@ class DotProduct:
     accumulate: Callable[[Expr, Sequence[Expr], Sequence[Expr]], Expr]
     to_int: Callable[[Expr], Expr]
     narrow: Callable[[Sequence[Expr]], Expr]
+    beside: Callable[[Sequence[Expr]], Expr]
 
-    def lines(self, vector_bytes: int) -> Lines:
+    def lines(self, vector_bytes: int, quads: bool = False) -> Lines:
         """Return how activations lie for vectors of that size."""
-        return Lines(vector_bytes, self.unsigned)
+        return Lines(vector_bytes, self.unsigned, quads)
 
     def zip(self, lines: Sequence[Expr], part: int) -> list[Expr]:
         """Return four columns of each token of one part of a line, as ``accumulate`` takes them: a quad, or two pairs."""
@@ -185,6 +188,13 @@ def _truncated(parts: Sequence[Expr]) -> Expr:
     return tirx.Shuffle(list(parts), list(range(LANE_BYTES))).astype(f"int8x{LANE_BYTES}")
 
 
+def _low_bytes(columns: Sequence[Expr]) -> Expr:
+    """Return the low bytes, four columns of a token after the other: LLVM takes three instructions (trn1, tbl, bif)."""
+    bytes_ = COLUMNS * lanes_of(columns[0])
+    order = [c * bytes_ + byte for byte in range(0, bytes_, COLUMNS) for c in range(COLUMNS)]
+    return tirx.Shuffle([tirx.reinterpret(f"int8x{bytes_}", column) for column in columns], order)
+
+
 _PACK = {16: ("sse2.packssdw.128", "sse2.packsswb.128"), 32: ("avx2.packssdw", "avx2.packsswb")}
 _PACK[64] = ("avx512.packssdw.512", "avx512.packsswb.512")
 
@@ -198,11 +208,21 @@ def _packed(parts: Sequence[Expr]) -> Expr:
     return numbers ^ tirx.Broadcast(tirx.const(-128, "int8"), bytes_)
 
 
+def _shifted(columns: Sequence[Expr]) -> Expr:
+    """Return the numbers + 128, each shifted to its byte: within lanes, where a look-up in four registers takes several."""
+    lanes = lanes_of(columns[0])
+    word, low = columns[-1], tirx.Broadcast(tirx.const(255, "int32"), lanes)
+    for column in reversed(columns[:-1]):
+        word = (column & low) | (word << tirx.Broadcast(tirx.const(8, "int32"), lanes))
+    numbers = tirx.reinterpret(f"int8x{COLUMNS * lanes}", word)
+    return numbers ^ tirx.Broadcast(tirx.const(-128, "int8"), COLUMNS * lanes)
+
+
 DOT_PRODUCTS: dict[str, DotProduct] = {
-    "sdot": DotProduct(BITS_8, False, 1, 0, False, _sdot, _fcvtns, _truncated),
-    "vpdpbusd": DotProduct(BITS_8, True, 1, 0, False, _vpdpbusd, _cvtps2dq, _packed),
-    "vpmaddubsw": DotProduct(BITS_7, True, 1, 1, False, _vpmaddubsw, _cvtps2dq, _packed),
-    "smull": DotProduct(BITS_7, False, 2, 4, True, _smull, _fcvtns, _truncated),
-    "vmull": DotProduct(BITS_7, False, 2, 4, True, _vmull, _by_adding, _truncated),
+    "sdot": DotProduct(BITS_8, False, 1, 0, False, _sdot, _fcvtns, _truncated, _low_bytes),
+    "vpdpbusd": DotProduct(BITS_8, True, 1, 0, False, _vpdpbusd, _cvtps2dq, _packed, _shifted),
+    "vpmaddubsw": DotProduct(BITS_7, True, 1, 1, False, _vpmaddubsw, _cvtps2dq, _packed, _shifted),
+    "smull": DotProduct(BITS_7, False, 2, 4, True, _smull, _fcvtns, _truncated, _low_bytes),
+    "vmull": DotProduct(BITS_7, False, 2, 4, True, _vmull, _by_adding, _truncated, _low_bytes),
 }
 """By the name of the instruction: 64-bit ARM with and without dot products, x86 with and without VNNI, 32-bit ARM."""

@@ -11,8 +11,9 @@ from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.convert import ConversionShape
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
+from rt3_tvm.schedules.int8_lines import COLUMNS
 from rt3_tvm.schedules.int8_packing import pack_int8, static_factors
-from rt3_tvm.schedules.int8_plan import lines_of
+from rt3_tvm.schedules.int8_plan import lines_of, takes_quads
 from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, FLOAT16, INT8, REAL, FeatureMajor
 from rt3_tvm.schedules.linear_decisions import LinearPacking, MatrixShape
@@ -76,8 +77,10 @@ def _ids(s: Sizes) -> np.ndarray:
 
 def _columns(s: Sizes, matrix: MatrixShape) -> np.ndarray:
     """Return which columns each group keeps."""
-    order = np.random.default_rng(1).permuted(np.tile(np.arange(s.features), (s.rows // matrix.group, 1)), axis=1)
-    return np.sort(order[:, : matrix.kept]).astype(np.int32)
+    step = COLUMNS if matrix.quads else 1
+    first = np.tile(np.arange(0, s.features, step), (s.rows // matrix.group, 1))
+    kept = np.sort(np.random.default_rng(1).permuted(first, axis=1)[:, : matrix.kept // step])
+    return (kept[:, :, None] + np.arange(step)).reshape(len(kept), -1).astype(np.int32)
 
 
 def linear(family: str) -> Callable[[CpuShape, Sizes], Example]:
@@ -128,13 +131,17 @@ def int8_linear(family: str) -> Callable[[CpuShape, Sizes], Example]:
     def example(cpu: CpuShape, s: Sizes) -> Example:
         dense, kept, few = family == "dense_linear_int8", s.features // s.sparsity, family == "few_token_linear_int8"
         tokens = TokenCount(1, FEW) if few else TokenCount(s.batch, s.length)
-        matrix = MatrixShape.dense_of(s.rows, s.features) if dense else MatrixShape(s.rows, s.features, kept, s.group)
+        quads = family == "quad_linear_int8"
+        matrix = MatrixShape(s.rows, s.features, kept, s.group, quads and takes_quads(cpu))
+        matrix = MatrixShape.dense_of(s.rows, s.features) if dense else matrix
         packing = LinearPacking(4, 1, 1) if few else None
         plan = plan_of_family(family, cpu, matrix, tokens, INT8, packing)
         assert plan.quantised is not None
         weight, bias = _numbers(s.rows, s.features) / np.sqrt(s.features), _numbers(s.rows)
-        columns = _columns(s, matrix)
-        packed = pack_int8(weight, columns, np.ones_like(columns, np.bool_), bias, plan.packing, DOT_PRODUCTS[cpu.dot])
+        columns, dot = _columns(s, matrix), DOT_PRODUCTS[cpu.dot]
+        packed = pack_int8(
+            weight, columns, np.ones_like(columns, np.bool_), bias, plan.packing, dot, quads=matrix.quads
+        )
         random, tile = np.random.default_rng(2), FEATURE_MAJOR.token_tile
         x = plan.quantised.lines.pack(random.integers(-127, 128, (plan.tiles, s.features, tile)).astype(np.int8))
         scales = random.random((plan.tiles, tile)).astype(REAL.dtype) / 50

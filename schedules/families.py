@@ -41,6 +41,7 @@ LINEAR_FAMILIES = (
     "dense_linear",
     "few_token_linear",
     "pattern_linear_int8",
+    "quad_linear_int8",
     "dense_linear_int8",
     "few_token_linear_int8",
 )
@@ -115,6 +116,14 @@ SCHEDULES: dict[str, KernelFamily] = {
         schedule=lambda f, _c: f,
         flops=_linear_flops,
         example=examples.int8_linear("pattern_linear_int8"),
+        reference=references.int8_linear,
+    ),
+    "quad_linear_int8": KernelFamily(
+        summary="the same where columns are kept in quads, whose activations lie beside each other",
+        algorithm=LinearPlan.kernel,
+        schedule=lambda f, _c: f,
+        flops=_linear_flops,
+        example=examples.int8_linear("quad_linear_int8"),
         reference=references.int8_linear,
     ),
     "dense_linear_int8": KernelFamily(

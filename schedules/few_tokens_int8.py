@@ -1,8 +1,8 @@
 """``few_token_linear_int8``: a linear layer in int8 for a handful of tokens, vectors over the rows of a register block.
 
-The same activations and the same packed weights as ``pattern_linear_int8``; what changes is which of them is repeated. There four
-columns of some tokens are multiplied by the weights of each row, here the weights of all rows by four columns of each token:
-with fewer tokens than rows that is less work. Each weight is read once.
+The same activations and the same packed weights as ``pattern_linear_int8`` or ``quad_linear_int8``; what changes is which of
+them is repeated. There four columns of some tokens are multiplied by the weights of each row, here the weights of all rows by
+four columns of each token: with fewer tokens than rows that is less work. Each weight is read once.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import quad, repeated
-from rt3_tvm.schedules.int8_blocks import Buffers, Int8Kernel, begin_lines, for_core, store, vector_of, zip_lines
+from rt3_tvm.schedules.int8_blocks import Buffers, Int8Kernel, begin_lines, bring_quads, for_core, store, vector_of
 from rt3_tvm.schedules.int8_lines import COLUMNS, LANE_WORDS
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
 from rt3_tvm.schedules.tasks import TASKS_ATTR
@@ -73,7 +73,7 @@ def few_token_linear_int8(k: FewTokens, unit: VectorUnit = ANY_UNIT) -> tirx.Pri
         X = T.match_buffer(x, (x_size,), INT8.dtype)
         token_scales = T.match_buffer(t, (1, tile), real)
         values = T.match_buffer(v, (row_blocks, quads, rows), "int32")
-        offsets = T.match_buffer(o, (tables, shape.kept), shape.offset_dtype)
+        offsets = T.match_buffer(o, (tables, k.listed), shape.offset_dtype)
         bias = T.match_buffer(b, (row_blocks, rows), real)
         scales = T.match_buffer(c, (row_blocks, rows), real)
         starts = T.match_buffer(d, (row_blocks, rows), "int32")
@@ -125,7 +125,7 @@ def _add(k: FewTokens, b: Buffers, at: tuple[Any, Any], i: Any, chain: int) -> N
     quads = [i * k.dot.quads + q for q in range(k.dot.quads)]
     if not k.zips_once:
         for q, four in enumerate(quads):
-            zip_lines(k, b, (0, table, four), k.block, q, _quads)
+            bring_quads(k, b, (0, table, four), k.block, q, _quads)
     for token in range(k.length):
         x = [_repeated(k, b.quads, q if k.zips_once else i, token) for i, q in enumerate(quads)]
         for a in range(k.row_vectors):

@@ -75,9 +75,28 @@ class Int8Kernel:
         return [(line, part) for line in range(self.block_lines) for part in self.parts]
 
     @property
+    def zips(self) -> bool:
+        """Whether columns are any, and have to be zipped; quads lie beside each other."""
+        return not self.shape.quads
+
+    @property
+    def offsets_of_four(self) -> int:
+        """Offsets of four kept columns: one for each, or one of a quad."""
+        return COLUMNS if self.zips else 1
+
+    @property
+    def listed(self) -> int:
+        """Offsets of a group's list of columns."""
+        return self.shape.kept // COLUMNS * self.offsets_of_four
+
+    @property
     def zips_once(self) -> bool:
         """Whether lines are zipped once for all rows: where those keep the same columns, and what comes out stays close."""
-        return self.shape.dense and self.shape.kept // COLUMNS * len(self.block) * self.lines.tokens <= STACK_BYTES
+        return (
+            self.zips
+            and self.shape.dense
+            and self.shape.kept // COLUMNS * len(self.block) * self.lines.tokens <= STACK_BYTES
+        )
 
     @property
     def sums(self) -> int:
@@ -120,6 +139,25 @@ def begin_lines(k: Int8Kernel, b: Buffers, line: Any, zip_part: Zip) -> None:
             zip_lines(k, b, (line, 0, q), k.block, q, zip_part)
 
 
+def bring_quads(
+    k: Int8Kernel, b: Buffers, at: tuple[Any, Any, Any], vectors: list[tuple[int, int]], to: Any, zip_part: Zip
+) -> None:
+    """Emit what brings four columns of some vectors beside each other: ``at`` is the line, the table and which four."""
+    if k.zips:
+        zip_lines(k, b, at, vectors, to, zip_part)
+    else:
+        load_quads(k, b, at, vectors, to)
+
+
+def load_quads(k: Int8Kernel, b: Buffers, at: tuple[Any, Any, Any], vectors: list[tuple[int, int]], to: Any) -> None:
+    """Emit the loads of some vectors of a quad."""
+    (line, table, quad), width = at, k.lines.tokens
+    found = _column(k, b, table, quad) if k.looks_up else quad * (COLUMNS * width)
+    for v, (part_line, part) in enumerate(vectors):
+        start = (line + part_line) * (k.shape.cols * width) + found + part * width
+        store(b.quads, vector_of(b.x, start, lanes=width), to, v, 0)
+
+
 def zip_lines(
     k: Int8Kernel, b: Buffers, at: tuple[Any, Any, Any], vectors: list[tuple[int, int]], to: Any, zip_part: Zip
 ) -> None:
@@ -158,5 +196,6 @@ def for_core(func: tirx.PrimFunc, k: Int8Kernel, cpu: CpuShape, counted: bool = 
     if not cpu.by_lane:
         return func
     buffers = {"weights": ["values", "scales", "bias"], "pointers": ["X", "values", "offsets"]}
-    sizes = {"lanes": cpu.vector_bytes // COLUMNS, "line": k.lines.tokens}
+    near = k.lines.tokens * (1 if k.zips else PARTS)  # the vectors of a quad are loaded in pairs
+    sizes = {"lanes": cpu.vector_bytes // COLUMNS, "line": near}
     return func.with_attr(BY_LANE_ATTR, buffers | sizes | {"fuse": False} | ({"counted": True} if counted else {}))

@@ -1,8 +1,9 @@
-"""``pattern_linear_int8`` and ``dense_linear_int8``: Y = act((W X) * scales + b), W and X in int8, sums in int32.
+"""Linear layers in int8, sums in int32: Y = act((W X) * scales + b), dense, of any kept columns, and of quads.
 
 The lists of kept columns are those of ``pattern_linear``. Four at a time are zipped (``int8_lines.py``), and what comes out
 is multiplied by the weights of each row of a register block, four columns in an instruction. All columns are summed before a
-register block is left: an int8 line of X is so short that they stay in L1.
+register block is left: an int8 line of X is so short that they stay in L1. Where columns are kept in quads, X has them beside
+each other, a list has an offset for each quad, and nothing is zipped.
 """
 
 from functools import cache
@@ -18,11 +19,11 @@ from rt3_tvm.schedules.int8_blocks import (
     Buffers,
     Int8Kernel,
     begin_lines,
+    bring_quads,
     clear_rest,
     for_core,
     store,
     vector_of,
-    zip_lines,
 )
 from rt3_tvm.schedules.int8_lines import COLUMNS, LANE_WORDS
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
@@ -36,7 +37,7 @@ def int8_linear(k: Int8Kernel, unit: VectorUnit = ANY_UNIT) -> tirx.PrimFunc:
     """Return the kernel.
 
     Buffers: x (lines * cols * tokens of a line), token_scales (tiles, 16), values (row blocks, quads, rows), each four weights of
-    a row, offsets (rows / group, kept): column * 16, bias, scales and starts (row blocks, rows), y (tiles, rows, 16).
+    a row, offsets (rows / group, columns or quads): column * 16, bias, scales and starts (row blocks, rows), y (tiles, rows, 16).
     ::
 
         for line, row block:
@@ -46,7 +47,7 @@ def int8_linear(k: Int8Kernel, unit: VectorUnit = ANY_UNIT) -> tirx.PrimFunc:
                 Y = acc * scales * token scales + bias
                 for Y of the pass: Y = act(Y)
 
-    Where all rows keep the same columns, a line is zipped before its row blocks.
+    Where all rows keep the same columns, a line is zipped before its row blocks; quads are not zipped at all.
     """
     shape, rows, lines, tile = k.shape, k.packing.rows, k.lines, FEATURE_MAJOR.token_tile
     row_blocks, tables, quads = shape.rows // rows, shape.rows // shape.group, shape.kept // COLUMNS
@@ -64,7 +65,7 @@ def int8_linear(k: Int8Kernel, unit: VectorUnit = ANY_UNIT) -> tirx.PrimFunc:
         X = T.match_buffer(x, (x_size,), INT8.dtype)
         token_scales = T.match_buffer(t, (tiles, tile), real)
         values = T.match_buffer(v, (row_blocks, quads, rows), "int32")
-        offsets = T.match_buffer(o, (tables, shape.kept), shape.offset_dtype)
+        offsets = T.match_buffer(o, (tables, k.listed), shape.offset_dtype)
         bias = T.match_buffer(b, (row_blocks, rows), real)
         scales = T.match_buffer(c, (row_blocks, rows), real)
         starts = T.match_buffer(d, (row_blocks, rows), "int32")
@@ -118,7 +119,7 @@ def _add(k: Int8Kernel, b: Buffers, at: tuple[Any, Any, Any], i: Any, vectors: l
     quads, piece = [i * dot.quads + q for q in range(dot.quads)], width // 2 if dot.pairs else width
     if not k.zips_once:
         for q, four in enumerate(quads):
-            zip_lines(k, b, (line, table, four), vectors, q, dot.zip)
+            bring_quads(k, b, (line, table, four), vectors, q, dot.zip)
     for r in range(k.packing.rows):
         weights = _weights(k, b, (row_block, i), r)
         for v, vector in enumerate(vectors):

@@ -3,6 +3,8 @@
 Dot products sum four columns of one token that lie beside each other. Kept columns are any columns, so that the kernel zips
 four lines: bytes, then pairs of bytes. x86 zips within 128 bits, and so does the quantiser narrow four vectors of float32: what
 the one mixes up the other puts right. After the zips a vector is four columns of the tokens of one vector of float32.
+
+Where columns are kept in quads the quantiser writes such vectors, in the order of a table of quads, and nothing is zipped.
 """
 
 from collections.abc import Sequence
@@ -25,17 +27,23 @@ PARTS = 4
 
 SERVED_ATTR = "rt3.served"
 """PrimFunc attribute: how many tokens of each tile are computed, from the first on; the others become zeros."""
+QUADS_ATTR = "rt3.quads"
+"""PrimFunc attribute of a quantiser that writes quads."""
+PLACES_ATTR = "rt3.places"
+"""PrimFunc attribute of a quantiser that writes features as a table says: its places. The table stands before its results."""
 
 
 @dataclass(frozen=True)
 class Lines:
     """Activations (token tiles, features, 16) as int8: (lines, features, tokens of a line), the last line filled up.
 
-    ``unsigned``: each number lies as x + 128, for instructions that take it so.
+    ``unsigned``: each number lies as x + 128, for instructions that take it so. ``quads``: in the place of the lines of four
+    features are four vectors, each of all four features of the tokens of one part; as many bytes at the same place.
     """
 
     tokens: int
     unsigned: bool = False
+    quads: bool = False
 
     @property
     def lanes(self) -> int:
@@ -80,12 +88,24 @@ class Lines:
         if count == 1:
             filled[len(tiles) :] = 0
         lines = filled.reshape(count, self.tiles, tiles.shape[1], -1).transpose(0, 2, 1, 3)
-        lines = lines.reshape(count, tiles.shape[1], self.tokens)[:, :, self.order]
+        lines = lines.reshape(self.shape(len(tiles), tiles.shape[1]))
+        lines = self._in_quads(lines) if self.quads else lines[:, :, self.order]
         return np.ascontiguousarray(lines ^ np.int8(-128) if self.unsigned else lines)
+
+    def _in_quads(self, lines: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+        """Return lines of features as vectors of four of them."""
+        split = lines.reshape(len(lines), -1, COLUMNS, PARTS, self.lanes)
+        return split.transpose(0, 1, 3, 4, 2).reshape(lines.shape)
+
+    def _out_of_quads(self, vectors: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+        """Return what ``_in_quads`` took."""
+        split = vectors.reshape(len(vectors), -1, PARTS, self.lanes, COLUMNS)
+        return split.transpose(0, 1, 4, 2, 3).reshape(vectors.shape)
 
     def unpack(self, lines: npt.NDArray[np.int8], tiles: int) -> npt.NDArray[np.int8]:
         """Return what lies so as (token tiles, features, 16)."""
-        numbers = (lines ^ np.int8(-128) if self.unsigned else lines)[:, :, np.argsort(self.order)]
+        signed = lines ^ np.int8(-128) if self.unsigned else lines
+        numbers = self._out_of_quads(signed) if self.quads else signed[:, :, np.argsort(self.order)]
         split = numbers.reshape(len(lines), lines.shape[1], self.tiles, -1).transpose(0, 2, 1, 3)
         return np.ascontiguousarray(split.reshape(-1, lines.shape[1], FEATURE_MAJOR.token_tile)[:tiles])
 
@@ -105,14 +125,15 @@ class Quantised:
 
     @property
     def facts(self) -> list[Any]:
-        """What an attribute says of it: instruction, tokens of a line, whether they are unsigned, tokens that are served."""
-        return [self.dot, self.lines.tokens, self.lines.unsigned, self.served]
+        """What an attribute says of it: instruction, tokens of a line, if unsigned, tokens that are served, if in quads."""
+        return [self.dot, self.lines.tokens, self.lines.unsigned, self.served, self.lines.quads]
 
     @classmethod
     def of(cls, facts: Sequence[Any]) -> Self:
         """Return what :attr:`facts` says."""
-        dot, tokens, unsigned, *served = facts
-        return cls(str(dot), Lines(int(tokens), bool(unsigned)), *map(int, served))
+        dot, tokens, unsigned, *others = facts  # records of before have fewer
+        served, quads = [*map(int, others), *(FEATURE_MAJOR.token_tile, 0)[len(others) :]]
+        return cls(str(dot), Lines(int(tokens), bool(unsigned), bool(quads)), served)
 
 
 def served_tokens(tiles: npt.NDArray[Any], served: int) -> npt.NDArray[Any]:

@@ -78,11 +78,14 @@ def pack_int8(
     packing: LinearPacking,
     dot: DotProduct,
     scales: npt.NDArray | None = None,
+    quads: bool = False,
 ) -> PackedInt8:
     """Gather the kept weights of a (rows, cols) matrix, as ``pack_linear`` does.
 
     Parameters
     ----------
+    quads
+        Whether columns come in fours, each from a multiple of four on: offsets are then those of quads, one for each.
     scales
         Of each row, as large as the largest kept weight wants at least; levels that have the same share their numbers. By default
         those of the matrix.
@@ -98,7 +101,7 @@ def pack_int8(
     words = values.reshape(*blocks, -1, COLUMNS).transpose(0, 2, 1, 3)
     return PackedInt8(
         np.ascontiguousarray(words, np.int8).view(np.int32)[..., 0],
-        np.ascontiguousarray(columns * OFFSET_UNIT, offset_dtype(weight.shape[1])),
+        np.ascontiguousarray(columns[:, :: COLUMNS if quads else 1] * OFFSET_UNIT, offset_dtype(weight.shape[1])),
         (np.zeros(rows, REAL.dtype) if bias is None else bias).reshape(blocks),
         scales.reshape(blocks),
         (sums * (-ZERO_POINT if dot.unsigned else 0)).astype(np.int32).reshape(blocks),

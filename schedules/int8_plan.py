@@ -1,7 +1,8 @@
-"""Which packing and which register blocks a linear layer of int8 gets: the model of ``linear_decisions`` for kernels that zip.
+"""Which packing and which register blocks a linear layer of int8 gets: the model of ``linear_decisions`` for kernels of int8.
 
-An iteration's loads, zips and dot products overlap, though not perfectly. What is legal depends on how many columns are kept only
-in that they are padded to whole iterations, so that the cost of the best choice never rises where fewer are kept.
+An iteration's loads, zips and dot products overlap, though not perfectly; quads are not zipped. What is legal depends on how
+many columns are kept only in that they are padded to whole iterations, so that the cost of the best choice never rises where
+fewer are kept.
 """
 
 from collections.abc import Iterator
@@ -44,20 +45,25 @@ MOST_LINES = 2
 """Lines of a register block; their accumulators would not fit otherwise."""
 
 
-def lines_of(cpu: CpuShape, length: int = TYPICAL_TOKENS) -> Lines:
+def takes_quads(cpu: CpuShape) -> bool:
+    """Return whether a core multiplies four columns at once, so that those lie beside each other."""
+    return bool(cpu.dot) and not DOT_PRODUCTS[cpu.dot].pairs
+
+
+def lines_of(cpu: CpuShape, length: int = TYPICAL_TOKENS, quads: bool = False) -> Lines:
     """Return how activations of int8 lie for a core: a handful of tokens in narrower vectors, of which fewer lanes hold none."""
     wide = [bytes_ for bytes_ in (LANE_BYTES, 2 * LANE_BYTES) if length * PARTS <= bytes_ < cpu.vector_bytes]
-    return DOT_PRODUCTS[cpu.dot].lines(min((*wide, cpu.vector_bytes)))
+    return DOT_PRODUCTS[cpu.dot].lines(min((*wide, cpu.vector_bytes)), quads)
 
 
-def quantised_for(cpu: CpuShape, length: int = TYPICAL_TOKENS, batch: int = 1) -> Quantised:
+def quantised_for(cpu: CpuShape, length: int = TYPICAL_TOKENS, batch: int = 1, quads: bool = False) -> Quantised:
     """Return the activations that kernels of a core read, of sequences of some tokens.
 
     Where a line is of several tiles all of their tokens are served, unless there is but one.
     """
-    lines = lines_of(cpu, length)
+    lines = lines_of(cpu, length, quads)
     if batch > 1 and lines.tiles > 1:
-        return Quantised(cpu.dot, lines_of(cpu))
+        return Quantised(cpu.dot, lines_of(cpu, quads=quads))
     return Quantised(cpu.dot, lines, lines.served(length))
 
 
@@ -69,19 +75,22 @@ def _zips(vectors: list[tuple[int, int]]) -> int:
 def int8_cycles(cpu: CpuShape, kernel: Int8Kernel) -> float:
     """Return the modelled cycles of one call, weights in L2.
 
-    Zips and dot products take turns in the vector units; loads overlap with them, though not perfectly (a cubic norm).
+    Zips and dot products take turns in the vector units; loads overlap with them, though not perfectly (a cubic norm). What lies
+    in quads, zipped once or by the quantiser, is loaded as it is multiplied.
     """
     cost, shape, rows, lines = cpu.cost(INT8), kernel.shape, kernel.packing.rows, kernel.lines
-    once, blocks = kernel.zips_once, lines.count(shape.tiles) / kernel.block_lines
+    once, in_quads = kernel.zips_once, kernel.zips_once or not kernel.zips
+    blocks = lines.count(shape.tiles) / kernel.block_lines
     x_bytes = lines.tokens * shape.cols * kernel.block_lines
     beyond_l1 = max(0.0, 1.0 - L1_SHARE * cpu.l1d_bytes / x_bytes)
     line = cost.load + cost.l2_line * lines.tokens / LINE_BYTES * beyond_l1
-    looked_up = COLUMNS * (cost.offset if kernel.looks_up else 0.0)
+    looked_up = kernel.offsets_of_four * (cost.offset if kernel.looks_up else 0.0)
     weights = rows * (cost.broadcast + cost.l2_line * COLUMNS / LINE_BYTES)
     total, dots, iterations = 0.0, shape.kept / COLUMNS, kernel.sums / kernel.packing.unroll
     for vectors in kernel.passes:
-        mixed = 0.0 if once else _zips(vectors) * cost.zip
-        loads = weights + (len(vectors) * line if once else COLUMNS * kernel.block_lines * line + looked_up)
+        mixed = 0.0 if in_quads else _zips(vectors) * cost.zip
+        loads = weights + (len(vectors) if in_quads else COLUMNS * kernel.block_lines) * line
+        loads += 0.0 if once else looked_up
         multiplies = rows * len(vectors) * cost.fma
         one = ((multiplies + mixed) ** 3 + loads**3) ** (1 / 3)
         total += dots * one + iterations * ITERATION_CYCLES + cost.visit + FINISH_CYCLES * rows * len(vectors)
@@ -97,7 +106,7 @@ def kernels(
     read: Quantised | None = None,
 ) -> Iterator[Int8Kernel]:
     """Yield the kernels that a packing can have, those of fewer vectors of tokens first; one vector where not even that fits."""
-    read = read or quantised_for(cpu)
+    read = read or quantised_for(cpu, quads=shape.quads)
     lines = read.lines
     parts = len(lines.parts(shape.tiles, read.served))
     whole = shape.tiles % lines.tiles == 0 and parts == PARTS
@@ -111,12 +120,13 @@ def kernels(
 def _fits(cpu: CpuShape, kernel: Int8Kernel) -> bool:
     """Return whether a register block stays in registers.
 
-    Beside the accumulators: what they are multiplied by, and the lines that it is made of. Of few rows LLVM makes that of a
+    Beside the accumulators: what they are multiplied by, and the lines that it is made of. Of few rows LLVM zips that of a
     whole iteration ahead.
     """
     dot, rows, vectors = DOT_PRODUCTS[cpu.dot], kernel.packing.rows, kernel.decisions.vectors
-    ahead = kernel.packing.unroll if rows <= FEW_ROWS else 1
-    beside = vectors * dot.quads * ahead + (0 if kernel.zips_once else COLUMNS) + dot.temporaries
+    ahead = kernel.packing.unroll if rows <= FEW_ROWS and kernel.zips else 1
+    lines = COLUMNS if kernel.zips and not kernel.zips_once else 0
+    beside = vectors * dot.quads * ahead + lines + dot.temporaries
     return rows * vectors + beside < cpu.registers and rows * vectors <= (cpu.cost(INT8).held or cpu.registers)
 
 
@@ -124,7 +134,8 @@ def few_kernel(
     cpu: CpuShape, shape: LinearShape, packing: LinearPacking, length: int, activation: str = "none"
 ) -> FewTokens | None:
     """Return the kernel with vectors over rows for some tokens, if those are whole vectors and their sums stay in registers."""
-    read, rows, dot, cost = quantised_for(cpu, length), packing.rows, DOT_PRODUCTS[cpu.dot], cpu.cost(INT8)
+    read, rows = quantised_for(cpu, length, quads=shape.quads), packing.rows
+    dot, cost = DOT_PRODUCTS[cpu.dot], cpu.cost(INT8)
     if shape.tiles > 1 or length > MOST_FEW or rows % LANE_WORDS:
         return None
     few = FewTokens(shape, packing, LinearDecisions(len(read.lines.parts(1, read.served))), read, activation, length, 1)
@@ -137,11 +148,12 @@ def few_kernel(
 def few_cycles(cpu: CpuShape, few: FewTokens) -> float:
     """Return the modelled cycles of a call of the kernel with vectors over rows, as ``int8_cycles`` does."""
     cost, shape, rows, once = cpu.cost(INT8), few.shape, few.packing.rows, few.zips_once
-    vectors, quads, zips = few.length * rows / few.row_lanes, shape.kept / COLUMNS, _zips(few.block) * cost.zip
+    vectors, quads = few.length * rows / few.row_lanes, shape.kept / COLUMNS
+    zips = _zips(few.block) * cost.zip if few.zips else 0.0
     repeats = 0.0 if cpu.by_lane and not few.dot.pairs else few.length * cost.zip
     weights = rows * (cost.load / LANE_WORDS + cost.l2_line * COLUMNS / LINE_BYTES)
-    looked_up = COLUMNS * (cost.load + (cost.offset if few.looks_up else 0.0))
-    loads = weights + (len(few.block) * cost.load if once else looked_up)
+    looked_up = few.offsets_of_four * cost.offset if few.looks_up and not once else 0.0
+    loads = weights + (COLUMNS if few.zips and not once else len(few.block)) * cost.load + looked_up
     multiplies = few.length * rows / LANE_WORDS * cost.fma if few.dot.pairs else vectors * cost.fma
     one = ((multiplies + repeats + (0.0 if once else zips)) ** 3 + loads**3) ** (1 / 3)
     finish = cost.visit + FINISH_CYCLES * vectors + rows * cost.load
@@ -169,7 +181,7 @@ def choose_int8_decisions(
 def int8_shape(cpu: CpuShape, matrix: MatrixShape, packing: LinearPacking, tiles: int) -> LinearShape:
     """Return the shape of a packed matrix for some token tiles."""
     kept, offsets = int8_kept(matrix.kept, DOT_PRODUCTS[cpu.dot], packing), offset_dtype(matrix.cols)
-    return LinearShape(tiles, matrix.rows, matrix.cols, kept, matrix.group, offsets)
+    return LinearShape(tiles, matrix.rows, matrix.cols, kept, matrix.group, offsets, quads=matrix.quads)
 
 
 def split_lines(lines: Lines, shape: LinearShape) -> list[LinearShape]:

@@ -55,12 +55,16 @@ is averaged in float32 over blocks, rows and layers.
 
 @dataclass(frozen=True)
 class MatrixShape:
-    """A (rows, cols) matrix of which every group of ``group`` rows keeps ``kept`` columns; dense: one group that keeps all."""
+    """A (rows, cols) matrix of which every group of ``group`` rows keeps ``kept`` columns; dense: one group that keeps all.
+
+    ``quads``: whether columns are kept in fours, each from a multiple of four on.
+    """
 
     rows: int
     cols: int
     kept: int
     group: int
+    quads: bool = False
 
     @classmethod
     def dense_of(cls, rows: int, cols: int) -> Self:
@@ -71,6 +75,11 @@ class MatrixShape:
     def dense(self) -> bool:
         """Whether all rows share one list of columns."""
         return self.group == self.rows
+
+    @property
+    def single(self) -> Self:
+        """The same without saying that columns are kept in quads."""
+        return replace(self, quads=False)
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,7 @@ class LinearShape:
     """Sizes of one linear layer: ``kept`` columns a group of ``group`` rows, padded to equal column blocks.
 
     A kernel may serve a part of the token tiles: ``tiles`` of them from ``first`` on, of ``of`` in the buffers (0: all).
+    ``quads``: whether it reads its input and its columns in fours.
     """
 
     tiles: int
@@ -116,6 +126,7 @@ class LinearShape:
     first: int = 0
     of: int = 0
     layout: FeatureMajor = FEATURE_MAJOR
+    quads: bool = False
 
     @property
     def buffer_tiles(self) -> int:

@@ -28,6 +28,7 @@ from rt3_tvm.schedules.int8_plan import (
     quantise_cycles,
     quantised_for,
     split_lines,
+    takes_quads,
 )
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, FLOAT16, FLOAT32, INT8, REAL, ElementType, FeatureMajor
 from rt3_tvm.schedules.linear_decisions import (
@@ -162,9 +163,10 @@ class LinearPlan:
                 "bias": (blocks, REAL.dtype),
             }
         kept = self.parts[0].shape.kept
+        listed = kept // (COLUMNS if self.quantised.lines.quads else 1)
         return {
             "values": ((blocks[0], kept // COLUMNS, self.packing.rows), "int32"),
-            "offsets": ((self.matrix.rows // self.matrix.group, kept), self.offset_dtype),
+            "offsets": ((self.matrix.rows // self.matrix.group, listed), self.offset_dtype),
             "bias": (blocks, REAL.dtype),
             "scales": (blocks, REAL.dtype),
             "starts": (blocks, "int32"),
@@ -173,9 +175,10 @@ class LinearPlan:
     def name(self, part: LinearPart) -> str:
         """Return what the kernel of a part is called, as in ``pattern_linear_f32_v4_r4x4_t64_k96``.
 
-        V rows keep the same columns, a register block has r rows by vectors, the kernel serves t tokens, a group keeps k columns.
+        V rows keep the same columns (with a q behind V in quads), a register block has r rows by vectors, the kernel serves t
+        tokens, a group keeps k columns.
         """
-        group = "" if self.matrix.dense else f"_v{self.matrix.group}"
+        group = "" if self.matrix.dense else f"_v{self.matrix.group}{'q' if self.matrix.quads else ''}"
         block = f"{self.packing.rows}x{part.decisions.vectors}" if part.decisions else str(self.packing.rows)
         tokens = part.shape.tiles * self.served
         return f"{self.family.removesuffix('_int8')}_{self.element.short}{group}_r{block}_t{tokens}_k{self.matrix.kept}"
@@ -222,7 +225,7 @@ class LinearPlan:
             "family": self.family,
             "element": self.element.dtype,
             "layout": [self.layout.element.dtype, self.layout.token_tile, self.layout.interleave],
-            "matrix": list(self.matrix.__dict__.values()),
+            "matrix": [*map(int, self.matrix.__dict__.values())],
             "tokens": list(self.tokens.__dict__.values()),
             "packing": list(self.packing.__dict__.values()),
             "parts": [
@@ -240,7 +243,8 @@ class LinearPlan:
     @classmethod
     def of(cls, attrs: Any) -> "LinearPlan":
         """Return the plan that :meth:`to_attrs` wrote."""
-        matrix, tokens = MatrixShape(*map(int, attrs["matrix"])), TokenCount(*map(int, attrs["tokens"]))
+        rows, cols, kept, group, quads = map(int, attrs["matrix"])
+        matrix, tokens = MatrixShape(rows, cols, kept, group, bool(quads)), TokenCount(*map(int, attrs["tokens"]))
         packing = LinearPacking(*map(int, attrs["packing"]))
         dtype, *sizes = attrs["layout"]
         layout = FeatureMajor(ElementType.of(dtype), *map(int, sizes))
@@ -283,8 +287,8 @@ def whole_shape(
     """Return the sizes of a packed matrix for all of its tokens."""
     padded = padded_kept(matrix.kept, packing)
     kept = padded if quantised is None else int8_kept(matrix.kept, DOT_PRODUCTS[quantised.dot], packing)
-    offsets = offset_dtype(matrix.cols)
-    return LinearShape(tokens.tiles(layout), matrix.rows, matrix.cols, kept, matrix.group, offsets, layout=layout)
+    tiles, offsets = tokens.tiles(layout), offset_dtype(matrix.cols)
+    return LinearShape(tiles, matrix.rows, matrix.cols, kept, matrix.group, offsets, layout=layout, quads=matrix.quads)
 
 
 def _part(whole: LinearShape, first: int, tiles: int) -> LinearShape:
@@ -326,6 +330,7 @@ def plan_linear(
     ``element``: of the level.
     """
     chosen = planned_element(cpu, matrix, element)
+    matrix = multiplied_as(cpu, matrix, chosen)
     return tuned.get((matrix, tokens, chosen)) or PLANNERS[chosen].plan(cpu, matrix, tokens)
 
 
@@ -337,6 +342,17 @@ def planned_element(cpu: CpuShape, matrix: MatrixShape, element: ElementType) ->
     """
     wider = (e for e in cpu.elements if e.bytes > element.bytes)
     return min((*wider, element), key=lambda e: (PLANNERS[e].cycles(cpu, matrix), -e.bytes))
+
+
+def multiplied_as(cpu: CpuShape, matrix: MatrixShape, element: ElementType) -> MatrixShape:
+    """Return a matrix as its planner takes it: in quads where four columns are multiplied at once, else of any columns."""
+    return matrix if element is INT8 and takes_quads(cpu) else matrix.single
+
+
+def family_of(matrix: MatrixShape, element: ElementType) -> str:
+    """Return the row of SCHEDULES that multiplies a matrix, where it is not for a handful of tokens."""
+    kind = "dense" if matrix.dense else "quad" if matrix.quads else "pattern"
+    return f"{kind}_linear{'_int8' if element is INT8 else ''}"
 
 
 def _float_planner(element: ElementType) -> Planner:
@@ -356,7 +372,7 @@ def _float_planner(element: ElementType) -> Planner:
         matrix = sparse_or_dense(cpu, matrix)
         packing, real = choose_packing(cpu, matrix, typical), layout_of(REAL, tokens)
         few = few_tokens(packing, whole_shape(matrix, tokens, packing, real), tokens.batch, tokens.length)
-        family = "few_token_linear" if few else "dense_linear" if matrix.dense else "pattern_linear"
+        family = "few_token_linear" if few else family_of(matrix, element)
         return plan_of_family(family, cpu, matrix, tokens, element, packing)
 
     return Planner(cycles, plan)
@@ -366,7 +382,7 @@ def _int8_planner() -> Planner:
     """Return how layers are planned that multiply quantised activations."""
 
     def sparse_or_dense(cpu: CpuShape, matrix: MatrixShape) -> MatrixShape:
-        dense = MatrixShape.dense_of(matrix.rows, matrix.cols)
+        dense, matrix = MatrixShape.dense_of(matrix.rows, matrix.cols), multiplied_as(cpu, matrix, INT8)
         return matrix if best_int8_cycles(cpu, matrix) < best_int8_cycles(cpu, dense) else dense
 
     def cycles(cpu: CpuShape, matrix: MatrixShape) -> float:
@@ -376,10 +392,11 @@ def _int8_planner() -> Planner:
 
     def plan(cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount) -> LinearPlan:
         matrix = sparse_or_dense(cpu, matrix)
-        packing, read = choose_int8_packing(cpu, matrix), quantised_for(cpu, tokens.length, tokens.batch)
+        packing = choose_int8_packing(cpu, matrix)
+        read = quantised_for(cpu, tokens.length, tokens.batch, matrix.quads)
         whole = whole_shape(matrix, tokens, packing, FEATURE_MAJOR, read)
         few = few_pays(cpu, whole, packing, tokens.length, tokens.batch)
-        family = "few_token_linear_int8" if few else "dense_linear_int8" if matrix.dense else "pattern_linear_int8"
+        family = "few_token_linear_int8" if few else family_of(matrix, INT8)
         return plan_of_family(family, cpu, matrix, tokens, INT8, packing)
 
     return Planner(cycles, plan)
@@ -414,7 +431,7 @@ def plan_of_family(
 def _int8_plan(
     family: str, cpu: CpuShape, matrix: MatrixShape, tokens: TokenCount, packing: LinearPacking
 ) -> LinearPlan:
-    read = quantised_for(cpu, tokens.length, tokens.batch)
+    read = quantised_for(cpu, tokens.length, tokens.batch, matrix.quads)
     whole = whole_shape(matrix, tokens, packing, FEATURE_MAJOR, read)
     parts = [LinearPart(whole)]
     if family != "few_token_linear_int8":

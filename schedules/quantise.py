@@ -4,6 +4,7 @@ Symmetric, and as torch's fake quantisation rounds. The largest magnitude of a t
 vectors of tokens: nothing is reduced across lanes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Self
@@ -13,7 +14,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
-from rt3_tvm.schedules.int8_lines import PARTS, SERVED_ATTR, Lines, Quantised
+from rt3_tvm.schedules.int8_lines import COLUMNS, PARTS, PLACES_ATTR, QUADS_ATTR, SERVED_ATTR, Lines, Quantised
 from rt3_tvm.schedules.int8_packing import LARGEST, LEAST
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
 from rt3_tvm.schedules.linear_decisions import largest_divisor
@@ -29,7 +30,8 @@ CHAINS = 2
 class QuantiseShape:
     """Sizes of a call: token tiles, features of each token, and how the result lies for which instruction.
 
-    ``served``: tokens of a tile that are quantised, whole vectors; the others become zeros.
+    ``served``: tokens of a tile that are quantised, whole vectors; the others become zeros. ``places``: of a table that says
+    which feature lies at each; 0 where each lies at its own.
     """
 
     tiles: int
@@ -37,11 +39,17 @@ class QuantiseShape:
     lines: Lines
     dot: str
     served: int = FEATURE_MAJOR.token_tile
+    places: int = 0
 
     @classmethod
-    def of(cls, tiles: int, features: int, read: Quantised) -> Self:
+    def of(cls, tiles: int, features: int, read: Quantised, places: int = 0) -> Self:
         """Return the sizes of a call for whoever reads the result."""
-        return cls(tiles, features, read.lines, read.dot, read.served)
+        return cls(tiles, features, read.lines, read.dot, read.served, places)
+
+    @property
+    def written(self) -> tuple[int, int, int]:
+        """Shape of the result."""
+        return self.lines.shape(self.tiles, self.places or self.features)
 
     @property
     def parts(self) -> list[int]:
@@ -54,11 +62,48 @@ class QuantiseShape:
         return self.lines.count(self.tiles) * self.lines.tiles
 
 
+def store_features(
+    shape: QuantiseShape,
+    y: tirx.Buffer,
+    line: tirx.Var,
+    unroll: int,
+    number: Callable[[tirx.Expr, int], tirx.Expr],
+    table: tirx.Buffer | None = None,
+) -> None:
+    """Emit the stores of all features of a line: ``number`` gives those of a part of it, as int32.
+
+    As lines, several of an iteration, or as quads; in their order, or in that of a table.
+    """
+    lines, dot = shape.lines, DOT_PRODUCTS[shape.dot]
+    step = COLUMNS if lines.quads else unroll
+
+    def of_parts(place: tirx.Expr) -> list[tirx.Expr]:
+        feature = place if table is None else table[place]
+        nothing = tirx.Broadcast(tirx.const(0, "int32"), lines.lanes)
+        return [number(feature, part) if part in shape.parts else nothing for part in range(PARTS)]
+
+    with T.serial((shape.places or shape.features) // step) as f:
+        features = [of_parts(f * step + i) for i in range(step)]
+        if lines.quads:
+            vectors = [dot.beside([parts[part] for parts in features]) for part in range(PARTS)]
+        else:
+            vectors = [dot.narrow(parts) for parts in features]
+        for i, vector in enumerate(vectors):
+            T.buffer_store(y, vector, [line, f * step + i, tirx.Ramp(0, 1, lines.tokens)])
+
+
+def marked(func: tirx.PrimFunc, shape: QuantiseShape) -> tirx.PrimFunc:
+    """Return a quantiser that says what it writes."""
+    quads = {QUADS_ATTR: True} if shape.lines.quads else {}
+    return func.with_attrs({SERVED_ATTR: shape.served} | quads | ({PLACES_ATTR: shape.places} if shape.places else {}))
+
+
 @cache  # TVMScript is parsed anew on every call
 def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
     """Return the kernel x (tiles, features, 16) -> (lines (lines, features, tokens), scales (tiles, 16)).
 
-    What fills up the last line is a copy of the last tile, or zeros where there is no other line.
+    What fills up the last line is a copy of the last tile, or zeros where there is no other line. Where features lie as a table
+    says it is the second argument, (places,).
     """
     lines, features, dot = shape.lines, shape.features, DOT_PRODUCTS[shape.dot]
     lanes, tile, real = lines.lanes, FEATURE_MAJOR.token_tile, REAL.dtype
@@ -96,21 +141,20 @@ def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
                 T.buffer_store(inverse, REAL.const(1.0) / scale, [part * lanes + t])
                 T.buffer_store(scales, scale, [at, first + t])
 
-    def narrow(x: tirx.Buffer, inverse: tirx.Buffer, y: tirx.Buffer, line: tirx.Var) -> None:
-        with T.serial(features // unroll) as f:
-            for u in range(unroll):
-                parts = [tirx.Broadcast(tirx.const(0, "int32"), lanes)] * PARTS
-                for part in shape.parts:
-                    at, first = tokens(line, part)
-                    number = tirx.BufferLoad(x, [at, f * unroll + u, tirx.Ramp(first, 1, lanes)])
-                    factor = tirx.BufferLoad(inverse, [tirx.Ramp(part * lanes, 1, lanes)])
-                    parts[part] = dot.to_int(number * factor)
-                T.buffer_store(y, dot.narrow(parts), [line, f * unroll + u, tirx.Ramp(0, 1, lines.tokens)])
+    def narrow(
+        x: tirx.Buffer, inverse: tirx.Buffer, y: tirx.Buffer, line: tirx.Var, table: tirx.Buffer | None = None
+    ) -> None:
+        def number(feature: tirx.Expr, part: int) -> tirx.Expr:
+            at, first = tokens(line, part)
+            factor = tirx.BufferLoad(inverse, [tirx.Ramp(part * lanes, 1, lanes)])
+            return dot.to_int(tirx.BufferLoad(x, [at, feature, tirx.Ramp(first, 1, lanes)]) * factor)
+
+        store_features(shape, y, line, unroll, number, table)
 
     @T.prim_func(s_tir=True)
     def quantise(x: T.handle, y: T.handle, s: T.handle) -> None:
         X = T.match_buffer(x, FEATURE_MAJOR.shape(shape.tiles, features), real)
-        Y = T.match_buffer(y, lines.shape(shape.tiles, features), INT8.dtype)
+        Y = T.match_buffer(y, shape.written, INT8.dtype)
         scales = T.match_buffer(s, (shape.tiles, tile), real)
         largest = T.sblock_alloc_buffer((chains, lines.tokens), "int32")
         inverse = T.sblock_alloc_buffer((lines.tokens,), real)
@@ -122,4 +166,20 @@ def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
             store_scales(largest, inverse, scales, line)
             narrow(X, inverse, Y, line)
 
-    return quantise.with_attr(SERVED_ATTR, shape.served)
+    @T.prim_func(s_tir=True)
+    def quantise_placed(x: T.handle, p: T.handle, y: T.handle, s: T.handle) -> None:
+        X = T.match_buffer(x, FEATURE_MAJOR.shape(shape.tiles, features), real)
+        table = T.match_buffer(p, (shape.places,), "int32")
+        Y = T.match_buffer(y, shape.written, INT8.dtype)
+        scales = T.match_buffer(s, (shape.tiles, tile), real)
+        largest = T.sblock_alloc_buffer((chains, lines.tokens), "int32")
+        inverse = T.sblock_alloc_buffer((lines.tokens,), real)
+        for line in T.serial(lines.count(shape.tiles), annotations={TASKS_ATTR: 1}):
+            for c in T.unroll(chains * PARTS):
+                for t in T.vectorized(lanes):
+                    largest[T.floordiv(c, PARTS), T.floormod(c, PARTS) * lanes + t] = 0
+            find_largest(X, largest, line)
+            store_scales(largest, inverse, scales, line)
+            narrow(X, inverse, Y, line, table)
+
+    return marked(quantise_placed if shape.places else quantise, shape)

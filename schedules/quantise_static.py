@@ -10,10 +10,9 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
-from rt3_tvm.schedules.int8_lines import PARTS, SERVED_ATTR
 from rt3_tvm.schedules.int8_packing import LARGEST
 from rt3_tvm.schedules.layout import FEATURE_MAJOR, INT8, REAL
-from rt3_tvm.schedules.quantise import QuantiseShape
+from rt3_tvm.schedules.quantise import QuantiseShape, marked, store_features
 from rt3_tvm.schedules.tasks import TASKS_ATTR
 
 
@@ -21,28 +20,31 @@ from rt3_tvm.schedules.tasks import TASKS_ATTR
 def quantise_static(shape: QuantiseShape) -> tirx.PrimFunc:
     """Return the kernel x (tiles, features, 16), factors (features + 1) -> (lines (lines, features, tokens), scales (tiles, 16)).
 
-    The last of the factors is what a step is worth, which all scales are. What fills up a line is as in ``quantise``.
+    The last of the factors is what a step is worth, which all scales are. What fills up a line is as in ``quantise``, and so is a
+    table, which stands behind the factors.
     """
     lines, features, dot = shape.lines, shape.features, DOT_PRODUCTS[shape.dot]
     lanes, tile, real = lines.lanes, FEATURE_MAJOR.token_tile, REAL.dtype
 
-    def narrow(x: tirx.Buffer, factors: tirx.Buffer, y: tirx.Buffer, line: tirx.Var) -> None:
+    def narrow(
+        x: tirx.Buffer, factors: tirx.Buffer, y: tirx.Buffer, line: tirx.Var, table: tirx.Buffer | None = None
+    ) -> None:
         most, least = (tirx.Broadcast(REAL.const(limit), lanes) for limit in (LARGEST, -LARGEST))
-        with T.serial(features) as f:
-            parts = [tirx.Broadcast(tirx.const(0, "int32"), lanes)] * PARTS
-            for part in shape.parts:
-                first = line * lines.tokens + part * lanes
-                at = T.min(T.floordiv(first, tile), shape.tiles - 1)
-                number = tirx.BufferLoad(x, [at, f, tirx.Ramp(T.floormod(first, tile), 1, lanes)])
-                scaled = number * tirx.Broadcast(factors[f], lanes)
-                parts[part] = dot.to_int(T.max(T.min(scaled, most), least))
-            T.buffer_store(y, dot.narrow(parts), [line, f, tirx.Ramp(0, 1, lines.tokens)])
+
+        def number(feature: tirx.Expr, part: int) -> tirx.Expr:
+            first = line * lines.tokens + part * lanes
+            at = T.min(T.floordiv(first, tile), shape.tiles - 1)
+            real = tirx.BufferLoad(x, [at, feature, tirx.Ramp(T.floormod(first, tile), 1, lanes)])
+            scaled = real * tirx.Broadcast(factors[feature], lanes)
+            return dot.to_int(T.max(T.min(scaled, most), least))
+
+        store_features(shape, y, line, 1, number, table)
 
     @T.prim_func(s_tir=True)
     def quantise_static(x: T.handle, g: T.handle, y: T.handle, s: T.handle) -> None:
         X = T.match_buffer(x, FEATURE_MAJOR.shape(shape.tiles, features), real)
         factors = T.match_buffer(g, (features + 1,), real)
-        Y = T.match_buffer(y, lines.shape(shape.tiles, features), INT8.dtype)
+        Y = T.match_buffer(y, shape.written, INT8.dtype)
         scales = T.match_buffer(s, (shape.tiles, tile), real)
         for line in T.serial(lines.count(shape.tiles), annotations={TASKS_ATTR: 1}):
             for part in T.unroll(lines.tiles):
@@ -50,4 +52,17 @@ def quantise_static(shape: QuantiseShape) -> tirx.PrimFunc:
                     scales[T.min(line * lines.tiles + part, shape.tiles - 1), t] = factors[features]
             narrow(X, factors, Y, line)
 
-    return quantise_static.with_attr(SERVED_ATTR, shape.served)
+    @T.prim_func(s_tir=True)
+    def quantise_static_placed(x: T.handle, g: T.handle, p: T.handle, y: T.handle, s: T.handle) -> None:
+        X = T.match_buffer(x, FEATURE_MAJOR.shape(shape.tiles, features), real)
+        factors = T.match_buffer(g, (features + 1,), real)
+        table = T.match_buffer(p, (shape.places,), "int32")
+        Y = T.match_buffer(y, shape.written, INT8.dtype)
+        scales = T.match_buffer(s, (shape.tiles, tile), real)
+        for line in T.serial(lines.count(shape.tiles), annotations={TASKS_ATTR: 1}):
+            for part in T.unroll(lines.tiles):
+                for t in T.vectorized(tile):
+                    scales[T.min(line * lines.tiles + part, shape.tiles - 1), t] = factors[features]
+            narrow(X, factors, Y, line, table)
+
+    return marked(quantise_static_placed if shape.places else quantise_static, shape)

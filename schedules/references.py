@@ -53,17 +53,17 @@ def convert(shape: ConversionShape, x: Any) -> Arrays:
     return [shape.target.pack(tokens.astype(shape.target.element.dtype))]
 
 
-def quantise(shape: QuantiseShape, x: Any) -> Arrays:
+def quantise(shape: QuantiseShape, x: Any, table: Any = slice(None)) -> Arrays:
     """Return the steps of each token, rounded as NumPy does, ties to even, and what a step is."""
     x = served_tokens(x, shape.served)
     scales = np.maximum(np.abs(x).max(axis=1), np.float32(LEAST)) / np.float32(LARGEST)
-    return [shape.lines.pack(np.rint(x * (1 / scales)[:, None]).astype(np.int8)), scales]
+    return [shape.lines.pack(np.rint(x * (1 / scales)[:, None]).astype(np.int8)[:, table]), scales]
 
 
-def quantise_static(shape: QuantiseShape, x: Any, factors: Any) -> Arrays:
+def quantise_static(shape: QuantiseShape, x: Any, factors: Any, table: Any = slice(None)) -> Arrays:
     """Return the steps, cut off at the largest, and what a step is."""
     steps = np.clip(np.rint(served_tokens(x, shape.served) * factors[:-1, None]), -LARGEST, LARGEST).astype(np.int8)
-    return [shape.lines.pack(steps), np.full((len(x), x.shape[2]), factors[-1])]
+    return [shape.lines.pack(steps[:, table]), np.full((len(x), x.shape[2]), factors[-1])]
 
 
 def int8_linear(
@@ -87,6 +87,8 @@ def int8_linear(
     y = np.empty((shape.tiles, shape.rows, steps.shape[2]))
     for row in range(shape.rows):
         columns = offsets[row // shape.group].astype(np.int64) // steps.shape[2]
+        if plan.matrix.quads:
+            columns = (columns[:, None] + np.arange(4)).reshape(-1)
         sums = np.einsum("tcl,c->tl", steps[:, columns], weights[row])
         y[:, row] = (
             sums * token_scales.astype(np.float64) * scales[row // rows, row % rows] + bias[row // rows, row % rows]

@@ -79,12 +79,15 @@ class LinearTask:
     def to_json(self) -> dict[str, Any]:
         """Return the task as it stands in a record."""
         sizes = asdict(self.matrix) | asdict(self.tokens)
+        if not self.matrix.quads:
+            del sizes["quads"]  # as in records of before there were any
         return sizes | {"element": self.element.dtype, "threads": self.threads}
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
         """Return the task that :meth:`to_json` wrote."""
-        matrix = MatrixShape(*(int(data[k]) for k in ("rows", "cols", "kept", "group")))
+        rows, cols, kept, group = (int(data[k]) for k in ("rows", "cols", "kept", "group"))
+        matrix = MatrixShape(rows, cols, kept, group, bool(data.get("quads", False)))
         tokens = TokenCount(int(data["batch"]), int(data["length"]))
         return cls(matrix, tokens, ElementType.of(data["element"]), int(data["threads"]))
 

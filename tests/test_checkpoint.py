@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from rt3_tvm import model as models
 from rt3_tvm.checkpoint import Checkpoint
-from rt3_tvm.checkpoint_format import sealed_table
+from rt3_tvm.checkpoint_format import sealed_table, stamp
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.pattern import PatternShape
 from rt3_tvm.prune import PruneOptions, prune_one_shot
@@ -235,6 +235,63 @@ def test_foreign_directories_are_not_overwritten(tiny_checkpoint, tmp_path):
     with pytest.raises(Rt3Error, match="is not a checkpoint"):
         tiny_checkpoint.save(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+
+
+@pytest.fixture
+def in_quads(tmp_path):
+    """Return the folder of a checkpoint whose columns are kept in quads, and what was saved there."""
+    options = PruneOptions((0.5, 0.75), 0.25, PatternShape(4, 32, 4, 4))
+    checkpoint = prune_one_shot(models.load("random-tiny"), options)
+    checkpoint.save(tmp_path / "quads")
+    return tmp_path / "quads", checkpoint
+
+
+def test_quads_are_said_where_there_are_any(in_quads, saved_checkpoint):
+    """What has none is as it was before there were any, and has the same digest."""
+    folder, checkpoint = in_quads
+    loaded = Checkpoint.load(folder)
+    assert loaded.digest == checkpoint.digest
+    for a, b in zip(checkpoint.levels, loaded.levels, strict=True):
+        for name, matrix in a.matrices.items():
+            assert b.matrices[name].patterns.shape == matrix.patterns.shape and matrix.patterns.shape.adjacent == 4
+            np.testing.assert_array_equal(b.matrices[name].mask(), matrix.mask())
+    tables = [json.loads((f / "checkpoint.json").read_text())["matrices"] for f in (folder, saved_checkpoint)]
+    assert [{tuple(lv) for m in t.values() for lv in m["levels"]} for t in tables] == [
+        {("adjacent", "cols", "group", "rows")},
+        {("cols", "group", "rows")},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3, r"columns are kept one by one or in quads, not 3 together"),
+        (0, r"adjacent is 0, expected an integer of at least 1"),
+    ],
+)
+def test_quads_of_another_size_are_refused(in_quads, value, message):
+    folder, _ = in_quads
+    edit_table(folder, ("matrices", NAME, "levels", 0, "adjacent"), value)
+    with pytest.raises(Rt3Error, match=message):
+        Checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("part", ["backbone", "patterns"])
+def test_columns_that_are_no_quads_are_refused(copy, part):
+    """Though a table says so: the first level of a matrix whose columns are any."""
+    edit_table(copy, ("matrices", NAME, "levels", 0, "adjacent"), 4)
+    if part == "patterns":  # of a backbone of whole quads
+        change_backbone(copy)
+    with pytest.raises(Rt3Error, match=rf"{NAME}: {part}: columns is .*, expected (whole runs|a multiple) of 4"):
+        Checkpoint.load(copy)
+
+
+def change_backbone(folder):
+    """Let the first matrix keep its first columns."""
+    tensors, name = load_file(folder / "patterns.safetensors"), f"{NAME}/backbone"
+    tensors[name] = np.tile(np.arange(tensors[name].shape[1], dtype=np.int32), (len(tensors[name]), 1))
+    save_file(tensors, folder / "patterns.safetensors")
+    edit_table(folder, ("tensors", "patterns.safetensors", name), stamp(tensors[name]))
 
 
 def test_failed_save_leaves_the_old_checkpoint(copy, tiny_checkpoint, monkeypatch):

@@ -114,8 +114,47 @@ def test_bad_shapes_say_what_is_accepted(shape):
 
 
 def test_group_shrinks_to_fit_a_matrix():
-    assert PatternShape(4, 32, 4).fitted(28785) == PatternShape(3, 32, 3)
-    assert PatternShape(8, 32, 4).fitted(28785) == PatternShape(6, 32, 3)
-    assert PatternShape(8, 32, 8).fitted(100).group == 5
-    assert PatternShape(8, 32, 8).fitted(101).group == 1
-    assert PatternShape(100, 100, 4).fitted(384) == PatternShape(100, 100, 4)
+    assert PatternShape(4, 32, 4).fitted(28785, 384) == PatternShape(3, 32, 3)
+    assert PatternShape(8, 32, 4).fitted(28785, 384) == PatternShape(6, 32, 3)
+    assert PatternShape(8, 32, 8).fitted(100, 384).group == 5
+    assert PatternShape(8, 32, 8).fitted(101, 384).group == 1
+    assert PatternShape(100, 100, 4).fitted(384, 384) == PatternShape(100, 100, 4)
+
+
+@pytest.mark.parametrize("start", ["blocks", "maps", "random"])
+@pytest.mark.parametrize("count", [5, 1000])
+@pytest.mark.parametrize("block_sparsity", [0.0, 0.3])
+def test_quads_are_kept_whole(start, count, block_sparsity):
+    """Also in compacted columns, whose last block is a narrow one."""
+    w = weights(20, 52)
+    backbone = cut_backbone(w, block_sparsity, 8, adjacent=4)
+    assert backbone.columns.shape[1] == 4 * round(13 * (1 - block_sparsity))
+    matrix = cut_patterns(w, backbone, PatternRecipe(PatternShape(4, 16, 2, 4), count, start), 0.5)
+    mask = matrix.mask()
+    quads = mask.reshape(10, 2, 13, 4)
+    assert (quads == quads[:, :1, :, :1]).all() and 0.4 < mask.mean() / backbone.density < 0.6
+    assert not (mask & ~backbone.mask()).any()
+    columns, valid = matrix.group_columns()
+    whole = columns.reshape(10, -1, 4)[valid.reshape(10, -1, 4).all(2)]
+    assert (whole == whole[:, :1] // 4 * 4 + np.arange(4)).all() and 4 * len(whole) == valid.sum()
+
+
+def test_the_quads_of_most_energy_are_kept():
+    w = weights(4, 16)
+    matrix = cut_patterns(w, cut_backbone(w, 0.0, 4, adjacent=4), PatternRecipe(PatternShape(1, 16, 1, 4), 4), 0.5)
+    energy = (w.astype(np.float64) ** 2).reshape(4, 4, 4).sum(2)
+    for row in range(4):
+        kept = matrix.mask()[row].reshape(4, 4).all(1)
+        assert set(np.flatnonzero(kept)) == set(np.argsort(energy[row])[-2:])
+
+
+def test_a_shape_in_quads():
+    assert str(PatternShape(4, 32, 4, 4)) == "4x32q" and str(PatternShape(4, 32, 4)) == "4x32"
+    assert PatternShape(4, 32, 4, 4).fitted(384, 384) == PatternShape(4, 32, 4, 4)
+    assert PatternShape(4, 32, 4, 4).fitted(384, 30) == PatternShape(4, 32, 4)  # no whole quads
+    with pytest.raises(
+        Rt3Error, match=r"^pattern shape 4x30q: its 30 columns are no whole quads: choose a multiple of 4$"
+    ):
+        PatternShape(4, 30, 4, 4)
+    with pytest.raises(Rt3Error, match=r"one by one or in quads, not 2 together$"):
+        PatternShape(4, 32, 4, 2)

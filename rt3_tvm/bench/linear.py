@@ -10,7 +10,7 @@ import numpy as np
 from rt3_tvm.bench.kernel import aligned
 from rt3_tvm.bench.linear_kernel import LinearCase, LinearKernel
 from rt3_tvm.bench.rivals import installed_rivals
-from rt3_tvm.pattern import PatternRecipe, PatternShape, SparseMatrix, cut_backbone, cut_patterns
+from rt3_tvm.pattern import QUAD, PatternRecipe, PatternShape, SparseMatrix, cut_backbone, cut_patterns
 from rt3_tvm.schedules.linear_plan import LinearPlan
 from rt3_tvm.timing import Timing, time_interleaved
 
@@ -62,7 +62,7 @@ class LinearResult:
 def sparse_weight(weight: np.ndarray, case: LinearCase) -> SparseMatrix:
     """Return patterns of one block row per group that reach the sparsity as closely as whole columns can."""
     backbone = cut_backbone(weight, 0.0, case.rows)
-    shape = PatternShape(case.group, case.cols, case.group)
+    shape = PatternShape(case.group, case.cols, case.group, QUAD if case.quads else 1)
     return cut_patterns(weight, backbone, PatternRecipe(shape, PATTERNS), 1.0 - case.sparsity)
 
 

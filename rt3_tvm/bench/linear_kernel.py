@@ -9,6 +9,7 @@ import numpy as np
 
 from rt3_tvm.bench.kernel import Kernels, aligned, host, outputs_of, pointers_to
 from rt3_tvm.errors import Rt3Error
+from rt3_tvm.pattern import QUAD
 from rt3_tvm.schedules import kernel
 from rt3_tvm.schedules.convert import ConversionShape
 from rt3_tvm.schedules.cpu import CpuShape
@@ -24,7 +25,8 @@ from rt3_tvm.schedules.quantise import QuantiseShape
 class LinearCase:
     """One layer: (rows, cols) weight, tokens, sparsity in [0, 1), group V (0: the dense kernel), the element type's name.
 
-    As in a bundle, a layer that gains nothing from its element type is multiplied in a wider one.
+    ``quads``: whether its columns are kept in fours. As in a bundle, a layer that gains nothing from its element type is
+    multiplied in a wider one.
     """
 
     rows: int
@@ -33,6 +35,7 @@ class LinearCase:
     sparsity: float
     group: int
     dtype: str = REAL.dtype
+    quads: bool = False
 
     def __post_init__(self) -> None:
         if min(self.rows, self.cols, self.tokens) < 1 or self.group < 0:
@@ -41,6 +44,8 @@ class LinearCase:
             raise Rt3Error(f"sparsity {self.sparsity:g} is outside [0, 1)")
         if self.group and self.rows % self.group:
             raise Rt3Error(f"`group` {self.group} does not divide `rows` {self.rows}")
+        if self.quads and (self.cols % QUAD or not self.group):
+            raise Rt3Error(f"`quads` of {self.cols} columns: `cols` must be a multiple of {QUAD}, `group` at least 1")
         here = [element.dtype for element in host().elements]
         if self.dtype not in here:
             raise Rt3Error(f"`dtype` {self.dtype} is not for this machine: choose from {', '.join(here)}")
@@ -65,7 +70,7 @@ class LinearKernel:
         copies: int = 1,
     ) -> None:
         cpu = host()
-        matrix = MatrixShape(case.rows, case.cols, columns.shape[1], case.rows // len(columns))
+        matrix = MatrixShape(case.rows, case.cols, columns.shape[1], case.rows // len(columns), case.quads)
         self.plan = plan = plan_linear(cpu, matrix, TokenCount(1, case.tokens), ELEMENT_TYPES[case.dtype])
         if plan.matrix.dense:  # as in a bundle: patterns that would be slower than all columns
             columns = np.arange(case.cols, dtype=np.int32)[None]
@@ -108,7 +113,8 @@ def _packed(plan: LinearPlan, weight: Any, columns: Any, valid: Any, bias: Any) 
     if plan.quantised is None:
         packed: Any = pack_linear(weight, columns, valid, bias, plan.packing, plan.element)
     else:
-        packed = pack_int8(weight, columns, valid, bias, plan.packing, DOT_PRODUCTS[plan.quantised.dot])
+        facts = plan.packing, DOT_PRODUCTS[plan.quantised.dot]
+        packed = pack_int8(weight, columns, valid, bias, *facts, quads=plan.matrix.quads)
     return [getattr(packed, name) for name in plan.weights]
 
 

@@ -26,6 +26,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     linear.add_argument("--sparsity", type=float, default=0.75, metavar="S")
     linear.add_argument("--group", type=int, default=4, metavar="V", help="0: our dense kernel")
     linear.add_argument("--dtype", default="float32", help="what our kernel multiplies, with what it takes to convert")
+    linear.add_argument("--quads", action="store_true", help="keep columns in fours, four beside each other")
     linear.add_argument("--json", action="store_true")
     linear.set_defaults(drive=drive_linear)
     model = what.add_parser("model", help="every level of a bundle against dense rivals")
@@ -72,7 +73,7 @@ def drive_linear(args: argparse.Namespace) -> None:
     from rt3_tvm.bench.linear import bench_linear
     from rt3_tvm.bench.linear_kernel import LinearCase
 
-    case = LinearCase(args.rows, args.cols, args.tokens, args.sparsity, args.group, args.dtype)
+    case = LinearCase(args.rows, args.cols, args.tokens, args.sparsity, args.group, args.dtype, args.quads)
     result = bench_linear(case).to_json()
     if args.json:
         print(json.dumps(result))

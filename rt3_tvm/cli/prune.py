@@ -55,5 +55,6 @@ def drive(args: argparse.Namespace) -> None:
             f"{name}: group {args.group} does not divide its {matrix.backbone.shape[0]} rows, took {matrix.patterns.shape.group}"
         )
     densities = ", ".join(f"{level.density:.3f}" for level in checkpoint.levels)
+    energies = ", ".join(f"{level.energy(checkpoint.weights):.4f}" for level in checkpoint.levels)
     counts = f"{len(checkpoint.levels[0].matrices)} matrices pruned, {len(checkpoint.skipped)} dense"
-    print(f"{args.output}: {type(model).__name__}, {counts}, density by level {densities}")
+    print(f"{args.output}: {type(model).__name__}, {counts}, density by level {densities}, kept energy {energies}")

@@ -31,7 +31,7 @@ from rt3_tvm.schedules.attention_numpy import AttentionInputs, exact_attention, 
 from rt3_tvm.schedules.attention_shape import AttentionShape
 from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
-from rt3_tvm.schedules.int8_lines import SERVED_ATTR, served_tokens
+from rt3_tvm.schedules.int8_lines import PLACES_ATTR, QUADS_ATTR, SERVED_ATTR, served_tokens
 from rt3_tvm.schedules.int8_packing import LARGEST, LEAST, quantised, row_scales
 from rt3_tvm.transform.context import WeightRef
 
@@ -125,20 +125,25 @@ class ExactWalk:
             for place, p in zip(step.args, func.params, strict=True)
             if place.segment == "workspace"
         )
-        layout = DOT_PRODUCTS[self.cpu.dot].lines(lines.shape[2])
-        real, steps = _tokens(_served(x, func)), _tokens(layout.unpack(lines, len(x)))
+        layout = DOT_PRODUCTS[self.cpu.dot].lines(lines.shape[2], QUADS_ATTR in func.attrs)
+        real, placed = _tokens(_served(x, func)), _tokens(layout.unpack(lines, len(x)))
         whole = np.isfinite(real).all(axis=1)
         wanted, scaled = self._scaled(step, func, real)
         self._check(step, "scale", scales.reshape(-1)[whole], wanted[whole])
-        off = np.abs(steps[whole] - np.clip(scaled[whole], -LARGEST, LARGEST))
+        table = np.arange(real.shape[1])
+        if PLACES_ATTR in func.attrs:
+            table = self.walk.read(step.args[-3], func.params[-3].ty)
+        off = np.abs(placed - np.clip(scaled, -LARGEST, LARGEST)[:, table])[whole]
         if off.size and off.max() > 0.5 + TIE:
             raise Inexact(f"{self._name(step)} is off by {off.max():.3g} steps, 0.5 is rounding")
         self.calls += 1
+        steps = np.empty(real.shape, placed.dtype)
+        steps[:, table] = placed
         self._read[step.args[-2].offset] = _Read(real, steps, scales.reshape(-1))
 
     def _scaled(self, step: Step, func: tirx.PrimFunc, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return what a step of each token is worth, and the numbers in steps that are not rounded."""
-        if step.args[1].segment == "workspace":  # what it writes: nothing is calibrated
+        if self.table.kernels[step.kernel].family == "quantise":  # nothing is calibrated
             scales = np.maximum(np.abs(real).max(axis=1), np.float32(LEAST)) / np.float32(LARGEST)
             return scales, real.astype(np.float64) / scales[:, None]
         factors = self.walk.read(step.args[1], func.params[1].ty)

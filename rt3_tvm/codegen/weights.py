@@ -14,7 +14,7 @@ from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
 from rt3_tvm.schedules.int8_packing import PackedInt8, pack_int8, smoothing, static_factors
 from rt3_tvm.schedules.layout import ElementType
 from rt3_tvm.schedules.packing import PackedLinear, pack_linear, pack_rows
-from rt3_tvm.transform.context import UNPRUNED, WeightRef
+from rt3_tvm.transform.context import QUADS, UNPRUNED, WeightRef
 
 WEIGHTS_FILE = "weights.bin"
 """Name of the blob in a folder where a bundle is linked."""
@@ -72,6 +72,8 @@ class WeightStore:
         if ref.kind == "raw":
             weight = self.checkpoint.weights[ref.weight]
             return self.add(weight if ref.level == UNPRUNED else self._matrix(ref).masked(weight), ref.level)
+        if ref.kind == "table":
+            return self.add(self.table(ref.weight), ref.level)
         if ref.kind == "factors":
             return self.add(static_factors(self.calibration[ref.weight]), ref.level)
         return self.add(getattr(self._linear(ref), ref.kind), ref.level)
@@ -102,6 +104,12 @@ class WeightStore:
         weight = as_matrix(self.checkpoint.weights[ref.weight], ref.transposed)
         return weight if ref.level == UNPRUNED else weight * self._matrix(ref).mask()
 
+    def table(self, name: str) -> np.ndarray:
+        """Return the order in which the columns of a matrix lie, which is the same at all levels."""
+        table = self.checkpoint.levels[0].matrices[name].backbone.table
+        assert table is not None
+        return table.astype(np.int32)
+
     def smoothed(self, ref: WeightRef) -> np.ndarray:
         """Return what a layer of int8 multiplies smoothed features by, before it is quantised."""
         weight = self.multiplied(ref)
@@ -116,6 +124,10 @@ class WeightStore:
             return pack_rows(weight, *matrix.group_columns())
         columns = np.arange(weight.shape[1], dtype=np.int32)[None]
         valid = np.ones_like(columns, dtype=np.bool_)
+        if ref.form == QUADS:
+            assert matrix is not None
+            weight, (places, valid) = matrix.backbone.placed(self.smoothed(ref)), matrix.group_places()
+            return pack_int8(weight, places, valid, bias, ref.packing, DOT_PRODUCTS[ref.dot], quads=True)
         if matrix is not None and not ref.dense:
             columns, valid = matrix.group_columns()
         if ref.dot:

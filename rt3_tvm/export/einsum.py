@@ -61,8 +61,12 @@ class Labels:
         return "".join(label for label in self.right if label in self.out and label not in self.left)
 
 
-def spell_out_einsum(program: torch.export.ExportedProgram) -> None:
-    """Replace each einsum of a graph that is a linear layer or a product of heads; others are left to PyTorch."""
+def spell_out_einsum(program: torch.export.ExportedProgram) -> bool:
+    """Replace each einsum of a graph that is a linear layer or a product of heads; return whether there was one.
+
+    Others are left to PyTorch.
+    """
+    changed = False
     graph, parameters = program.graph, program.graph_signature.inputs_to_parameters
     for node in list(graph.nodes):
         if node.target is not ATEN.einsum.default:
@@ -76,7 +80,9 @@ def spell_out_einsum(program: torch.export.ExportedProgram) -> None:
             result.meta["val"] = node.meta["val"]
             node.replace_all_uses_with(result)
             graph.erase_node(node)
+            changed = True
     program.graph_module.recompile()
+    return changed
 
 
 def _replacement(build: "_Builder", labels: Labels, operands: Any, parameters: Any) -> Node | None:

@@ -4,9 +4,9 @@ Linear layers are found in the exported graph, never by the names of modules.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import getitem
 from typing import Any
 
@@ -38,12 +38,14 @@ from rt3_tvm.model import (
 class LinearLayer:
     """A linear layer found in the graph: the name of its weight and its (rows, cols), outputs by inputs.
 
-    ``transposed``: the weight is stored as (cols, rows), as GPT-2 does.
+    ``transposed``: the weight is stored as (cols, rows), as GPT-2 does. ``reads``: what the graph calls its input; layers that
+    read one tensor have the same.
     """
 
     name: str
     shape: tuple[int, int]
     transposed: bool = False
+    reads: str = field(default="", compare=False)
 
 
 def _run(model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -128,6 +130,9 @@ KEPT_WHOLE = (
 )
 """Operators that export must not take apart."""
 
+_RESHAPE = torch.ops.aten.reshape.default
+"""What rewriting inserts; TVM takes it as it takes a view."""
+
 FOLDED_ELEMENTS = 1 << 20
 """Largest constant that export computes ahead: positions, rotary angles, what a position bias looks up."""
 
@@ -142,8 +147,8 @@ def export(
     examples = example_inputs(specs or inputs_of(model), batch, length)
     with torch.no_grad(), quiet(), experts_unrolled(model):
         program = torch.export.export(ExportForm(model), (), examples)
-        spell_out_einsum(program)
-        module = _fold_constants(_decomposed(program).module())
+        spelt_out = spell_out_einsum(program)
+        module = _fold_constants(_decomposed(program, spelt_out).module())
         separate_masks(module)
         rewrite_spelt_out(module)
         take_last_present(module)
@@ -152,13 +157,29 @@ def export(
         return _decomposed(torch.export.export(module, (), examples))
 
 
-def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+def _decomposed(program: torch.export.ExportedProgram, changed: bool = False) -> torch.export.ExportedProgram:
+    """Return a program taken apart; ``changed``: it was rewritten, so that nodes must be traced to have values."""
     table = torch.export.default_decompositions()
     for operator in KEPT_WHOLE:
         table.pop(operator, None)
     for operator, decomposition in DECOMPOSITIONS.items():
         table[operator] = decomposition
-    return program.run_decompositions(table)
+    if changed or any(
+        _is_to_be_taken_apart(node.target, table) for node in program.graph.nodes if node.op == "call_function"
+    ):
+        return program.run_decompositions(table)
+    # A graph that was taken apart before: PyTorch would trace it twice more to see that there is nothing to do.
+    program.graph.eliminate_dead_code()
+    return program
+
+
+def _is_to_be_taken_apart(operator: Any, table: Container[Any]) -> bool:
+    """Return whether an operator is in a table of decompositions, or made of others by PyTorch itself."""
+    if operator in table:
+        return True
+    if not isinstance(operator, torch._ops.OpOverload) or operator in KEPT_WHOLE or operator is _RESHAPE:
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd")
 
 
 def _fold_constants(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -256,7 +277,8 @@ def linears_in(program: torch.export.ExportedProgram) -> list[LinearLayer]:
         held = parameters if node.target is torch.ops.aten.matmul.default or weight is not matrix else names
         if weight.name in held:
             rows, cols = (int(d) for d in matrix.meta["val"].shape[:: -1 if transposed else 1])
-            found[names[weight.name]] = LinearLayer(names[weight.name], (rows, cols), transposed)
+            reads = _source(node.args[position - 1]).name
+            found[names[weight.name]] = LinearLayer(names[weight.name], (rows, cols), transposed, reads)
     return list(found.values())
 
 
@@ -270,9 +292,26 @@ def _multiplies_tokens(node: torch.fx.Node) -> bool:
 
 def _viewed(node: torch.fx.Node) -> torch.fx.Node:
     """Return what a matrix is a view of: a weight of more axes, whose first one is one of its sides."""
-    if node.target is not torch.ops.aten.view.default:
+    if node.target not in (torch.ops.aten.view.default, torch.ops.aten.reshape.default):
         return node
     source = node.args[0]
     assert isinstance(source, torch.fx.Node)
     first = source.meta["val"].shape[0] if source.meta["val"].ndim else 0
     return source if first in node.meta["val"].shape[:1] else node
+
+
+RESHAPED = frozenset(
+    {
+        torch.ops.aten.view.default,
+        torch.ops.aten.reshape.default,
+        torch.ops.aten.alias.default,
+        torch.ops.aten.clone.default,
+    }
+)
+
+
+def _source(node: torch.fx.Node) -> torch.fx.Node:
+    """Return the node whose numbers another one gives in other axes."""
+    while node.target in RESHAPED:
+        node = node.args[0]  # type: ignore[assignment]
+    return node

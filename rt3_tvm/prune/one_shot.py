@@ -5,14 +5,16 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from rt3_tvm import model as models
 from rt3_tvm.checkpoint import TOKENIZER_FILES, Checkpoint, Level, check_finite
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer, embeddings_in, export, linears_in
-from rt3_tvm.pattern import Backbone, PatternRecipe, as_matrix, cut_backbone, cut_patterns
+from rt3_tvm.pattern import Backbone, Ints, PatternRecipe, as_matrix, cut_backbone, cut_patterns
 from rt3_tvm.prune.options import PruneOptions
+from rt3_tvm.prune.quad_order import quad_order
 from rt3_tvm.trials import check_exported
 
 SMALLEST = 32
@@ -33,10 +35,19 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
     check_finite(weights, "model")
     found = find_prunable(model, options.exclude, options.embeddings)
     skipped = found.skipped
+    tables = quad_tables(weights, found.layers, options)
     backbones: dict[str, Backbone] = {}
     for layer in found.layers:
         weight = as_matrix(weights[layer.name], layer.transposed)
-        backbones[layer.name] = cut_backbone(weight, options.block_sparsity, options.block_rows, layer.transposed)
+        adjacent = options.shape.fitted(*layer.shape).adjacent
+        backbones[layer.name] = cut_backbone(
+            weight,
+            options.block_sparsity,
+            options.block_rows,
+            layer.transposed,
+            adjacent=adjacent,
+            table=tables.get(layer.name),
+        )
     if not backbones:
         reasons = "; ".join(f"{n}: {r}" for n, r in skipped.items()) or "none was found in the graph"
         raise Rt3Error(f"no linear layer is left to prune: {reasons}")
@@ -46,6 +57,25 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
         for s, hz in zip(options.sparsity, frequencies, strict=True)
     )
     return Checkpoint(models.describe(model), weights, levels, skipped, tokenizer_files(source))
+
+
+def quad_tables(
+    weights: dict[str, np.ndarray], layers: Iterable[LinearLayer], options: PruneOptions
+) -> dict[str, Ints]:
+    """Return by name an order of the columns of each matrix, where one is asked for: one for all that read the same tensor."""
+    if not options.order_columns:
+        return {}
+    readers: dict[tuple[str, int], list[LinearLayer]] = {}
+    for layer in layers:
+        if options.shape.fitted(*layer.shape).adjacent > 1:
+            readers.setdefault((layer.reads or layer.name, layer.shape[1]), []).append(layer)
+    tables: dict[str, Ints] = {}
+    density = 1.0 - options.sparsity[len(options.sparsity) // 2]
+    for together in readers.values():
+        oriented = [as_matrix(weights[layer.name], layer.transposed) for layer in together]
+        table = quad_order(oriented, options.shape.group, density, options.seed)
+        tables |= dict.fromkeys((layer.name for layer in together), table)
+    return tables
 
 
 def tokenizer_files(source: Path | None) -> tuple[Path, ...]:
@@ -103,6 +133,6 @@ def cut_level(weights: dict, backbones: dict[str, Backbone], sparsity: float, op
     matrices = {}
     for name, backbone in backbones.items():
         within = min(1.0, (1.0 - sparsity) / backbone.density)
-        recipe = PatternRecipe(options.shape.fitted(backbone.shape[0]), options.patterns, seed=options.seed)
+        recipe = PatternRecipe(options.shape.fitted(*backbone.shape), options.patterns, seed=options.seed)
         matrices[name] = cut_patterns(backbone.oriented(weights[name]), backbone, recipe, within)
     return Level(sparsity, matrices)

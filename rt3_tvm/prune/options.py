@@ -25,13 +25,20 @@ class PruneOptions:
     shape: PatternShape = option(
         PatternShape(4, 32, 4),
         SHAPE,
-        "of a pattern; a group shrinks where it does not divide the rows",
+        "of a pattern; a group shrinks where it does not divide the rows. 4x32q: columns are kept in quads, four beside each "
+        "other, the fastest form for int8; a matrix whose columns are no whole quads keeps single ones. Of a block whole quads "
+        "are kept: of 4x32q eighths",
         name="pattern-shape",
     )
     patterns: int = option(256, PATTERNS, "patterns in a set; each: one for each block")
     block_rows: int = option(128, WHOLE.called("R"), "rows of a block in block pruning")
     exclude: tuple[str, ...] = option((), TEXT.called("GLOB"), "weights that stay dense; repeatable", repeated=True)
     embeddings: bool = switch(False, "prune the tables that tokens look up too, as RT3 does with its language model")
+    order_columns: bool = switch(
+        False,
+        "with quads: four columns that rows keep together wherever they are, by an order for each tensor that layers read; "
+        "keeps more at no cost",
+    )
     frequencies: tuple[float, ...] | None = option(
         None,
         FREQUENCIES,
@@ -57,6 +64,8 @@ class PruneOptions:
             )
         if self.frequencies is not None:
             check_frequencies(self.frequencies, len(self.sparsity))
+        if self.order_columns and self.shape.adjacent == 1:
+            raise Rt3Error(f"`order_columns` with `shape` {self.shape}: only quads have an order: give {self.shape}q")
         if self.patterns < 1 or self.block_rows < 1:
             raise Rt3Error(f"`patterns` {self.patterns} and `block_rows` {self.block_rows} must be at least 1")
         if self.block_rows % self.shape.group:

@@ -38,6 +38,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
             "shape": list(per_level[0].backbone.shape),
             "backbone_density": per_level[0].backbone.density,
             "pattern_shape": [shape.rows, shape.cols],
+            "adjacent": shape.adjacent,
             "levels": [
                 {"density": m.density, "group": m.patterns.shape.group, "patterns": len(m.patterns.columns)}
                 for m in per_level

@@ -5,6 +5,7 @@ Reweighted group lasso draws whole columns towards zero before they are cut. Sou
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 
 import numpy as np
@@ -12,14 +13,26 @@ import torch
 
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer
-from rt3_tvm.pattern import Backbone, Floats, as_matrix, cut_backbone
+from rt3_tvm.pattern import Backbone, Floats, PatternShape, as_matrix, cut_backbone
 
 EPSILON = 1e-3
 """Keeps the weight of a group that is nearly zero finite, against the mean norm of its matrix."""
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """What block pruning removes at once: columns of so many rows, as many beside each other as patterns of a shape keep."""
+
+    rows: int
+    shape: PatternShape
+
+    def adjacent(self, layer: LinearLayer) -> int:
+        """Return how many columns of a matrix are removed together."""
+        return self.shape.fitted(*layer.shape).adjacent
+
+
 class GroupLasso:
-    """The penalty: the sum over groups (a column of a block row) of a weight times the norm.
+    """The penalty: the sum over groups (adjacent columns of a block row) of a weight times the norm.
 
     Parameters
     ----------
@@ -27,8 +40,8 @@ class GroupLasso:
         Lambda. RT3's constant is 1e-4.
     """
 
-    def __init__(self, layers: Sequence[LinearLayer], block_rows: int, strength: float) -> None:
-        self.layers, self.block_rows, self.strength = layers, block_rows, strength
+    def __init__(self, layers: Sequence[LinearLayer], blocks: Blocks, strength: float) -> None:
+        self.layers, self.blocks, self.strength = layers, blocks, strength
         self.weights: dict[str, torch.Tensor] = {}
 
     def reweight(self, model: torch.nn.Module) -> None:
@@ -51,9 +64,10 @@ class GroupLasso:
         """Return the norm of every group, (block rows, cols)."""
         flat = stored.flatten(1)
         weight = flat.T if layer.transposed else flat  # (rows, cols)
-        rest = -weight.shape[0] % self.block_rows
+        rest, adjacent = -weight.shape[0] % self.blocks.rows, self.blocks.adjacent(layer)
         padded = torch.nn.functional.pad(weight, (0, 0, 0, rest))
-        return torch.sqrt(padded.reshape(-1, self.block_rows, weight.shape[1]).square().sum(1) + 1e-12)
+        grouped = padded.reshape(-1, self.blocks.rows, weight.shape[1] // adjacent, adjacent)
+        return torch.sqrt(grouped.square().sum((1, 3)) + 1e-12)
 
 
 def ratios_of(layers: Sequence[LinearLayer], ratio: float, by_glob: Sequence[tuple[str, float]]) -> dict[str, float]:
@@ -79,7 +93,7 @@ def cut_backbones(
     layers: Sequence[LinearLayer],
     weights: Mapping[str, Floats],
     ratios: Mapping[str, float],
-    block_rows: int,
+    blocks: Blocks,
     part: float = 1.0,
     seed: int | None = None,
 ) -> dict[str, Backbone]:
@@ -94,5 +108,7 @@ def cut_backbones(
     found = {}
     for layer in layers:
         weight = as_matrix(weights[layer.name], layer.transposed)
-        found[layer.name] = cut_backbone(weight, part * ratios[layer.name], block_rows, layer.transposed, rng)
+        found[layer.name] = cut_backbone(
+            weight, part * ratios[layer.name], blocks.rows, layer.transposed, rng, blocks.adjacent(layer)
+        )
     return found

@@ -143,7 +143,9 @@ class SearchOptions:
     block_sparsity_of: tuple[tuple[str, float], ...] = _blocks((), RATIO, "of some matrices; repeatable", repeated=True)
     block_rows: int = _blocks(rt3.BLOCK_ROWS, WHOLE.called("R"), "rows of a block")
     pattern: str = _sets("maps", HOW, "how patterns are found: maps (RT3's, refined), magnitude, random")
-    shape: PatternShape = _sets(PatternShape(1, 32, 1), SHAPE, "of a pattern", name="pattern-shape")
+    shape: PatternShape = _sets(
+        PatternShape(1, 32, 1), SHAPE, "of a pattern; 1x32q: columns are kept in quads", name="pattern-shape"
+    )
     groups: tuple[int, ...] = option(
         (1,),
         wholes("groups V", "V,V"),
@@ -293,6 +295,8 @@ def matters_from(option: str, old: dict[str, Any], new: dict[str, Any]) -> str:
         before, after = ((*c[option][:3], 0, c[option][3]) for c in (old, new))  # the search has no epochs of its own
         return next(p for p, a, b in zip(PHASES, before, after, strict=True) if a != b)
     phases = first_phases() | {"files": "blocks", "frequencies_hz": _TIMING}
+    if option == "shape" and old[option].get("adjacent", 1) != new[option].get("adjacent", 1):
+        return "blocks"  # the backbone keeps whole quads too
     phase = phases.get(option, PHASES[0])  # weights, data and versions matter in all
     if phase != _TIMING:
         return phase

@@ -10,7 +10,7 @@ import torch
 from rt3_tvm.checkpoint import Level, flatten_levels, unflatten_levels
 from rt3_tvm.export import LinearLayer
 from rt3_tvm.pattern import Backbone
-from rt3_tvm.search.block_pruning import GroupLasso, cut_backbones
+from rt3_tvm.search.block_pruning import Blocks, GroupLasso, cut_backbones
 from rt3_tvm.search.phase import Phase, Trained, ended
 from rt3_tvm.search.store import Facts, Tensors, put, take
 from rt3_tvm.search.training import Masks, masks_of, seed_of
@@ -44,21 +44,21 @@ def whole(backbones: dict[str, Backbone]) -> Masks:
 def prune_blocks(t: Trained, layers: Sequence[LinearLayer], ratios: dict[str, float]) -> dict[str, Backbone]:
     """Train with the group lasso or under a rising ratio, and return the backbone that is cut at the end."""
     o = t.options
-    found = ended(t, "blocks")
+    found, blocks = ended(t, "blocks"), Blocks(o.block_rows, o.shape)
     if found is None:
         phase = Phase(t, "blocks", o.epochs[1] if o.block in ("lasso", "gradual") else 0)
-        lasso = GroupLasso(layers, o.block_rows, o.lasso) if o.block == "lasso" else None
+        lasso = GroupLasso(layers, blocks, o.lasso) if o.block == "lasso" else None
         for number in range(phase.first, phase.epochs):
             masks: Masks = {}
             if lasso:
                 lasso.reweight(t.model)
             else:
-                rising = cut_backbones(layers, t.weights(), ratios, o.block_rows, risen(number, phase.epochs))
+                rising = cut_backbones(layers, t.weights(), ratios, blocks, risen(number, phase.epochs))
                 masks = whole(rising)
             phase.epoch(number, [(1.0, masks)], lasso)
             phase.end_epoch()
         seed = seed_of(o.seed, "random blocks") if o.block == "random" else None
-        backbones = cut_backbones(layers, t.weights(), ratios, o.block_rows, seed=seed)
+        backbones = cut_backbones(layers, t.weights(), ratios, blocks, seed=seed)
         phase.end({name: torch.from_numpy(b.columns) for name, b in backbones.items()})
         return backbones
     return {

@@ -10,7 +10,7 @@ from rt3_tvm.energy.latency import MatrixLoad, smallest_sparsity
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.pattern import Backbone
 from rt3_tvm.prune.one_shot import SMALLEST
-from rt3_tvm.search.block_pruning import cut_backbones, ratios_of
+from rt3_tvm.search.block_pruning import Blocks, cut_backbones, ratios_of
 from rt3_tvm.search.setting import Setting
 from rt3_tvm.search.space import Space, recipes_of
 
@@ -32,7 +32,8 @@ def planned_backbones(setting: Setting, ratios: dict[str, float]) -> dict[str, B
     """Return backbones of the right sizes, before it is known which columns they keep."""
     zero = np.float32(0.0)
     weights = {n.name: np.broadcast_to(zero, n.shape[:: -1 if n.transposed else 1]) for n in setting.layers}
-    return cut_backbones(setting.layers, weights, ratios, setting.options.block_rows)
+    blocks = Blocks(setting.options.block_rows, setting.options.shape)
+    return cut_backbones(setting.layers, weights, ratios, blocks)
 
 
 def plan_space(setting: Setting, backbones: dict[str, Backbone]) -> Space:

@@ -205,7 +205,7 @@ def recipes_of(layers: Sequence[LinearLayer], options: SearchOptions) -> tuple[t
     searched = options.search != "none"
     found = []
     for layer in layers:
-        shapes = dict.fromkeys(_shape(options.shape, v).fitted(layer.shape[0]) for v in options.groups)
+        shapes = dict.fromkeys(_shape(options.shape, v).fitted(*layer.shape) for v in options.groups)
         if not searched:
             shapes = dict.fromkeys(list(shapes)[:1])
         alike = options.patterns == EACH_BLOCK and options.pattern != "random"  # each block's best pattern is one
@@ -215,7 +215,7 @@ def recipes_of(layers: Sequence[LinearLayer], options: SearchOptions) -> tuple[t
 
 
 def _shape(shape: PatternShape, group: int) -> PatternShape:
-    return PatternShape(-(-shape.rows // group) * group, shape.cols, group)
+    return PatternShape(-(-shape.rows // group) * group, shape.cols, group, shape.adjacent)
 
 
 def _recipe(options: SearchOptions, layer: LinearLayer, shape: PatternShape, candidate: int) -> PatternRecipe:

@@ -7,9 +7,9 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax.utils import copy_with_new_vars
 
-from rt3_tvm.pattern import SparseMatrix
+from rt3_tvm.pattern import QUAD, SparseMatrix
 from rt3_tvm.schedules.layout import ElementType
-from rt3_tvm.schedules.linear_plan import MatrixShape, TokenCount, plan_linear, planned_element
+from rt3_tvm.schedules.linear_plan import MatrixShape, TokenCount, multiplied_as, plan_linear, planned_element
 from rt3_tvm.transform.composites import composite_of, static_shape
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.layouts import token_shape
@@ -28,13 +28,14 @@ class LinearUse:
         """Return the matrix as it is at a level that prunes it so, or not."""
         if pruned is None:
             return MatrixShape.dense_of(*self.shape)
-        kept = pruned.group_columns()[0].shape[1]
-        return MatrixShape(*pruned.backbone.shape, kept, pruned.patterns.shape.group)
+        kept, shape = pruned.group_columns()[0].shape[1], pruned.patterns.shape
+        return MatrixShape(*pruned.backbone.shape, kept, shape.group, shape.adjacent == QUAD)
 
     def need(self, context: VariantContext) -> tuple[MatrixShape, ElementType]:
         """Return what a plan is needed for: the matrix of a level, and the element type that it is planned in."""
         matrix = self.matrix(context.matrices.get(self.weight))
-        return matrix, planned_element(context.cpu, matrix, context.element_of(self.weight))
+        element = planned_element(context.cpu, matrix, context.element_of(self.weight))
+        return multiplied_as(context.cpu, matrix, element), element
 
 
 @tvm.transform.module_pass(opt_level=0, name="AnnotateSparsity")

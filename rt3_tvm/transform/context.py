@@ -16,11 +16,12 @@ from rt3_tvm.schedules.linear_plan import LinearPlan, PlanKey
 WEIGHTS_ATTR = "rt3.weights"
 """Attribute of the lowered ``main``: what its parameters behind the inputs hold, in their order: printing changes names."""
 
-Kind = Literal["raw", "values", "offsets", "bias", "scales", "starts", "factors"]
-INT8_FACTS = ("dot", "smoothed")
+Kind = Literal["raw", "values", "offsets", "bias", "scales", "starts", "factors", "table"]
+INT8_FACTS = ("dot", "smoothed", "form")
 """Fields of a reference that only int8 has, and that are no attributes where they are empty."""
 ATTENTION = "attention"
 """What attention is called where weights are left in float32 by their names: it has none of its own."""
+QUADS = "quads"
 UNPRUNED = -1
 """Level of a weight that no level masks."""
 
@@ -32,7 +33,7 @@ class WeightRef:
     Equal references are stored once, whatever level or length uses them. ``transposed``: the model stores (cols, rows).
     Without ``packing`` the values and offsets are those of a table whose rows are looked up. ``element``: the name of what the
     layer multiplies; ``dot``: the instruction, of int8. ``smoothed``: the weight by whose calibration the features are smoothed
-    that the layer reads; empty without.
+    that the layer reads; empty without. ``form``: QUADS where its columns are multiplied in fours, empty else.
     """
 
     kind: Kind
@@ -45,6 +46,7 @@ class WeightRef:
     element: str = REAL.dtype
     dot: str = ""
     smoothed: str = ""
+    form: str = ""
 
     @property
     def name(self) -> str:
@@ -52,7 +54,7 @@ class WeightRef:
         kind = "" if self.kind == "raw" else f".{self.kind}"
         bias = f".{self.bias}" if self.kind == "bias" and self.bias else ""
         packing = f".{self.packing}" if self.packing is not None else ""
-        element = f".{ElementType.of(self.element).short}{self.dot}" if self.element != REAL.dtype else ""
+        element = f".{ElementType.of(self.element).short}{self.dot}{self.form}" if self.element != REAL.dtype else ""
         smoothed = f".by.{self.smoothed}" if self.smoothed else ""
         dense = ".dense" if self.dense and self.level != UNPRUNED else ""
         suffix = f".level{self.level}" if self.level != UNPRUNED else ""
@@ -121,6 +123,14 @@ class VariantContext:
         """Return what is asked for of the layer of a weight, or of ATTENTION."""
         kept = any(fnmatchcase(name, glob) for glob in self.keep_float)
         return REAL if kept else self.element
+
+    def table_of(self, name: str) -> str:
+        """Return the first matrix whose columns are in the same order as those of another, empty where that has none."""
+        table = self.matrices[name].backbone.table if name in self.matrices else None
+        if table is None:
+            return ""
+        others = ((n, m.backbone.table) for n, m in self.matrices.items())
+        return next(n for n, other in others if other is not None and np.array_equal(other, table))
 
     def raw(self, name: str) -> WeightRef:
         """Return the reference to a weight as it is, masked where this level prunes it."""

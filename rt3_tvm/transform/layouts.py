@@ -102,7 +102,7 @@ class Layouts:
         self.heads_first: dict[relax.Var, relax.Expr] = {}
         self.score_tiles: dict[relax.Var, relax.Expr] = {}
         self.converted: dict[tuple[relax.Expr, FeatureMajor], relax.Expr] = {}  # by what was converted
-        self.quantised: dict[tuple[relax.Expr, Quantised], QuantisedTensor] = {}
+        self.quantised: dict[tuple[relax.Expr, Quantised, str], QuantisedTensor] = {}
         self.tuples: dict[relax.Var, list[relax.Expr]] = {}  # feature-major fields
         self.bound_tuples: dict[relax.Var, list[relax.Expr]] = {}  # fields of the old module
         self.parameters: dict[str, relax.Var] = {}
@@ -160,26 +160,27 @@ class Layouts:
             self.converted[source, layout] = self.kernel("convert", (shape,), [source], ty)
         return self.converted[source, layout]
 
-    def as_int8(self, expr: relax.Expr, read: Quantised, weight: str) -> QuantisedTensor:
-        """Return a token tensor quantised, once for all layers that read it; by the calibration of the first one's weight."""
+    def as_int8(self, expr: relax.Expr, read: Quantised, weight: str, table: str = "") -> QuantisedTensor:
+        """Return a token tensor quantised, once for all layers that read it so; by the calibration of the first one's weight.
+
+        ``table``: the weight whose order of columns it is written in; empty for their own.
+        """
         source, t = self.as_feature_major(expr), token_shape(expr)
-        if (source, read) not in self.quantised:
-            shape = QuantiseShape.of(t.tiles, t.features, read)
-            types = [
-                tensor(read.lines.shape(t.tiles, t.features), INT8.dtype),
-                tensor((t.tiles, t.layout.token_tile)),
-            ]
+        if (source, read, table) not in self.quantised:
+            places = t.features if table else 0
+            shape = QuantiseShape.of(t.tiles, t.features, read, places)
+            types = [tensor(shape.written, INT8.dtype), tensor((t.tiles, t.layout.token_tile))]
             known = self.context.calibration.get(weight)
             static = known is not None and len(known) == t.features
-            args = (
-                [source, self.parameter(WeightRef("factors", weight), tensor((t.features + 1,)))]
-                if static
-                else [source]
-            )
+            args = [source]
+            if static:
+                args.append(self.parameter(WeightRef("factors", weight), tensor((t.features + 1,))))
+            if table:
+                args.append(self.parameter(WeightRef("table", table), tensor((places,), "int32")))
             made = self.kernel("quantise_static" if static else "quantise", (shape,), args, types)
             steps, scales = (self.builder.emit(relax.TupleGetItem(made, i)) for i in range(2))
-            self.quantised[source, read] = QuantisedTensor(steps, scales, weight if static else "")
-        return self.quantised[source, read]
+            self.quantised[source, read, table] = QuantisedTensor(steps, scales, weight if static else "")
+        return self.quantised[source, read, table]
 
     def as_heads_first(self, expr: relax.Expr) -> relax.Expr:
         """Return the feature-major tensor behind a (batch, heads, length, dim) tensor."""

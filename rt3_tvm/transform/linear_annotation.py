@@ -10,13 +10,17 @@ from rt3_tvm.transform.context import UNPRUNED
 
 @dataclass(frozen=True)
 class Cut:
-    """How a matrix was pruned: blocks and patterns as (rows, cols), the backbone's density, rows of a group, patterns."""
+    """How a matrix was pruned: blocks and patterns as (rows, cols), the backbone's density, rows of a group, patterns.
+
+    ``adjacent``: columns that are kept together.
+    """
 
     block: tuple[int, int]
     block_density: float
     pattern_shape: tuple[int, int]
     group: int
     patterns: int
+    adjacent: int = 1
 
     @classmethod
     def of(cls, matrix: SparseMatrix) -> Self:
@@ -28,6 +32,7 @@ class Cut:
             (shape.rows, shape.cols),
             shape.group,
             len(matrix.patterns.columns),
+            shape.adjacent,
         )
 
 
@@ -60,7 +65,7 @@ class LinearAnnotation:
                 "rt3.pattern_shape": list(self.cut.pattern_shape),
                 "rt3.group": self.cut.group,
                 "rt3.patterns": self.cut.patterns,
-            }
+            } | ({"rt3.adjacent": self.cut.adjacent} if self.cut.adjacent > 1 else {})
         return attrs
 
     @classmethod

@@ -35,7 +35,7 @@ from rt3_tvm.schedules.linear_decisions import (
     padded_kept,
     x_bytes,
 )
-from rt3_tvm.schedules.linear_plan import LinearPlan, TokenCount, layout_of, plan_from, whole_shape
+from rt3_tvm.schedules.linear_plan import LinearPlan, TokenCount, family_of, layout_of, plan_from, whole_shape
 
 ROWS = 16
 """Most rows of a register block that are tried."""
@@ -111,9 +111,10 @@ class LinearSpace:
     def _plans(self, form: Form, tokens: TokenCount) -> list[LinearPlan]:
         """Return the plans with a packing, the one that the model takes to be the fastest first."""
         kind = KINDS.get(self.element, FLOAT)
-        family = ("dense_linear" if form.matrix.dense else "pattern_linear") + kind.suffix
+        family = family_of(form.matrix, self.element)
         layout, plans = layout_of(self.element, tokens), []
-        read = quantised_for(self.cpu, tokens.length, tokens.batch) if self.element is INT8 else None
+        quads = form.matrix.quads
+        read = quantised_for(self.cpu, tokens.length, tokens.batch, quads) if self.element is INT8 else None
         whole = whole_shape(form.matrix, tokens, form.packing, layout, read)
         for parts in kind.splits(whole, read):
             ranked = [kind.ranked(self.cpu, form.packing, part, read) for part in parts]
@@ -222,20 +223,18 @@ def _int8_ranked(
 class Kind:
     """How the plans of an element type are found.
 
-    ``suffix``: of its families. ``packings``: of a matrix. ``splits``: the ways to serve the tiles. ``ranked``: the register
+    ``packings``: of a matrix. ``splits``: the ways to serve the tiles. ``ranked``: the register
     blocks of a packing, the fastest by the model first.
     """
 
-    suffix: str
     packings: Callable[[CpuShape, MatrixShape, ElementType], Iterator[LinearPacking]]
     splits: Callable[[LinearShape, Quantised | None], Iterable[Sequence[LinearShape]]]
     ranked: Callable[[CpuShape, LinearPacking, LinearShape, Quantised | None], list[LinearDecisions]]
 
 
-FLOAT = Kind("", packings, _splits, _ranked)
+FLOAT = Kind(packings, _splits, _ranked)
 KINDS = {
     INT8: Kind(
-        "_int8",
         lambda cpu, matrix, _element: int8_packings(cpu, matrix),
         _int8_splits,
         _int8_ranked,

@@ -1,5 +1,7 @@
 """Kernels of int8 for ARM under qemu, on the core itself: with dot products, without, and on 32-bit ARM."""
 
+from itertools import product
+
 import arm
 import numpy as np
 import pytest
@@ -9,13 +11,14 @@ from rt3_tvm.schedules.cpu import CpuShape
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
 from rt3_tvm.schedules.examples import SMALL
 from rt3_tvm.schedules.int8_linear import int8_kernel
-from rt3_tvm.schedules.int8_plan import choose_int8_packing, int8_cycles, int8_shape, kernels
+from rt3_tvm.schedules.int8_plan import choose_int8_packing, int8_cycles, int8_shape, kernels, takes_quads
 from rt3_tvm.schedules.layout import INT8
 from rt3_tvm.schedules.linear_decisions import LinearPacking, MatrixShape
 from rt3_tvm.schedules.linear_plan import TokenCount, plan_of_family
 from tests.arm.conftest import skips_without_tools
 from tests.arm.kernels import CORES, run_under_qemu
 from tests.kernels.test_int8 import columns_of, exact, few_kernels
+from tests.kernels.test_quads import quads_of
 
 DOTS = {"A76": "sdot", "A53": "smull", "A7": "vmull"}
 
@@ -24,7 +27,8 @@ DOTS = {"A76": "sdot", "A53": "smull", "A7": "vmull"}
 def test_rows_compute_their_references(core, tmp_path):
     cpu, calls, wanted = CpuShape.of(arm.cluster_of(core)), [], []
     assert cpu.dot == DOTS[core]
-    for family in ("quantise", "quantise_static", "pattern_linear_int8", "dense_linear_int8", "few_token_linear_int8"):
+    families = ("quantise", "quantise_static", "pattern_linear_int8", "dense_linear_int8", "few_token_linear_int8")
+    for family in (*families, *(("quad_linear_int8",) if takes_quads(cpu) else ())):
         example = SCHEDULES[family].example(cpu, SMALL)
         func = kernel(family, *example.arguments)
         outputs = [np.zeros([int(d) for d in p.ty.shape], str(p.ty.dtype)) for p in func.params[len(example.inputs) :]]
@@ -44,13 +48,16 @@ def test_sums_are_exact(rng, core, tmp_path):
     cpu, rows, cols = CpuShape.of(arm.cluster_of(core)), 16, 40
     largest = DOT_PRODUCTS[cpu.dot].largest
     calls, wanted = [], []
-    for group in (1, 2, 4, 8, rows):
-        columns = columns_of(rng, rows, cols, 27, group)
+    for group, quads in (
+        *((v, False) for v in (1, 2, 4, 8, rows)),
+        *((v, True) for v in (1, 2, 4, 8) if takes_quads(cpu)),
+    ):
+        columns = quads_of(rng, rows, cols, 7, group) if quads else columns_of(rng, rows, cols, 27, group)
         tokens = rng.integers(-127, 128, (64, cols)).astype(np.int8)
         numbers = rng.integers(-largest, largest + 1, (rows, cols))
         tokens[:20], numbers[:8] = -127, largest
-        packing = choose_int8_packing(cpu, MatrixShape(rows, cols, columns.shape[1], group))
-        matrix, tiles, arrays, want = exact(cpu, tokens, numbers, columns, packing)
+        packing = choose_int8_packing(cpu, MatrixShape(rows, cols, columns.shape[1], group, quads))
+        matrix, tiles, arrays, want = exact(cpu, tokens, numbers, columns, packing, quads=quads)
         for k in kernels(cpu, int8_shape(cpu, matrix, packing, tiles), packing):
             y = np.full((tiles, rows, 16), np.nan, np.float32)
             calls.append(("pattern_linear_int8", int8_kernel(k, cpu), [*arrays, y]))
@@ -68,13 +75,15 @@ def test_sums_of_a_handful_of_tokens_are_exact(rng, core, tmp_path):
     cpu, rows, cols = CpuShape.of(arm.cluster_of(core)), 16, 40
     largest = DOT_PRODUCTS[cpu.dot].largest
     calls, wanted = [], []
-    for group, length in ((1, 2), (4, 1), (4, 5), (8, 1), (8, 3), (rows, 2), (rows, 8)):
-        columns = columns_of(rng, rows, cols, 27, group)
+    any_columns = [(v, n, False) for v, n in ((1, 2), (4, 1), (4, 5), (8, 1), (8, 3), (rows, 2), (rows, 8))]
+    in_quads = [(v, n, True) for v, n in ((1, 2), (4, 1), (4, 5), (8, 3)) if takes_quads(cpu)]
+    for group, length, quads in (*any_columns, *in_quads):
+        columns = quads_of(rng, rows, cols, 7, group) if quads else columns_of(rng, rows, cols, 27, group)
         tokens = rng.integers(-127, 128, (16, cols)).astype(np.int8)
         numbers = rng.integers(-largest, largest + 1, (rows, cols))
         tokens[0], numbers[:8] = -127, largest
         packing = LinearPacking(min(group, 4), 1, 2)
-        matrix, _, arrays, want = exact(cpu, tokens, numbers, columns, packing)
+        matrix, _, arrays, want = exact(cpu, tokens, numbers, columns, packing, quads=quads)
         for family, func, served in few_kernels(cpu, matrix, packing, length):
             calls.append((family, func, [*arrays, np.full((1, rows, 16), np.nan, np.float32)]))
             wanted.append(np.where(np.arange(16)[:, None] < served, want, 0))
@@ -101,13 +110,18 @@ def test_a_loop_for_one_token_stores_nothing_to_the_stack(core, group):
         assert any(one.name == cpu.dot for one in function.instructions)
 
 
-@pytest.mark.parametrize("group", [0, 1, 2, 4, 8])
-@pytest.mark.parametrize("core", ["A76", "A55", "X1", "A53"])
-def test_no_inner_loop_stores_to_the_stack(core, group):
+@pytest.mark.parametrize(
+    ("core", "group", "quads"),
+    [
+        *product(["A76", "A55", "X1", "A53"], [0, 1, 2, 4, 8], [False]),
+        *product(["A76", "A55", "X1"], [1, 2, 4, 8], [True]),
+    ],
+)
+def test_no_inner_loop_stores_to_the_stack(core, group, quads):
     cluster = arm.cluster_of(core)
     cpu = CpuShape.of(cluster)
     for rows, cols in ((384, 384), (1536, 384), (384, 1536)):
-        matrix = MatrixShape(rows, cols, cols // 4, group) if group else MatrixShape.dense_of(rows, cols)
+        matrix = MatrixShape(rows, cols, cols // 4, group, quads) if group else MatrixShape.dense_of(rows, cols)
         packing = choose_int8_packing(cpu, matrix)
         shape = int8_shape(cpu, matrix, packing, 8)
         best = min(kernels(cpu, shape, packing), key=lambda k: int8_cycles(cpu, k))
@@ -116,3 +130,4 @@ def test_no_inner_loop_stores_to_the_stack(core, group):
             (function,) = arm.code_of([marked], cluster).values()
         assert function.loops and not function.stack_stores_in_loops
         assert any(one.name == cpu.dot for one in function.instructions)
+        assert not quads or not any(one.stem.startswith("zip") for one in function.instructions)

@@ -109,9 +109,10 @@ def test_the_whole_path(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("quads", [(), ("--quads",)], ids=["any", "quads"])
 @pytest.mark.parametrize("element", host().elements, ids=lambda element: element.dtype)
-def test_bench_linear_json(element):
-    sizes = ("--rows", 96, "--cols", 64, "--tokens", 20, "--sparsity", 0.75, "--group", 4)
+def test_bench_linear_json(element, quads):
+    sizes = ("--rows", 96, "--cols", 64, "--tokens", 20, "--sparsity", 0.75, "--group", 4, *quads)
     _, out, _ = rt3("bench", "linear", *sizes, "--dtype", element.dtype, "--json", check=0)
     facts = json.loads(out)
     assert {"ours_ms", "dense_ms", "dense_name", "speedup", "sparsity", "group", "max_abs_err"} <= facts.keys()

@@ -45,7 +45,7 @@ def weight(kind, name, bias="", level=-1, packing=(), transposed=False):
 
 def plan(family, matrix, packing):
     """Return a plan of 4 tokens, chosen by nobody."""
-    part = LinearPart(LinearShape(1, *matrix.__dict__.values()), LinearDecisions(2))
+    part = LinearPart(LinearShape(1, matrix.rows, matrix.cols, matrix.kept, matrix.group), LinearDecisions(2))
     return LinearPlan(family, FEATURE_MAJOR, matrix, TokenCount(1, 4), packing, (part,))
 
 

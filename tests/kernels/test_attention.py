@@ -67,9 +67,12 @@ def test_keys(rng, batch, length, heads, dim, biased):
     check(rng, shape, padding(rng, batch, 1, length) if biased else None)
 
 
-@pytest.mark.parametrize("length", [128, 100, 33, 7])
+BANDS = [(None, 0), (8, 8), (0, 0), (20, 0), (40, 3), (None, 17), (5, None)]
+
+
 @pytest.mark.parametrize(
-    ("left", "right"), [(None, 0), (8, 8), (0, 0), (20, 0), (40, 3), (None, 17), (5, None)], ids=str
+    ("length", "left", "right"),
+    [(length, *band) for length in (100, 33) for band in BANDS] + [(n, *band) for n in (128, 7) for band in BANDS[:2]],
 )
 def test_bands(rng, length, left, right):
     mask = StaticMask.band(length, length, left, right)

@@ -192,7 +192,7 @@ def test_each_row_counts_what_a_call_does(family):
     """Operations against the sizes of the example, bytes against its arrays."""
     (example, func), row, s = example_of(family), SCHEDULES[family], SMALL
     padded, kept = 2 * 32, {"dense_linear": 32, "few_token_linear": 8, "pattern_linear": 8}
-    kept |= {"dense_linear_int8": 32, "few_token_linear_int8": 8, "pattern_linear_int8": 8}
+    kept |= {"dense_linear_int8": 32, "few_token_linear_int8": 8, "pattern_linear_int8": 8, "quad_linear_int8": 8}
     flops = {
         **{
             name: 2 * s.rows * columns * (FEW if name.startswith("few_token") else padded)

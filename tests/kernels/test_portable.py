@@ -118,7 +118,7 @@ def test_spelt_out_it_is_the_same(rng, name, monkeypatch):
     native = INSTRUCTIONS[name].is_native(architecture(TARGET), features_of(TARGET))
     if not native and name not in REFERENCES:
         pytest.skip(f"this machine lacks {name}, and there is no reference of it")
-    for _ in range(3):
+    for _ in range(2):
         arrays = inputs_of(name, rng)
         with monkeypatch.context() as patch:
             patch.setattr(Instruction, "is_native", lambda *_: False)

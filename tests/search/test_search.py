@@ -114,31 +114,34 @@ def test_children_that_all_diverge_are_said_to(tmp_path, monkeypatch):
 
 
 VARIANTS = {
-    "random": {"search": "random"},
-    "evolution": {"search": "evolution"},
-    "none by deadline": {"search": "none", "block_sparsity": None},
-    "none by sparsity": {"search": "none", "sparsity": (0.4, 0.6, 0.8), "deadline_s": 0.0, "alone": True},
-    "search at given sparsities": {"sparsity": (0.6, 0.7, 0.8), "deadline_s": 0.0},
-    "gradual blocks": {"block": "gradual", "epochs": (0, 2, 0, 1)},
-    "random blocks": {"block": "random", "search": "none"},
-    "one-shot, magnitude": {"block": "one-shot", "pattern": "magnitude", "block_sparsity_of": (("decoder*", 0.5),)},
-    "random patterns": {"pattern": "random", "search": "none"},
-    "at once, whole gradients": {"gradual": False, "masked_gradients": False, "search": "none"},
-    "bfloat16": {"precision": "bfloat16", "search": "none"},
-    "labels alone": {"distillation": 0.0, "search": "none"},
-    "rows grouped": {"group_rows": True, "groups": (4,), "search": "none"},
-    "no energy": {
+    "random, no energy": {
+        "search": "random",
         "reward": RewardOptions(runs_weight=0.0),
         "device": "raspberrypi4",
         "power": None,
         "deadline_s": 0.03,
     },
-    "two levels": {
+    "evolution": {"search": "evolution"},
+    "none by deadline": {"search": "none", "block_sparsity": None},
+    "none by sparsity": {"search": "none", "sparsity": (0.4, 0.6, 0.8), "deadline_s": 0.0, "alone": True},
+    "search at given sparsities": {"sparsity": (0.6, 0.7, 0.8), "deadline_s": 0.0},
+    "gradual blocks": {"block": "gradual", "epochs": (0, 2, 0, 1)},
+    "one-shot, magnitude": {"block": "one-shot", "pattern": "magnitude", "block_sparsity_of": (("decoder*", 0.5),)},
+    "random blocks and patterns": {"block": "random", "pattern": "random", "search": "none"},
+    "at once, whole gradients, rows grouped": {
+        "gradual": False,
+        "masked_gradients": False,
+        "group_rows": True,
+        "groups": (4,),
+        "search": "none",
+    },
+    "bfloat16, labels alone": {"precision": "bfloat16", "distillation": 0.0, "search": "none"},
+    "two levels by a small controller": {
         "frequencies": (1.4e9, 0.8e9),
         "level_weights": (0.6, 0.4),
         "reward": RewardOptions(shares=(0.6, 0.4)),
+        "controller": ControllerOptions(hidden=8, entropy=0.1),
     },
-    "controller": {"controller": ControllerOptions(hidden=8, entropy=0.1)},
 }
 
 

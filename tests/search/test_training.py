@@ -10,7 +10,7 @@ import torch
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.export import LinearLayer, find_linears
 from rt3_tvm.pattern import PatternRecipe, PatternShape, cut_backbone, cut_patterns, most_kept
-from rt3_tvm.search.block_pruning import GroupLasso, cut_backbones, ratios_of
+from rt3_tvm.search.block_pruning import Blocks, GroupLasso, cut_backbones, ratios_of
 from rt3_tvm.search.phases import risen, whole
 from rt3_tvm.search.row_grouping import find_free_rows, group_rows, similar_order
 from rt3_tvm.search.training import MaskedModel, Trainer, TrainOptions, masks_of
@@ -20,6 +20,10 @@ from rt3_tvm.tasks import load_task
 @pytest.fixture(scope="module")
 def tiny():
     return load_task("lm", None, "random-lm-tiny")
+
+
+def blocks_of(rows, adjacent=1):
+    return Blocks(rows, PatternShape(1, 16, 1, adjacent))
 
 
 def masks_at(model, names, density):
@@ -156,7 +160,7 @@ def test_distillation_pulls_towards_the_teacher(tiny):
 def test_group_lasso_is_the_sum_of_weighted_norms():
     torch.manual_seed(0)
     model = torch.nn.Linear(6, 5, bias=False)
-    lasso = GroupLasso([LinearLayer("weight", (5, 6))], 2, 0.1)
+    lasso = GroupLasso([LinearLayer("weight", (5, 6))], blocks_of(2), 0.1)
     lasso.reweight(model)
     w = model.weight.detach().double().numpy()
     norms = np.array([np.sqrt((w[r : r + 2] ** 2).sum(0)) for r in (0, 2, 4)])
@@ -167,22 +171,36 @@ def test_group_lasso_is_the_sum_of_weighted_norms():
     assert float(lasso(model).detach()) == pytest.approx(0.2 * (weights * norms).sum(), rel=1e-5)
 
 
+def test_group_lasso_of_quads_draws_four_columns_together():
+    torch.manual_seed(0)
+    layers = [LinearLayer("weight", (5, 8)), LinearLayer("other", (5, 6))]
+    model = torch.nn.Module()
+    model.weight, model.other = (torch.nn.Parameter(torch.randn(5, n)) for n in (8, 6))
+    lasso = GroupLasso(layers, blocks_of(5, 4), 0.1)
+    lasso.reweight(model)
+    for name, together in (("weight", 4), ("other", 1)):  # 6 columns are no whole quads
+        w = model.get_parameter(name).detach().double().numpy()
+        norms = np.sqrt((w**2).sum(0).reshape(-1, together).sum(1))
+        wanted = norms.mean() / (norms + 1e-3 * norms.mean())
+        np.testing.assert_allclose(lasso.weights[name].numpy()[0], wanted, rtol=1e-5)
+
+
 def test_backbones_keep_the_columns_of_the_largest_norm():
     rng = np.random.default_rng(0)
     w = rng.standard_normal((10, 8)).astype(np.float32)
     layer = LinearLayer("w", (10, 8))
-    backbone = cut_backbones([layer], {"w": w}, {"w": 0.5}, 4)["w"]
+    backbone = cut_backbones([layer], {"w": w}, {"w": 0.5}, blocks_of(4))["w"]
     mask = whole({"w": backbone})["w"].numpy()
     for start in (0, 4, 8):
         norms = (w[start : start + 4] ** 2).sum(0)
         kept = set(np.argsort(-norms)[:4])
         assert all((mask[start : start + 4, c] == (c in kept)).all() for c in range(8))
     transposed = LinearLayer("w", (10, 8), transposed=True)
-    turned = cut_backbones([transposed], {"w": w.T.copy()}, {"w": 0.5}, 4)
+    turned = cut_backbones([transposed], {"w": w.T.copy()}, {"w": 0.5}, blocks_of(4))
     assert (whole(turned)["w"].numpy() == mask.T).all()
-    halfway = cut_backbones([layer], {"w": w}, {"w": 0.5}, 4, part=0.5)["w"]
+    halfway = cut_backbones([layer], {"w": w}, {"w": 0.5}, blocks_of(4), part=0.5)["w"]
     assert halfway.columns.shape[1] == 6
-    at_random = cut_backbones([layer], {"w": w}, {"w": 0.5}, 4, seed=1)["w"]
+    at_random = cut_backbones([layer], {"w": w}, {"w": 0.5}, blocks_of(4), seed=1)["w"]
     assert at_random.columns.shape == backbone.columns.shape
     assert (at_random.columns != backbone.columns).any()
 
@@ -205,8 +223,10 @@ def test_weights_of_three_axes_are_pruned_as_matrices(transposed):
     shape = (10, 8) if transposed else (8, 10)
     layer, flat = LinearLayer("weight", shape, transposed), model.weight.detach().reshape(8, 10).numpy()
     matrix = flat.T if transposed else flat
-    backbone = cut_backbones([layer], {"weight": model.weight.detach().numpy()}, {"weight": 0.5}, 4)["weight"]
-    same = cut_backbones([LinearLayer("w", shape)], {"w": matrix}, {"w": 0.5}, 4)["w"]
+    backbone = cut_backbones([layer], {"weight": model.weight.detach().numpy()}, {"weight": 0.5}, blocks_of(4))[
+        "weight"
+    ]
+    same = cut_backbones([LinearLayer("w", shape)], {"w": matrix}, {"w": 0.5}, blocks_of(4))["w"]
     assert (backbone.columns == same.columns).all()
     kept = same.mask().T if transposed else same.mask()
     x = torch.randn(3, 8)
@@ -218,7 +238,7 @@ def test_weights_of_three_axes_are_pruned_as_matrices(transposed):
         plain.weight.copy_(torch.from_numpy(matrix.copy()))
     losses = []
     for module, own in ((model, layer), (plain, LinearLayer("weight", shape))):
-        lasso = GroupLasso([own], 2, 0.1)
+        lasso = GroupLasso([own], blocks_of(2), 0.1)
         lasso.reweight(module)
         losses.append(float(lasso(module).detach()))
     assert losses[0] == pytest.approx(losses[1])

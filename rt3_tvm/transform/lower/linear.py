@@ -6,7 +6,7 @@ from typing import Any
 from tvm import relax
 
 from rt3_tvm.transform.composites import Composite, static_shape
-from rt3_tvm.transform.context import WeightRef
+from rt3_tvm.transform.context import QUADS, WeightRef
 from rt3_tvm.transform.layouts import Arguments, Layouts, Tokens, tensor, token_shape
 from rt3_tvm.transform.linear_annotation import LinearAnnotation
 
@@ -18,7 +18,8 @@ def lower_linear(lowering: Layouts, var: relax.Var, row: Composite, func: relax.
         return False
     plan, t = annotation.plan, token_shape(args["x"])
     if plan.quantised:
-        read = lowering.as_int8(args["x"], plan.quantised, annotation.matrix)
+        table = lowering.context.table_of(annotation.matrix) if plan.matrix.quads else ""
+        read = lowering.as_int8(args["x"], plan.quantised, annotation.matrix, table)
         x, beside, smoothed = read.steps, [read.scales], read.smoothed
     else:
         x, beside, smoothed = lowering.as_layout(args["x"], plan.layout), [], ""
@@ -39,11 +40,12 @@ def _weights(
     """Return what is packed of a weight, as the plan says: values, offsets and bias, and what values of int8 have besides."""
     plan = annotation.plan
     dot = plan.quantised.dot if plan.quantised else ""
+    form = QUADS if plan.matrix.quads else ""
     bias = lowering.context.parameters[args["bias"].name] if "bias" in args else ""
 
     def weight(kind: Any, shape: tuple[int, ...], dtype: str) -> relax.Var:
         dense, element = plan.matrix.dense, plan.element.dtype
-        facts = annotation.level, plan.packing, dense, row.transposed, element, dot, smoothed
+        facts = annotation.level, plan.packing, dense, row.transposed, element, dot, smoothed, form
         ref = WeightRef(kind, annotation.matrix, bias, *facts)
         return lowering.parameter(ref, tensor(shape, dtype))
 
