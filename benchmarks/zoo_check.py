@@ -308,7 +308,8 @@ def cases(model: torch.nn.Module, length: int) -> Iterator[tuple[str, Inputs]]:
 def _text(model: torch.nn.Module, tokens: int, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return ids without special tokens, padded in the second row, and their mask."""
     config = model.config.get_text_config()
-    padding = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
+    padding = getattr(config, "pad_token_id", None)
+    padding = padding if isinstance(padding, int) else 0
     special = {v for k, v in vars(config).items() if k.endswith("token_id") and isinstance(v, int)} | {padding}
     ids = rng.choice(np.setdiff1d(np.arange(config.vocab_size), list(special)), (BATCH, tokens)).astype(np.int64)
     mask = np.ones_like(ids)

@@ -378,6 +378,8 @@ SWIN = {
     "patch_size": 4,
 }
 
+MULTIMODAL_ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
+
 SPECIAL: dict[str, dict[str, Any]] = {
     "BridgeTowerTextConfig": {"hidden_size": 64},
     "CohereCompassTextConfig": {
@@ -398,6 +400,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "EsmcConfig": {"num_key_value_heads": 4},
     "FalconH1Config": {"mamba_d_ssm": 128},
     "FocalNetConfig": {"embed_dim": 24},
+    "FunnelConfig": {"block_sizes": [1, 1, 1], "num_decoder_layers": 1, "d_head": 16},
     "Gemma3nTextConfig": {"intermediate_size": [96, 96], "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 16},
     "Glm5NextTextConfig": {"num_key_value_heads": 4},
     "GPTNeoConfig": {"attention_types": [[["global", "local"], 1]]},
@@ -417,6 +420,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "Swinv2Config": {"embed_dim": 48, "window_size": 2},
     "SwinConfig": SWIN,
+    "Qwen2VLTextConfig": MULTIMODAL_ROTARY,
+    "Qwen2_5_VLTextConfig": MULTIMODAL_ROTARY,
+    "Glm4vTextConfig": MULTIMODAL_ROTARY,
+    "GlmOcrTextConfig": MULTIMODAL_ROTARY,
+    "GlmImageTextConfig": MULTIMODAL_ROTARY,
+    "Qwen3NextConfig": {"layer_types": ["linear_attention", "full_attention"]},
+    "Qwen3_5TextConfig": {"layer_types": ["linear_attention", "full_attention"]},
+    "XmodConfig": {"default_language": "en_XX"},
     "ZambaConfig": {"layers_block_type": ["mamba", "hybrid"]},
     "Zamba2Config": {"layers_block_type": ["mamba", "hybrid"]},
 }

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from rt3_tvm import schema
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.files import open_regular
-from rt3_tvm.pattern import SparseMatrix
+from rt3_tvm.pattern import SparseMatrix, as_matrix
 
 _SIZE = schema.integer(1)
 _STAMP = schema.record(shape=schema.list_of(schema.integer(0)), dtype=schema.text, sha256=schema.text)
@@ -117,7 +117,7 @@ def check_matrix(name: str, matrix: SparseMatrix, weight: np.ndarray) -> None:
     """
     backbone, patterns, shape = matrix.backbone, matrix.patterns.columns, matrix.patterns.shape
     rows, cols = backbone.shape
-    stored = weight.T if backbone.transposed else weight.reshape(len(weight), -1) if weight.ndim else weight
+    stored = as_matrix(weight, backbone.transposed) if weight.ndim else weight
     _expect(f"weight '{name}'", stored.shape == (rows, cols), stored.shape, (rows, cols))
     _expect(f"{name}: group {shape.group}", rows % shape.group == 0, rows, "a multiple of it")
     _expect(

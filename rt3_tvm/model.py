@@ -408,7 +408,12 @@ def inputs_of(model: torch.nn.Module) -> tuple[InputSpec, ...]:
     taken = inspect.signature(model.forward).parameters
     if "input_ids" not in taken:
         return (_fixed_input(model, next((n for n in FIXED_INPUTS if n in taken), "input_ids")),)
-    specs = [InputSpec("input_ids", config.vocab_size, fill=config.pad_token_id or 0)]
+    words = getattr(config, "vocab_size", None)
+    if words is None:
+        raise Rt3Error(
+            f"{type(model).__name__}: its configuration has no vocab_size, so what its ids may be is not known"
+        )
+    specs = [InputSpec("input_ids", words, fill=getattr(config, "pad_token_id", None) or 0)]
     if "attention_mask" in taken:
         specs.append(InputSpec("attention_mask", 2, mask=True))
     if getattr(config, "type_vocab_size", 0) > 1 and "token_type_ids" in taken:

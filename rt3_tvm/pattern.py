@@ -99,6 +99,16 @@ class PatternSet:
         return self.kept / self.shape.cols
 
 
+def as_matrix(stored: Floats, transposed: bool = False) -> Floats:
+    """Return a weight as (rows, cols) of the form in which a model stores it.
+
+    Its first axis is one side, the others are the other one together: kernels of convolutions, projections to heads and of
+    them. ``transposed``: the first axis is the columns.
+    """
+    flat = stored.reshape(len(stored), -1)
+    return flat.T if transposed else flat
+
+
 @dataclass(frozen=True, eq=False)
 class Backbone:
     """What block pruning leaves of a matrix: ``columns`` (block rows, kept columns), ascending, of each block row.
@@ -123,7 +133,12 @@ class Backbone:
 
     def oriented(self, weight: Floats) -> Floats:
         """Return a weight that the model stores as (rows, cols)."""
-        return weight.T if self.transposed else weight
+        return as_matrix(weight, self.transposed)
+
+    def stored(self, matrix: Floats | Bools, shape: tuple[int, ...] = ()) -> Floats | Bools:
+        """Return a matrix (rows, cols) as the model stores the weight, there of ``shape`` where it has more than two axes."""
+        own = matrix.T if self.transposed else matrix
+        return own.reshape(shape) if shape else own
 
     @property
     def density(self) -> float:
@@ -189,8 +204,7 @@ class SparseMatrix:
 
     def masked(self, weight: Floats) -> Floats:
         """Return a weight, as the model stores it, with what is not kept set to zero."""
-        mask = self.mask()
-        return weight * (mask.T if self.backbone.transposed else mask)
+        return weight * self.backbone.stored(self.mask(), weight.shape)
 
     @property
     def density(self) -> float:

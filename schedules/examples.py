@@ -21,6 +21,7 @@ from rt3_tvm.schedules.linear_plan import TokenCount, plan_of_family
 from rt3_tvm.schedules.matmul import BatchIndex, MatmulShape, register_block
 from rt3_tvm.schedules.packing import pack_linear
 from rt3_tvm.schedules.quantise import QuantiseShape
+from rt3_tvm.schedules.relative_scores import RelativeShape, position_block
 
 VOCABULARY = 1000
 FEW = 2
@@ -164,6 +165,22 @@ def attention_float16(cpu: CpuShape, s: Sizes) -> Example:
     shape, _ = example.arguments
     half = cpu if FLOAT16 in cpu.elements else replace(cpu, costs=(*cpu.costs, (FLOAT16, cpu.cost(REAL))))
     return Example((replace(shape, element=FLOAT16), half), example.inputs)
+
+
+def relative_scores(cpu: CpuShape, s: Sizes) -> Example:
+    """Scores that are shifted by two positions a query, with all that can be added and multiplied."""
+    keys = s.length + 3
+    positions = 2 * s.length + keys + 1
+    one, each = (1, 1), (s.batch, s.heads)
+    shape = RelativeShape(
+        s.batch, s.length, s.heads, s.dim, positions, keys, 2, s.dim**-0.5, True, (s.batch, 1), one, each
+    )
+    r = FEATURE_MAJOR.pack(_numbers(1, positions, s.features))
+    flags = (FEATURE_MAJOR.pack(_numbers(s.batch, s.length, keys)) > 0).astype(REAL.dtype)
+    segments = FEATURE_MAJOR.pack(_numbers(s.batch * s.heads, s.length, 2))
+    gate = FEATURE_MAJOR.pack(_numbers(1, s.length, keys))
+    bias = FEATURE_MAJOR.pack(_numbers(s.batch * s.heads, s.length, keys))
+    return Example((shape, position_block(shape, cpu)), [_tokens(s), r, flags, segments, gate, bias])
 
 
 def matmul(cpu: CpuShape, s: Sizes) -> Example:

@@ -28,6 +28,7 @@ from rt3_tvm.schedules.matmul import matmul, schedule_matmul
 from rt3_tvm.schedules.pattern_linear import schedule_linear
 from rt3_tvm.schedules.quantise import quantise
 from rt3_tvm.schedules.quantise_static import quantise_static
+from rt3_tvm.schedules.relative_scores import relative_scores, schedule_relative_scores
 from rt3_tvm.schedules.rotary import rotary, rotary_flops, schedule_rotary
 
 KERNEL_ATTR = "rt3.kernel"
@@ -157,6 +158,15 @@ SCHEDULES: dict[str, KernelFamily] = {
         example=examples.attention_float16,
         reference=references.attention,
         tolerance=2.0**-6,  # its values are up to 8
+    ),
+    "relative_scores": KernelFamily(
+        summary="scores of relative positions, shifted along diagonals",
+        algorithm=relative_scores,
+        schedule=lambda f, c: schedule_relative_scores(f, _lanes(f, c)),
+        flops=lambda shape, block: shape.flops(block),
+        example=examples.relative_scores,
+        reference=references.relative_scores,
+        tolerance=1e-4,
     ),
     "matmul": KernelFamily(
         summary="products of run-time tensors",

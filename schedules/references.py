@@ -19,6 +19,7 @@ from rt3_tvm.schedules.layout import FEATURE_MAJOR, FeatureMajor
 from rt3_tvm.schedules.linear_plan import LinearPart, LinearPlan
 from rt3_tvm.schedules.matmul import MatmulShape
 from rt3_tvm.schedules.quantise import QuantiseShape
+from rt3_tvm.schedules.relative_scores import RelativeShape
 
 Arrays = list[np.ndarray]
 
@@ -109,6 +110,29 @@ def attention(shape: AttentionShape, _cpu: CpuShape, q: Any, k: Any, v: Any, key
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return [layout.pack(np.einsum("bhqk,bkhd->bqhd", weights, values).reshape(shape.batch, padded, -1))]
+
+
+def relative_scores(shape: RelativeShape, _block: int, *inputs: Any) -> Arrays:
+    """(q r^T shifted as models shift it + one of two scores of a query) * gate * factor + bias; 0 where queries only pad."""
+    layout, (batch, heads, length, keys) = shape.layout, (shape.batch, shape.heads, shape.queries, shape.keys)
+
+    def unpacked(tiles: np.ndarray, of: tuple[int, int] | None = None) -> np.ndarray:
+        of = of or (batch, heads)
+        return layout.unpack(tiles, of[0] * of[1], length).reshape(*of, length, -1).astype(np.float64)
+
+    q, r, flags, segments, gate, bias = inputs
+    count = 1 if shape.shared else batch
+    queries = layout.unpack(q, batch, length).reshape(batch, length, heads, shape.dim).astype(np.float64)
+    places = layout.unpack(r, count, shape.positions).reshape(count, shape.positions, heads, shape.dim)
+    scores = np.einsum("bqhd,bphd->bhqp", queries, np.broadcast_to(places, (batch, *places.shape[1:])))
+    scores = scores.reshape(batch, heads, shape.positions, length)[:, :, shape.shift :]
+    scores = scores.reshape(batch, heads, length, -1)[..., :keys]
+    if shape.segments:
+        pair = unpacked(segments)
+        scores = scores + np.where(unpacked(flags, shape.segments) > 0, pair[..., 1:], pair[..., :1])
+    scores = scores * (unpacked(gate, shape.gate) if shape.gate else 1) * shape.factor
+    scores = scores + (unpacked(bias, shape.bias) if shape.bias else 0)
+    return [layout.pack(scores.reshape(batch * heads, length, keys))]
 
 
 def matmul(shape: MatmulShape, _block: tuple[int, int], a: Any, b: Any) -> Arrays:

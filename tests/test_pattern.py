@@ -44,6 +44,19 @@ def test_one_pattern_per_block_keeps_the_largest_weights():
         assert set(np.flatnonzero(matrix.mask()[row, col : col + 4])) == set(np.argsort(block)[-2:])
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_of_three_axes_is_masked_as_its_matrix(transposed):
+    """(hidden, heads, head size): projections to heads store their columns first, those of heads their rows."""
+    stored = weights(16, 24).reshape(16, 4, 6)
+    w = stored.reshape(16, 24).T if transposed else stored.reshape(16, 24)
+    backbone = cut_backbone(w, 0.25, 8, transposed)
+    np.testing.assert_array_equal(backbone.oriented(stored), w)
+    matrix = cut_patterns(w, backbone, PatternRecipe(PatternShape(4, 8, 4), 4), 0.5)
+    masked = matrix.masked(stored)
+    assert masked.shape == stored.shape
+    np.testing.assert_array_equal(backbone.oriented(masked), w * matrix.mask())
+
+
 @pytest.mark.parametrize("group", [1, 2, 4])
 @pytest.mark.parametrize("block_sparsity", [0.0, 0.3])
 def test_mask_is_grouped_balanced_and_inside_the_backbone(group, block_sparsity):

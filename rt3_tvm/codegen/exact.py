@@ -120,11 +120,8 @@ class ExactWalk:
         return self.walk.read(place, ty)
 
     def _quantiser(self, step: Step, func: tirx.PrimFunc) -> None:
-        x, lines, scales = (
-            self.walk.read(place, p.ty)
-            for place, p in zip(step.args, func.params, strict=True)
-            if place.segment == "workspace"
-        )
+        # What is read can be a constant: positions that a layer multiplies.
+        x, lines, scales = (self.walk.read(step.args[i], func.params[i].ty) for i in (0, -2, -1))
         layout = DOT_PRODUCTS[self.cpu.dot].lines(lines.shape[2], QUADS_ATTR in func.attrs)
         real, placed = _tokens(_served(x, func)), _tokens(layout.unpack(lines, len(x)))
         whole = np.isfinite(real).all(axis=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rt3_tvm.checkpoint import Checkpoint
-from rt3_tvm.pattern import SparseMatrix
+from rt3_tvm.pattern import SparseMatrix, as_matrix
 from rt3_tvm.runtime.check import SHARED
 from rt3_tvm.schedules.dot_products import DOT_PRODUCTS
 from rt3_tvm.schedules.int8_packing import PackedInt8, pack_int8, smoothing, static_factors
@@ -101,8 +101,7 @@ class WeightStore:
 
     def multiplied(self, ref: WeightRef) -> np.ndarray:
         """Return the (rows, cols) that a linear layer multiplies by, masked where its level prunes it."""
-        weight = self.checkpoint.weights[ref.weight]
-        weight = weight.T if ref.transposed else weight.reshape(weight.shape[0], -1)
+        weight = as_matrix(self.checkpoint.weights[ref.weight], ref.transposed)
         return weight if ref.level == UNPRUNED else weight * self._matrix(ref).mask()
 
     def table(self, name: str) -> np.ndarray:

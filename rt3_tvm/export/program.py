@@ -16,6 +16,7 @@ from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export.bfloat16 import rewrite_bfloat16
 from rt3_tvm.export.complex_numbers import rewrite_complex
 from rt3_tvm.export.decompositions import DECOMPOSITIONS
+from rt3_tvm.export.einsum import spell_out_einsum
 from rt3_tvm.export.experts import experts_unrolled
 from rt3_tvm.export.masks import separate_masks
 from rt3_tvm.export.spelt_out import rewrite_spelt_out, take_last_present
@@ -145,8 +146,9 @@ def export(
     """
     examples = example_inputs(specs or inputs_of(model), batch, length)
     with torch.no_grad(), quiet(), experts_unrolled(model):
-        program = _decomposed(torch.export.export(ExportForm(model), (), examples))
-        module = _fold_constants(program.module())
+        program = torch.export.export(ExportForm(model), (), examples)
+        spelt_out = spell_out_einsum(program)
+        module = _fold_constants(_decomposed(program, spelt_out).module())
         separate_masks(module)
         rewrite_spelt_out(module)
         take_last_present(module)
@@ -155,13 +157,16 @@ def export(
         return _decomposed(torch.export.export(module, (), examples))
 
 
-def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+def _decomposed(program: torch.export.ExportedProgram, changed: bool = False) -> torch.export.ExportedProgram:
+    """Return a program taken apart; ``changed``: it was rewritten, so that nodes must be traced to have values."""
     table = torch.export.default_decompositions()
     for operator in KEPT_WHOLE:
         table.pop(operator, None)
     for operator, decomposition in DECOMPOSITIONS.items():
         table[operator] = decomposition
-    if any(_is_to_be_taken_apart(node.target, table) for node in program.graph.nodes if node.op == "call_function"):
+    if changed or any(
+        _is_to_be_taken_apart(node.target, table) for node in program.graph.nodes if node.op == "call_function"
+    ):
         return program.run_decompositions(table)
     # A graph that was taken apart before: PyTorch would trace it twice more to see that there is nothing to do.
     program.graph.eliminate_dead_code()
@@ -258,17 +263,41 @@ def find_linears(model: torch.nn.Module) -> list[LinearLayer]:
 def linears_in(program: torch.export.ExportedProgram) -> list[LinearLayer]:
     """Return the linear layers of a graph, in the order in which they run."""
     names = parameter_names(program)
+    parameters = program.graph_signature.inputs_to_parameters
     found: dict[str, LinearLayer] = {}
     for node in program.graph.nodes:
         position = LINEAR_OPERATORS.get(node.target) if node.op == "call_function" else None
+        if position is None and _multiplies_tokens(node):
+            position = 1
         if position is None:
             continue
-        weight, transposed = node.args[position], node.target is torch.ops.aten.addmm.default
-        if weight.name in names:
-            rows, cols = (int(d) for d in weight.meta["val"].shape[:: -1 if transposed else 1])
+        matrix, transposed = node.args[position], node.target is not torch.ops.aten.linear.default
+        weight = _viewed(matrix)
+        # A constant that tokens are multiplied by is a buffer, and no weight.
+        held = parameters if node.target is torch.ops.aten.matmul.default or weight is not matrix else names
+        if weight.name in held:
+            rows, cols = (int(d) for d in matrix.meta["val"].shape[:: -1 if transposed else 1])
             reads = _source(node.args[position - 1]).name
             found[names[weight.name]] = LinearLayer(names[weight.name], (rows, cols), transposed, reads)
     return list(found.values())
+
+
+def _multiplies_tokens(node: torch.fx.Node) -> bool:
+    """Return whether a node is a product of tokens, (tokens, features) with a batch or not, and one matrix, (features, rows)."""
+    if node.target is not torch.ops.aten.matmul.default:
+        return False
+    x, matrix = (a.meta["val"] for a in node.args)  # type: ignore[union-attr]
+    return x.ndim in (2, 3) and matrix.ndim == 2
+
+
+def _viewed(node: torch.fx.Node) -> torch.fx.Node:
+    """Return what a matrix is a view of: a weight of more axes, whose first one is one of its sides."""
+    if node.target not in (torch.ops.aten.view.default, torch.ops.aten.reshape.default):
+        return node
+    source = node.args[0]
+    assert isinstance(source, torch.fx.Node)
+    first = source.meta["val"].shape[0] if source.meta["val"].ndim else 0
+    return source if first in node.meta["val"].shape[:1] else node
 
 
 RESHAPED = frozenset(

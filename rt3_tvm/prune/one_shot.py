@@ -12,7 +12,7 @@ from rt3_tvm import model as models
 from rt3_tvm.checkpoint import TOKENIZER_FILES, Checkpoint, Level, check_finite
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer, embeddings_in, export, linears_in
-from rt3_tvm.pattern import Backbone, Ints, PatternRecipe, cut_backbone, cut_patterns
+from rt3_tvm.pattern import Backbone, Ints, PatternRecipe, as_matrix, cut_backbone, cut_patterns
 from rt3_tvm.prune.options import PruneOptions
 from rt3_tvm.prune.quad_order import quad_order
 from rt3_tvm.trials import check_exported
@@ -38,7 +38,7 @@ def prune_one_shot(model: torch.nn.Module, options: PruneOptions, source: Path |
     tables = quad_tables(weights, found.layers, options)
     backbones: dict[str, Backbone] = {}
     for layer in found.layers:
-        weight = weights[layer.name].T if layer.transposed else weights[layer.name]
+        weight = as_matrix(weights[layer.name], layer.transposed)
         adjacent = options.shape.fitted(*layer.shape).adjacent
         backbones[layer.name] = cut_backbone(
             weight,
@@ -72,7 +72,7 @@ def quad_tables(
     tables: dict[str, Ints] = {}
     density = 1.0 - options.sparsity[len(options.sparsity) // 2]
     for together in readers.values():
-        oriented = [weights[layer.name].T if layer.transposed else weights[layer.name] for layer in together]
+        oriented = [as_matrix(weights[layer.name], layer.transposed) for layer in together]
         table = quad_order(oriented, options.shape.group, density, options.seed)
         tables |= dict.fromkeys((layer.name for layer in together), table)
     return tables

@@ -13,7 +13,7 @@ import torch
 
 from rt3_tvm.errors import Rt3Error
 from rt3_tvm.export import LinearLayer
-from rt3_tvm.pattern import Backbone, Floats, PatternShape, cut_backbone
+from rt3_tvm.pattern import Backbone, Floats, PatternShape, as_matrix, cut_backbone
 
 EPSILON = 1e-3
 """Keeps the weight of a group that is nearly zero finite, against the mean norm of its matrix."""
@@ -62,7 +62,8 @@ class GroupLasso:
 
     def _norms(self, stored: torch.Tensor, layer: LinearLayer) -> torch.Tensor:
         """Return the norm of every group, (block rows, cols)."""
-        weight = stored.T if layer.transposed else stored  # (rows, cols)
+        flat = stored.flatten(1)
+        weight = flat.T if layer.transposed else flat  # (rows, cols)
         rest, adjacent = -weight.shape[0] % self.blocks.rows, self.blocks.adjacent(layer)
         padded = torch.nn.functional.pad(weight, (0, 0, 0, rest))
         grouped = padded.reshape(-1, self.blocks.rows, weight.shape[1] // adjacent, adjacent)
@@ -106,7 +107,7 @@ def cut_backbones(
     rng = None if seed is None else np.random.default_rng(seed)
     found = {}
     for layer in layers:
-        weight = weights[layer.name].T if layer.transposed else weights[layer.name]
+        weight = as_matrix(weights[layer.name], layer.transposed)
         found[layer.name] = cut_backbone(
             weight, part * ratios[layer.name], blocks.rows, layer.transposed, rng, blocks.adjacent(layer)
         )

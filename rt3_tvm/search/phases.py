@@ -36,7 +36,7 @@ def train_dense(t: Trained) -> None:
 def whole(backbones: dict[str, Backbone]) -> Masks:
     """Return the masks that keep all that block pruning left, as the model stores the weights."""
     return {
-        name: torch.from_numpy(np.ascontiguousarray(b.oriented(b.mask().astype(np.float32))))
+        name: torch.from_numpy(np.ascontiguousarray(b.stored(b.mask().astype(np.float32))))
         for name, b in backbones.items()
     }
 

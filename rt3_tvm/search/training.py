@@ -69,8 +69,7 @@ def masks_of(matrices: dict[str, SparseMatrix]) -> Masks:
     """Return the masks of pruned matrices as the model stores the weights."""
     masks = {}
     for name, matrix in matrices.items():
-        mask = matrix.mask()
-        masks[name] = torch.from_numpy((mask.T if matrix.backbone.transposed else mask).copy()).float()
+        masks[name] = torch.from_numpy(matrix.backbone.stored(matrix.mask()).copy()).float()
     return masks
 
 
@@ -83,7 +82,7 @@ class MaskedModel:
     def __call__(self, **inputs: Any) -> Any:
         """Run the model."""
         weights = dict(self.model.named_parameters())
-        masked = {name: weights[name] * mask for name, mask in self.masks.items()}
+        masked = {name: weights[name] * mask.view_as(weights[name]) for name, mask in self.masks.items()}
         if not self.masked_gradients:  # the value of the masked weight, the gradient of the whole one
             masked = {name: weights[name] + (m - weights[name]).detach() for name, m in masked.items()}
         return functional_call(self.model, masked, (), inputs)

@@ -15,6 +15,7 @@ from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.transform.attention_scores import Scores
 from rt3_tvm.transform.composites import is_real, static_shape
 from rt3_tvm.transform.graph import Graph, constant, real
+from rt3_tvm.transform.relative_scores import Relative, Segments, relative_of, segments_of
 
 MASK_VALUE = float(np.finfo(REAL.dtype).min)
 """What hides a key: finite, so that the softmax of a row that is hidden whole is too."""
@@ -29,6 +30,7 @@ class BiasParts:
     """Collects what is added to scores of ``shape``, (batch, heads, queries, keys).
 
     ``constant`` broadcasts to the shape; ``keys`` are (batch or 1, heads or 1, 1, keys) and ``scores`` the same with queries.
+    ``relative`` and ``segments`` are those of relative positions, each with its factor.
     """
 
     graph: Graph
@@ -37,6 +39,8 @@ class BiasParts:
     constant: np.ndarray = field(default_factory=lambda: np.zeros((1, 1, 1, 1), REAL.dtype))
     keys: list[relax.Expr] = field(default_factory=list)
     scores: list[relax.Expr] = field(default_factory=list)
+    relative: list[tuple[Relative, float]] = field(default_factory=list)
+    segments: list[tuple[Segments, float]] = field(default_factory=list)
 
     def collect(self, scores: Scores) -> None:
         """Take apart all biases and conditions of scores."""
@@ -52,8 +56,22 @@ class BiasParts:
             self.add_constant((value * factor).astype(REAL.dtype), rank)
             return
         step = _STEPS.get(call.op.name) if call is not None else None
+        if self._add_relative(expr, factor):
+            return
         if step is None or not step(self, call, factor, rank):
-            self._add_at_run_time(expr, factor, rank)
+            self.add_at_run_time(expr, factor, rank)
+
+    def _add_relative(self, expr: relax.Expr, factor: float) -> bool:
+        """Take scores of relative positions, once for each query and key; return whether these are some."""
+        if static_shape(expr) != self.shape:
+            return False
+        relative = relative_of(self.graph, expr)
+        if relative is not None:
+            self.relative.append((relative, factor))
+        segments = segments_of(self.graph, expr) if relative is None else None
+        if segments is not None:
+            self.segments.append((segments, factor))
+        return relative is not None or segments is not None
 
     def add_constant(self, value: np.ndarray, rank: int) -> None:
         """Add an array; what is hidden twice stays finite."""
@@ -71,7 +89,7 @@ class BiasParts:
         if call is None:
             values = (0.0, MASK_VALUE) if shown else (MASK_VALUE, 0.0)
             yes, no = map(real, values)
-            self._add_at_run_time(self.emit(relax.op.where(condition, yes, no)), 1.0, rank)
+            self.add_at_run_time(self.emit(relax.op.where(condition, yes, no)), 1.0, rank)
         elif call.op.name.removeprefix("relax.") in _NOT:
             self.hide(call.args[0], not shown, rank)
         elif call.op.name == "relax.broadcast_to":
@@ -80,7 +98,8 @@ class BiasParts:
             for part in call.args:
                 self.hide(part, shown, rank)
 
-    def _add_at_run_time(self, expr: relax.Expr, factor: float, rank: int) -> None:
+    def add_at_run_time(self, expr: relax.Expr, factor: float, rank: int) -> None:
+        """Add what is known of a constant factor and otherwise computed when the model runs."""
         shape = self._aligned(static_shape(expr), rank)
         if not is_real(expr):
             expr = self.emit(relax.op.astype(expr, REAL.dtype))

@@ -20,11 +20,13 @@ ACTIVATION_OPS = {
     "tanh": "relax.tanh",
 }
 
-CompositeKind = Literal["linear", "attention", "rotary", "norm", "embedding"]
+CompositeKind = Literal["linear", "attention", "relative_scores", "rotary", "norm", "embedding"]
 """What a composite does, whatever its variant: there is one lowering for each kind."""
 
 ATTENTION = "rt3.attention"
 """Name of the composite that FuseAttention makes."""
+RELATIVE_SCORES = "rt3.relative_scores"
+"""Name of what it makes of the scores of relative positions that are added to others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +130,11 @@ def _attention() -> Composite:
     return Composite(ATTENTION, "attention", None, {})
 
 
+def _relative_scores() -> Composite:
+    """Return scores of relative positions: as those of attention, their functions are made by FuseAttention."""
+    return Composite(RELATIVE_SCORES, "relative_scores", None, {})
+
+
 def _rotary() -> Composite:
     """Return rotary positions on (batch, heads, length, dim): x * cos + rotated(x) * sin, the halves of dim rotated."""
     x, cos, sin = wildcard(), wildcard(), wildcard()
@@ -179,6 +186,7 @@ def composites() -> dict[str, Composite]:
         *_linears(transposed=True),
         _rotary(),
         _attention(),
+        _relative_scores(),
         *(_norm(norm, residual) for norm in ("layer_norm", "rms_norm") for residual in (True, False)),
         _embedding(),
     ]

@@ -13,11 +13,13 @@ import tvm
 from tvm import IRModule, relax
 
 from rt3_tvm.schedules.attention_mask import StaticMask, analyse
-from rt3_tvm.transform.attention_bias import MASK_VALUE, BiasParts
+from rt3_tvm.schedules.layout import REAL
+from rt3_tvm.transform.attention_bias import MASK_VALUE, BiasParts, Shape4
 from rt3_tvm.transform.attention_scores import SCORE_RANKS, Scores, scores_of
 from rt3_tvm.transform.composites import ATTENTION, is_real, static_shape
-from rt3_tvm.transform.graph import Graph, bindings_of, real
+from rt3_tvm.transform.graph import Graph, bindings_of, constant, real
 from rt3_tvm.transform.recognise_idioms import LAST_TWO
+from rt3_tvm.transform.relative_scores import Relative, Segments, relative_function, same_gate
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,14 +141,61 @@ class _Rewriter:
 
     def biases(self, parts: BiasParts) -> dict[str, relax.Expr]:
         """Return the sums of what is added to keys and to scores, by role."""
-        found = {}
+        found: dict[str, relax.Expr] = {}
+        beside = self.beside_relative(parts)
         for role, terms in (("key_bias", parts.keys), ("score_bias", parts.scores)):
             if terms:
                 total, *rest = terms
                 for term in rest:
                     total = self.emit(relax.op.add(total, term))
                 found[role] = total
+        for (relative, factor), segments in zip(parts.relative, beside, strict=True):
+            own = self.relative(relative, segments, parts.shape, found.get("score_bias"))
+            func = relative_function(own, relative.shift, relative.keys, factor)
+            found["score_bias"] = self.called(func, own)
         return found
+
+    def beside_relative(self, parts: BiasParts) -> list[Segments | None]:
+        """Return which segments are scaled and gated as relative scores are, for each of these; others become biases."""
+        left, beside = list(parts.segments), []
+        for relative, factor in parts.relative:
+            same = next((i for i, (s, f) in enumerate(left) if f == factor and same_gate(s.gate, relative.gate)), None)
+            beside.append(None if same is None else left.pop(same)[0])
+        for segments, factor in left:
+            parts.add_at_run_time(segments.expr, factor, len(parts.shape))
+        return beside
+
+    def relative(
+        self, found: Relative, segments: Segments | None, shape: Shape4, bias: relax.Expr | None
+    ) -> dict[str, relax.Expr]:
+        """Return what the function of relative scores takes, by role."""
+        heads = shape[:2]
+        arguments = {"q": found.q, "r": self.transposed(found.k, heads)}
+        if segments is not None:
+            of = segments.products
+            pair = {"q": of.q, "r": self.transposed(of.k, heads)}
+            flags = constant(segments.flags)
+            at_run_time = relax.op.astype(segments.flags, REAL.dtype)
+            arguments["flags"] = self.emit(at_run_time) if flags is None else _narrow(flags)
+            arguments["segments"] = self.called(relative_function(pair, 0, of.keys, 1.0), pair)
+        if found.gate is not None:
+            gate = constant(found.gate)
+            assert gate is not None
+            arguments["gate"] = _narrow(gate)
+        return arguments | ({"bias": bias} if bias is not None else {})
+
+    def called(self, func: relax.Function, arguments: dict[str, relax.Expr]) -> relax.Var:
+        """Bind the call of a new function."""
+        return self.emit(relax.Call(self.builder.add_func(func, "relative_scores"), list(arguments.values()), None, []))
+
+
+def _narrow(array: np.ndarray) -> relax.Expr:
+    """Return a constant (batch or 1, heads or 1, queries, keys) of what is there once or the same for all sequences or heads."""
+    whole = array.reshape((1,) * (4 - array.ndim) + array.shape)
+    for axis in range(2):
+        first = whole.take([0], axis)
+        whole = first if np.array_equal(np.broadcast_to(first, whole.shape), whole) else whole
+    return real(whole)
 
 
 def _fit(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> bool:

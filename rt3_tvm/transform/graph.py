@@ -27,6 +27,20 @@ def scalar(expr: relax.Expr) -> float | None:
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
+def slice_of(begin: int, end: int, step: int, extent: int) -> tuple[int, int, int]:
+    """Return where a slice of an axis begins, ends and how it steps, counted from its start and within it."""
+    return slice(begin, end, step).indices(extent)
+
+
+def slices_of(call: relax.Call) -> dict[int, tuple[int, int, int]]:
+    """Return what a strided_slice takes of each axis that it names, see :func:`slice_of`."""
+    shape = static_shape(call.args[0])
+    axes, begins, ends = ([int(f.value) for f in call.args[i].fields] for i in (1, 2, 3))
+    steps = [int(f.value) for f in call.args[4].fields] if len(call.args) > 4 else [1] * len(axes)
+    parts = zip(axes, begins, ends, steps, strict=True)
+    return {axis % len(shape): slice_of(begin, end, step, shape[axis]) for axis, begin, end, step in parts}
+
+
 def bindings_of(func: relax.Function) -> Iterator[relax.Binding]:
     """Yield the bindings of a function in order."""
     for block in func.body.blocks:
@@ -52,6 +66,11 @@ class Graph:
         if not isinstance(value, relax.Call) or not hasattr(value.op, "name"):
             return None
         return value if not names or value.op.name.removeprefix("relax.") in names else None
+
+    def field(self, expr: relax.Expr) -> tuple[relax.Expr, int] | None:
+        """Return the tuple and the index of an expression that is a field of one; None where it is none."""
+        value = self._values.get(expr) if isinstance(expr, relax.Var) else expr
+        return (value.tuple_value, int(value.index)) if isinstance(value, relax.TupleGetItem) else None
 
     def only_user(self, var: relax.Var) -> relax.Var | None:
         """Return the variable whose value is the only one to use ``var``; None where more do, or the function returns it."""

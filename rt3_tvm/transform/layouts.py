@@ -5,6 +5,7 @@ features, 16), which our kernels work in; and heads-first (batch, heads, length,
 feature-major tensor that the model has transposed. Linear layers of another element type read a fourth, made of the second.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,13 +69,19 @@ def tensor(shape: tuple[int, ...], dtype: str = REAL.dtype) -> relax.TensorType:
 
 
 def tokens_of(expr: relax.Expr) -> Tokens | None:
-    """Return the logical shape of a tensor of numbers ([batch,] length, features) or (batch, length, heads, dim)."""
+    """Return the logical shape of a tensor of numbers ([batch,] length, features) or (batch, length, heads, dim).
+
+    Models that put the length first (XLNet) have a second axis of 1 for one input: those are tokens of one sequence, not
+    sequences of one token, each of which would fill a tile by itself.
+    """
     if not isinstance(expr.ty, relax.TensorType) or not is_real(expr):
         return None
     shape = static_shape(expr)
-    if len(shape) == 4:
-        return Tokens(shape[0], shape[1], shape[2] * shape[3])
-    return Tokens(*shape) if len(shape) == 3 else Tokens(1, *shape) if len(shape) == 2 else None
+    if len(shape) not in (2, 3, 4):
+        return None
+    batch, length = shape[:2] if len(shape) > 2 else (1, shape[0])
+    features = math.prod(shape[2:] if len(shape) > 2 else shape[1:])
+    return Tokens(1, batch, features) if length == 1 else Tokens(batch, length, features)
 
 
 def token_shape(expr: relax.Expr) -> Tokens:
@@ -119,6 +126,10 @@ class Layouts:
             rows = self._from_feature_major(self.heads_first[expr], Tokens(batch, length, heads * dim))
             split = self.builder.emit(relax.op.reshape(rows, (batch, length, heads, dim)))
             return self.builder.emit(relax.op.permute_dims(split, HEADS_FIRST))
+        if expr in self.score_tiles and expr not in self.feature_major:
+            batch, heads, queries, keys = shape
+            scores = self._from_feature_major(self.score_tiles[expr], Tokens(batch * heads, queries, keys))
+            return self.builder.emit(relax.op.reshape(scores, shape))
         rows = self._from_feature_major(self.feature_major[expr], token_shape(expr))
         return rows if static_shape(rows) == shape else self.builder.emit(relax.op.reshape(rows, shape))
 

@@ -15,7 +15,7 @@ from tvm.relax.dpl import DFPattern, is_const, is_op, rewrite_call, wildcard
 
 from rt3_tvm.schedules.layout import REAL
 from rt3_tvm.transform.composites import static_shape
-from rt3_tvm.transform.graph import real, scalar
+from rt3_tvm.transform.graph import real, scalar, slice_of, slices_of
 
 Matches = dict[DFPattern, relax.Expr]
 HEADS_FIRST = [0, 2, 1, 3]
@@ -66,6 +66,20 @@ def _reshaped_twice() -> Idiom:
     source = wildcard()
     pattern = is_op("relax.reshape")(is_op("relax.reshape")(source, wildcard()), wildcard())
     return Idiom("a reshape of a reshape", pattern, lambda expr, m: relax.op.reshape(m[source], static_shape(expr)))
+
+
+def _read_back() -> Idiom:
+    """Return a slice of what was just written there, as export makes of a view that a model changes in place."""
+    source, written, start, stop, step = (wildcard() for _ in range(5))
+    whole = is_op("relax.slice_scatter")(source, written, start, stop, step)
+    pattern = is_op("relax.strided_slice")(whole, *(wildcard() for _ in range(4)))
+
+    def replace(_expr: relax.Expr, m: Matches) -> relax.Expr | None:
+        axis, shape = int(m[whole].attrs.axis), static_shape(m[whole])
+        at = [slice_of(int(m[start].value), int(m[stop].value), int(m[step].value), shape[axis])]
+        return m[written] if slices_of(m[pattern]) == dict(zip([axis % len(shape)], at, strict=True)) else None
+
+    return Idiom("a slice of what was written there", pattern, replace)
 
 
 def _moved_units() -> Idiom:
@@ -179,6 +193,11 @@ IDIOMS = (
     _transposed_behind_units("relax.reshape"),
     _reshaped_twice(),
     _same_shape("relax.reshape"),
+    _read_back(),
+    # What was read back may have been reshaped before, and be a part of something that was written itself.
+    _reshaped_twice(),
+    _same_shape("relax.reshape"),
+    _read_back(),
     _gelu_tanh(),
     _silu(sigmoid_first=False),
     _silu(sigmoid_first=True),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import transformers
 from tvm import relax, tirx
 from tvm.ir import assert_structural_equal
 from tvm.script import ir as I
@@ -103,8 +104,9 @@ def imported():
     return import_model(models.load("random-tiny"), 1, 16)
 
 
-def test_whole_model_has_transposes_only_at_its_ends(imported, tiny_checkpoint):
-    context = VariantContext(1, 1, 16, CPU, imported.parameters, tiny_checkpoint.levels[1].matrices)
+def families_called(imported, matrices):
+    """Return the family of each kernel that a model of one input of 16 tokens calls, in order."""
+    context = VariantContext(1, 1, 16, CPU, imported.parameters, matrices)
     lowered = run_phases(run_phases(imported.mod, shared_phases()), level_phases(context))
     calls = []
     for block in lowered["main"].body.blocks:
@@ -112,11 +114,36 @@ def test_whole_model_has_transposes_only_at_its_ends(imported, tiny_checkpoint):
             value = binding.value
             if isinstance(value, relax.Call) and value.op.name == "relax.call_tir":
                 calls.append(str(lowered[value.args[0]].attrs[KERNEL_ATTR]))
+    return calls
+
+
+def test_whole_model_has_transposes_only_at_its_ends(imported, tiny_checkpoint):
+    calls = families_called(imported, tiny_checkpoint.levels[1].matrices)
     # Out: both outputs. In: the first token, which the pooler takes from the output.
     assert calls.count("from_feature_major") == 2 and calls.count("to_feature_major") == 1
     assert calls.count("pattern_linear") == 12 and calls.count("few_token_linear") == 1
     assert calls.count("attention") == 2 and calls.count("layer_norm") == 5
     assert set(calls) <= set(SCHEDULES)
+
+
+def test_a_model_with_its_length_first_has_transposes_only_at_its_ends():
+    """XLNet: projections to heads are layers, positions are shifted by a kernel of their own, into the layout of scores."""
+    config = transformers.XLNetConfig(vocab_size=50, d_model=64, n_layer=2, n_head=4, d_inner=96)
+    calls = families_called(import_model(transformers.XLNetModel(config).eval(), 1, 16), {})
+    # In: the mask of queries and keys, once for both layers.
+    assert calls.count("to_feature_major") == calls.count("from_feature_major") == 1
+    assert calls.count("dense_linear") == 2 * 7
+    assert calls.count("attention") == calls.count("relative_scores") == 2
+    assert calls.count("elementwise") < 10 and "matmul" not in calls
+
+
+def test_shifted_scores_of_a_model_that_pools_its_tokens_are_never_moved():
+    """Funnel: scores of positions with a gate, and of segments; queries that were pooled see twice as many keys."""
+    sizes = {"vocab_size": 50, "d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 96}
+    config = transformers.FunnelConfig(**sizes, block_sizes=[1, 1], num_decoder_layers=0)
+    calls = families_called(import_model(transformers.FunnelModel(config).eval(), 1, 16), {})
+    assert calls.count("attention") == 2 and calls.count("relative_scores") == 2 * 2
+    assert calls.count("dense_linear") + calls.count("few_token_linear") == 2 * 7 and "matmul" not in calls
 
 
 def test_import_keeps_attention_whole_and_finds_linears_by_graph(imported):

@@ -70,6 +70,25 @@ class ReshapeOfAReshape:
 
 
 @I.ir_module
+class SliceOfWhatWasWrittenThere:
+    @R.function
+    def before(x: R.Tensor((2, 8), "float32"), z: R.Tensor((2, 4), "float32")):
+        with R.dataflow():
+            a = R.slice_scatter(x, z, 4, 8, 1, axis=1)
+            b = R.strided_slice(a, axes=[-1], begin=[4], end=[9223372036854775807], strides=[1])
+            y = R.add(b, z)
+            R.output(y)
+        return y
+
+    @R.function
+    def expected(x: R.Tensor((2, 8), "float32"), z: R.Tensor((2, 4), "float32")):
+        with R.dataflow():
+            y = R.add(z, z)
+            R.output(y)
+        return y
+
+
+@I.ir_module
 class TransposeOfUnits:
     @R.function
     def before(x: R.Tensor((1, 4, 1, 2, 8), "float32")):
@@ -329,6 +348,17 @@ def test_every_idiom_is_in_one_of_the_modules(idiom, monkeypatch):
     monkeypatch.setattr(recognise_idioms, "IDIOMS", (idiom,))
     befores = [main_of(mod, "before") for mod in RECOGNISED.values()]
     assert any(not structural_equal(RecogniseIdioms()(before), before) for before in befores)
+
+
+@I.ir_module
+class SliceOfMoreThanWasWritten:
+    @R.function
+    def main(x: R.Tensor((2, 8), "float32"), z: R.Tensor((2, 4), "float32")):
+        with R.dataflow():
+            a = R.slice_scatter(x, z, 4, 8, 1, axis=1)
+            y = R.strided_slice(a, axes=[1], begin=[3], end=[7], strides=[1])
+            R.output(y)
+        return y
 
 
 @I.ir_module

@@ -272,6 +272,78 @@ def test_embeddings_dense_and_pattern_sparse_into_a_norm_that_keeps_their_sum():
     check(Before, kernels.module(main), {"first": half_kept()})
 
 
+def test_tokens_of_one_input_that_stand_first_fill_tiles_and_their_heads_cost_nothing():
+    """(length, 1, features): also (length, 1, heads, dim) to heads and back, and a bias of heads, are names and one addition."""
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((4, 1, 8), "float32"), g: R.Tensor((8,), "float32"), b: R.Tensor((2, 4), "float32")):
+            R.func_attr({"num_input": 1})
+            cls = Before
+            with R.dataflow():
+                normal = cls.rms_norm(x, g)
+                split = R.reshape(normal, (4, 1, 2, 4))
+                biased = R.add(split, b)
+                heads = R.permute_dims(biased, axes=[1, 2, 0, 3])
+                mixed = cls.attention(heads, heads, heads)
+                together = R.permute_dims(mixed, axes=[2, 0, 1, 3])
+                flat = R.reshape(together, (4, 1, 8))
+                y = R.permute_dims(flat, axes=[1, 0, 2])
+                R.output(y)
+            return y
+
+        @R.function(private=True)
+        def rms_norm(x: R.Tensor((4, 1, 8), "float32"), g: R.Tensor((8,), "float32")) -> R.Tensor((4, 1, 8), "float32"):
+            R.func_attr({"Composite": "rt3.rms_norm"})
+            with R.dataflow():
+                y = R.nn.rms_norm(x, g, axes=[-1], epsilon=0.125)
+                R.output(y)
+            return y
+
+        @R.function(private=True)
+        def attention(
+            q: R.Tensor((1, 2, 4, 4), "float32"),
+            k: R.Tensor((1, 2, 4, 4), "float32"),
+            v: R.Tensor((1, 2, 4, 4), "float32"),
+        ) -> R.Tensor((1, 2, 4, 4), "float32"):
+            R.func_attr({"Composite": "rt3.attention", "rt3.scale": 0.5, "rt3.soft_cap": 0.0})
+            with R.dataflow():
+                y = R.add(q, v)
+                R.output(y)
+            return y
+
+    shape = AttentionShape(1, 4, 2, 4, 0.5)
+    norm = NormShape(1, 8, 0.125, centred=False)
+    kernels = Kernels(
+        to_feature_major=INTO,
+        layer_norm=kernel("layer_norm", layer_norm(norm), round(norm.flops)),
+        attention1=kernel("attention", attention_of(shape, CPU), round(shape.flops)),
+        from_feature_major=OUT,
+    )
+
+    @R.function
+    def main(x: R.Tensor((4, 1, 8), "float32"), g: R.Tensor((8,), "float32"), b: R.Tensor((2, 4), "float32")):
+        R.func_attr({"num_input": 1, "rt3.weights": [weight("raw", "gamma"), weight("raw", "bias")]})
+        with R.dataflow():
+            flat = R.reshape(x, (1, 4, 8))
+            tiles = R.call_tir(kernels.to_feature_major, (flat,), R.Tensor((1, 8, 16), "float32"))
+            normal = R.call_tir(kernels.layer_norm, (tiles, tiles, g, g), R.Tensor((1, 8, 16), "float32"))
+            column = R.reshape(b, (8, 1))
+            heads = R.add(normal, column)
+            mixed = R.call_tir(
+                kernels.attention1,
+                (heads, heads, heads, NO_KEY_BIAS, NO_BIAS),
+                R.Tensor((1, 8, 16), "float32"),
+            )
+            y = R.call_tir(kernels.from_feature_major, (mixed,), R.Tensor((1, 4, 8), "float32"))
+            out = (y,)
+            R.output(out)
+        return out
+
+    check(Before, kernels.module(main), {})
+
+
 GAMMA = relax.const(np.full(8, 0.5, np.float32))
 ANGLES = np.arange(32, dtype=np.float32).reshape(2, 4, 4)
 TILES = np.zeros((2, 4, 16), np.float32)
@@ -279,6 +351,7 @@ TILES[:, :, :4] = ANGLES.transpose(0, 2, 1)
 COS, SIN = (relax.const(a[None, None]) for a in ANGLES)
 COS_TILES, SIN_TILES = (relax.const(t[None]) for t in TILES)
 NO_BIAS = relax.const(np.zeros((1, 1, 1), np.float32))
+NO_KEY_BIAS = relax.const(np.zeros((1, 1, 1, 1), np.float32))
 
 
 def test_heads_are_only_a_name_for_features():

@@ -15,6 +15,7 @@ from rt3_tvm.schedules.examples import FEW, SMALL
 from rt3_tvm.schedules.layer_norm import NormShape
 from rt3_tvm.schedules.layout import FEATURE_MAJOR
 from rt3_tvm.schedules.packing import pack_rows
+from rt3_tvm.schedules.relative_scores import RelativeShape, position_block, relative_scores
 from rt3_tvm.transform.lower.matmul import matmul_shape
 from tests.kernels.harness import CLUSTER, CPU, from_tiles, run_kernel, to_tiles
 
@@ -103,6 +104,26 @@ def test_rotary(rng):
 
 
 @pytest.mark.parametrize(
+    ("queries", "positions", "keys", "shift", "one"),
+    [(20, 60, 40, 1, True), (5, 26, 16, 2, False), (35, 2, 2, 0, True)],
+)
+def test_relative_scores_without_anything_beside_them(rng, queries, positions, keys, shift, one):
+    batch, heads, dim = 2, 3, 8
+    q = rng.standard_normal((batch, queries, heads, dim)).astype(np.float32)
+    r = rng.standard_normal((1 if one else batch, positions, heads, dim)).astype(np.float32)
+    row, key = np.arange(queries)[:, None], np.arange(keys)[None]
+    places = r[:, shift * (queries - row) + key]  # (.., queries, keys, heads, dim)
+    want = np.einsum("bqhd,bqkhd->bhqk", q, np.broadcast_to(places, (batch, *places.shape[1:])))
+    shape = RelativeShape(batch, queries, heads, dim, positions, keys, shift, shared=one)
+    y = np.full((batch * heads * shape.tiles, keys, 16), np.nan, np.float32)
+    func = relative_scores(shape, position_block(shape, CPU))
+    none = [np.full((1, 1, 1), np.nan, np.float32)] * 4
+    run_kernel("relative_scores", func, *(to_tiles(t.reshape(*t.shape[:2], -1)) for t in (q, r)), *none, y)
+    got = from_tiles(y, batch * heads, queries).reshape(want.shape)
+    np.testing.assert_allclose(got, want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
     ("left", "right"),
     [
         ((2, 3, 33, 20), (2, 3, 20, 64)),
@@ -179,6 +200,7 @@ def test_each_row_counts_what_a_call_does(family):
         },
         **dict.fromkeys(("attention", "attention_float16"), 4 * s.batch * s.heads * s.dim * 32 * 32),
         "matmul": 2 * s.batch * s.heads * (s.length - 1) * s.dim * (s.length + 1),
+        "relative_scores": 2 * padded * s.features * (s.length + 3 + 2 * 15 + 3),
         "rotary": 3 * padded * s.features,
         "layer_norm": 12 * padded * s.features,
     }

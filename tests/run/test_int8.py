@@ -13,6 +13,7 @@ from rt3_tvm import CompileOptions, PruneOptions, compile, device, load, prune
 from rt3_tvm.cli.main import main
 from rt3_tvm.errors import JobError, Rt3Error
 from rt3_tvm.frontend import import_model
+from rt3_tvm.pattern import PatternShape
 from rt3_tvm.report import summary
 from rt3_tvm.schedules import KERNEL_ATTR, SCHEDULES
 from rt3_tvm.schedules.cpu import DOT_COSTS, CpuShape
@@ -21,7 +22,7 @@ from rt3_tvm.schedules.linear_decisions import MatrixShape
 from rt3_tvm.schedules.linear_plan import LinearPlan, TokenCount, plan_linear, planned_element
 from rt3_tvm.trials import TOLERANCES, rms_error
 from tests.run.test_dtypes import calls_of, lowered, values_of
-from tests.run.test_models import tiny
+from tests.run.test_models import tiny, xlnet
 
 A76 = CpuShape.of(device.load("rk3588").with_cluster("big0").cluster)
 A53 = CpuShape.of(device.load("rk3399").cluster)
@@ -339,3 +340,13 @@ def test_kernels_name_their_family(imported, checkpoint):
     families = {str(f.attrs[KERNEL_ATTR]) for _, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
     assert families >= {"quantise", "attention_float16", "layer_norm"}
     assert families & {"pattern_linear_int8", "dense_linear_int8"}
+
+
+def test_layers_that_multiply_constant_positions_prove_themselves(tmp_path):
+    """XLNet's projection of its positions is quantised at run time, from weights; its weights have three axes."""
+    options = PruneOptions((0.5,), shape=PatternShape(4, 32, 4, 4), order_columns=True)
+    report = compile(
+        prune(xlnet(), options), tmp_path / "m.so", CompileOptions(lengths=(16,), cache=False, dtype=("int8",))
+    )
+    (proof,) = report.metadata["verified"]["int8"]
+    assert proof["exact_calls"] > 2 * 7 and not report.metadata["unmatched"]

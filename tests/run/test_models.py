@@ -65,6 +65,18 @@ def tiny(model: str, **config):
     return model_class(model_class.config_class(**TINY | {"max_position_embeddings": 66} | config)).eval()
 
 
+def xlnet():
+    """Return a small XLNet whose scores of positions are as large as the others."""
+    config = transformers.XLNetConfig(vocab_size=500, d_model=64, n_layer=2, n_head=4, d_inner=96)
+    model = transformers.XLNetModel(config).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, parameter[0].numel() ** -0.5)
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "options", "batch", "lengths"),
     [
@@ -102,6 +114,8 @@ def tiny(model: str, **config):
         # grouped queries, gated MLP, biases on those projections; parallel residuals.
         pytest.param(lambda: tiny("Qwen2Model", num_key_value_heads=2), PruneOptions((0.5,)), 2, (33,), id="qwen2"),
         pytest.param(lambda: tiny("GPTNeoXModel"), PruneOptions((0.5,)), 2, (20,), id="gpt-neox"),
+        # The length first, projections to heads of three axes, shifted scores.
+        pytest.param(xlnet, PruneOptions((0.5, 0.75)), 1, (33,), id="xlnet"),
         # Windows shorter than the length; positions that count real tokens; a concat with nothing.
         pytest.param(
             lambda: tiny("MistralModel", num_key_value_heads=2, sliding_window=7),
@@ -307,6 +321,14 @@ class Halved(torch.nn.Module):
 
     def image(self, pixel_values):
         return {"y": pixel_values.flatten(0, 1)}
+
+
+def test_a_configuration_without_padding_is_padded_with_the_first_word_and_one_without_words_is_one_line():
+    model = tiny("CodeGenModel", n_embd=64, n_layer=1, n_head=4, rotary_dim=8)
+    assert [spec.fill for spec in inputs_of(model)][:1] == [0]
+    model.config = transformers.CanineConfig()
+    with pytest.raises(Rt3Error, match=r"^CodeGenModel: its configuration has no vocab_size, so what its ids may be"):
+        inputs_of(model)
 
 
 @pytest.mark.parametrize(

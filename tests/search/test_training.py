@@ -205,6 +205,45 @@ def test_backbones_keep_the_columns_of_the_largest_norm():
     assert (at_random.columns != backbone.columns).any()
 
 
+class Heads(torch.nn.Module):
+    """A projection whose weight is (features, heads, head size), or (heads, .., features) of one from heads."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+
+    def forward(self, x):
+        return torch.einsum("th,hnd->tnd", x, self.weight)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_weights_of_three_axes_are_pruned_as_matrices(transposed):
+    torch.manual_seed(0)
+    model = Heads(torch.randn(8, 2, 5))
+    shape = (10, 8) if transposed else (8, 10)
+    layer, flat = LinearLayer("weight", shape, transposed), model.weight.detach().reshape(8, 10).numpy()
+    matrix = flat.T if transposed else flat
+    backbone = cut_backbones([layer], {"weight": model.weight.detach().numpy()}, {"weight": 0.5}, blocks_of(4))[
+        "weight"
+    ]
+    same = cut_backbones([LinearLayer("w", shape)], {"w": matrix}, {"w": 0.5}, blocks_of(4))["w"]
+    assert (backbone.columns == same.columns).all()
+    kept = same.mask().T if transposed else same.mask()
+    x = torch.randn(3, 8)
+    want = x @ (model.weight.detach().reshape(8, 10) * torch.from_numpy(kept))
+    got = MaskedModel(model, whole({"weight": backbone}))(x=x)
+    torch.testing.assert_close(got.detach().reshape(3, 10), want)
+    plain = torch.nn.Linear(*shape[::-1], bias=False)
+    with torch.no_grad():
+        plain.weight.copy_(torch.from_numpy(matrix.copy()))
+    losses = []
+    for module, own in ((model, layer), (plain, LinearLayer("weight", shape))):
+        lasso = GroupLasso([own], blocks_of(2), 0.1)
+        lasso.reweight(module)
+        losses.append(float(lasso(module).detach()))
+    assert losses[0] == pytest.approx(losses[1])
+
+
 def test_ratios_by_glob():
     layers = [LinearLayer(n, (8, 8)) for n in ("a.query.weight", "a.value.weight", "b.query.weight")]
     found = ratios_of(layers, 0.5, [("*.query.weight", 0.2), ("b.*", 0.1)])

@@ -15,11 +15,13 @@ from rt3_tvm.transform.lower.embedding import lower_embedding
 from rt3_tvm.transform.lower.linear import lower_linear
 from rt3_tvm.transform.lower.norm import lower_norm
 from rt3_tvm.transform.lower.operators import lower_elementwise, lower_reshape, lower_split, lower_transpose
+from rt3_tvm.transform.lower.relative_scores import lower_relative_scores
 from rt3_tvm.transform.lower.rotary import lower_rotary
 
 COMPOSITE_LOWERINGS: dict[CompositeKind, Callable[[Layouts, relax.Var, Composite, relax.Function, Arguments], bool]] = {
     "linear": lower_linear,
     "attention": lower_attention,
+    "relative_scores": lower_relative_scores,
     "rotary": lower_rotary,
     "norm": lower_norm,
     "embedding": lower_embedding,
