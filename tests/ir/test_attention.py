@@ -10,7 +10,7 @@ from rt3_tvm.schedules.attention_mask import StaticMask
 from rt3_tvm.transform.composites import ATTENTION
 from rt3_tvm.transform.context import VariantContext
 from rt3_tvm.transform.pipeline import level_phases, run_phases, shared_phases
-from tests.kernels.harness import CPU
+from tests.kernels.harness import CLUSTER, CPU
 
 MIN = float(np.finfo(np.float32).min)
 B, H, T, D = 2, 3, 20, 8
@@ -46,12 +46,15 @@ def fused(mod):
 
 
 def evaluate(mod, inputs):
-    """Run a module by TVM's virtual machine, which wants kernels without symbols of their own."""
+    """Run a module by TVM's virtual machine, which wants kernels without symbols of their own.
+
+    They may use instructions of this CPU.
+    """
     private = {
         v: f.without_attr("global_symbol") if isinstance(f, tirx.PrimFunc) else f for v, f in mod.functions_items()
     }
     mod = tvm.IRModule(private)
-    machine = relax.VirtualMachine(relax.build(mod, tvm.target.Target({"kind": "llvm"})), tvm.cpu())
+    machine = relax.VirtualMachine(relax.build(mod, tvm.target.Target(CLUSTER.target_dict())), tvm.cpu())
     return machine["main"](*(tvm.runtime.tensor(x) for x in inputs))[0].numpy()
 
 

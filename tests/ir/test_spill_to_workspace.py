@@ -36,10 +36,11 @@ def test_scores_of_many_tokens_are_one_workspace_for_each_head():
     def attention(emit, q, k, v):
         return emit(op.matmul(op.nn.softmax(op.matmul(q, op.permute_dims(k, [0, 1, 3, 2])), axis=-1), v))
 
-    lowered = lowered_and_compared(module(attention, *[(1, 2, 1040, 4)] * 3))
+    lowered = lowered_and_compared(module(attention, *[(1, 2, 1600, 4)] * 3))
     kernel = next(f for _, f in lowered.functions_items() if str(f.attrs.get(KERNEL_ATTR, "")) == "attention")
-    assert [[int(d) for d in p.ty.shape] for p in kernel.params[6:]] == [[2, 1040, 16]]
-    assert kernel.params[6].name == "S_of_tasks"
+    spilt = kernel.params[6:]  # weights have a buffer of their own where they do not take the place of scores
+    assert [[int(d) for d in p.ty.shape] for p in spilt] == [[2, 1600, 16]] * len(spilt)
+    assert "S_of_tasks" in {p.name for p in spilt} <= {"S_of_tasks", "P_of_tasks"}
     assert_structural_equal(tvm.script.from_source(lowered.script(show_meta=True)), lowered)
 
 
