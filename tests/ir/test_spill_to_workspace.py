@@ -36,10 +36,10 @@ def test_scores_of_many_tokens_are_one_workspace_for_each_head():
     def attention(emit, q, k, v):
         return emit(op.matmul(op.nn.softmax(op.matmul(q, op.permute_dims(k, [0, 1, 3, 2])), axis=-1), v))
 
-    lowered = lowered_and_compared(module(attention, *[(1, 2, 1600, 4)] * 3))
+    lowered = lowered_and_compared(module(attention, *[(1, 2, 1616, 4)] * 3))
     kernel = next(f for _, f in lowered.functions_items() if str(f.attrs.get(KERNEL_ATTR, "")) == "attention")
     spilt = kernel.params[6:]  # weights have a buffer of their own where they do not take the place of scores
-    assert [[int(d) for d in p.ty.shape] for p in spilt] == [[2, 1600, 16]] * len(spilt)
+    assert [[int(d) for d in p.ty.shape] for p in spilt] == [[2, 1616, 16]] * len(spilt)
     assert "S_of_tasks" in {p.name for p in spilt} <= {"S_of_tasks", "P_of_tasks"}
     assert_structural_equal(tvm.script.from_source(lowered.script(show_meta=True)), lowered)
 
@@ -61,18 +61,18 @@ def test_keys_and_values_of_many_tokens_are_still_read_by_lane():
 
 
 def test_a_buffer_of_a_task_becomes_a_result_with_a_part_for_each():
-    """1600 x 16 floats are 100 KiB; the smaller buffer stays on the stack."""
+    """1616 x 16 floats are 100 KiB; the smaller buffer stays on the stack."""
 
     @T.prim_func(private=True, s_tir=True)
-    def before(x: T.Buffer((2, 1600, 16)), y: T.Buffer((2, 16))):
+    def before(x: T.Buffer((2, 1616, 16)), y: T.Buffer((2, 16))):
         for h in T.serial(2, annotations={"rt3.tasks": 1}):
             with T.sblock("head"):
                 vh = T.axis.spatial(2, h)
-                T.reads(x[vh, 0:1600, 0:16])
+                T.reads(x[vh, 0:1616, 0:16])
                 T.writes(y[vh, 0:16])
-                S = T.sblock_alloc_buffer((1600, 16))
+                S = T.sblock_alloc_buffer((1616, 16))
                 total = T.sblock_alloc_buffer((16,))
-                for i, j in T.grid(1600, 16):
+                for i, j in T.grid(1616, 16):
                     with T.sblock("double"):
                         vi, vj = T.axis.remap("SS", [i, j])
                         S[vi, vj] = x[vh, vi, vj] + x[vh, vi, vj]
@@ -86,16 +86,16 @@ def test_a_buffer_of_a_task_becomes_a_result_with_a_part_for_each():
                         y[vh, vj] = total[vj]
 
     @T.prim_func(private=True, s_tir=True)
-    def expected(x: T.Buffer((2, 1600, 16)), y: T.Buffer((2, 16)), S_of_tasks: T.Buffer((2, 1600, 16))):
+    def expected(x: T.Buffer((2, 1616, 16)), y: T.Buffer((2, 16)), S_of_tasks: T.Buffer((2, 1616, 16))):
         for h in T.serial(2, annotations={"rt3.tasks": 1}):
             with T.sblock("head"):
                 vh, task = T.axis.remap("SS", [h, h])
-                T.reads(x[vh, 0:1600, 0:16])
-                T.writes(y[vh, 0:16], S_of_tasks[task, 0:1600, 0:16])
+                T.reads(x[vh, 0:1616, 0:16])
+                T.writes(y[vh, 0:16], S_of_tasks[task, 0:1616, 0:16])
                 total = T.sblock_alloc_buffer((16,))
                 offset = T.int32()
-                S = T.match_buffer(S_of_tasks[task, 0:1600, 0:16], (1600, 16), elem_offset=offset, offset_factor=1)
-                for i, j in T.grid(1600, 16):
+                S = T.match_buffer(S_of_tasks[task, 0:1616, 0:16], (1616, 16), elem_offset=offset, offset_factor=1)
+                for i, j in T.grid(1616, 16):
                     with T.sblock("double"):
                         vi, vj = T.axis.remap("SS", [i, j])
                         S[vi, vj] = x[vh, vi, vj] + x[vh, vi, vj]
@@ -111,16 +111,16 @@ def test_a_buffer_of_a_task_becomes_a_result_with_a_part_for_each():
     called, called_after = Kernels(f=before), Kernels(f1=expected)
 
     @R.function
-    def main(x: R.Tensor((2, 1600, 16), "float32")):
+    def main(x: R.Tensor((2, 1616, 16), "float32")):
         with R.dataflow():
             y = R.call_tir(called.f, (x,), R.Tensor((2, 16), "float32"))
             R.output(y)
         return y
 
     @R.function
-    def main_after(x: R.Tensor((2, 1600, 16), "float32")):
+    def main_after(x: R.Tensor((2, 1616, 16), "float32")):
         with R.dataflow():
-            both = R.call_tir(called_after.f1, (x,), [R.Tensor((2, 16), "float32"), R.Tensor((2, 1600, 16), "float32")])
+            both = R.call_tir(called_after.f1, (x,), [R.Tensor((2, 16), "float32"), R.Tensor((2, 1616, 16), "float32")])
             y = both[0]
             R.output(y)
         return y
@@ -130,13 +130,13 @@ def test_a_buffer_of_a_task_becomes_a_result_with_a_part_for_each():
 
 def test_a_buffer_of_all_tasks_becomes_a_result():
     @T.prim_func(private=True, s_tir=True)
-    def before(x: T.Buffer((1600, 16)), y: T.Buffer((1600, 16)), z: T.Buffer((1600, 16))):
-        total = T.sblock_alloc_buffer((1600, 16))
-        for i, j in T.grid(1600, 16):
+    def before(x: T.Buffer((1616, 16)), y: T.Buffer((1616, 16)), z: T.Buffer((1616, 16))):
+        total = T.sblock_alloc_buffer((1616, 16))
+        for i, j in T.grid(1616, 16):
             with T.sblock("total"):
                 vi, vj = T.axis.remap("SS", [i, j])
                 total[vi, vj] = x[vi, vj] + x[vi, vj]
-        for i, j in T.grid(1600, 16):
+        for i, j in T.grid(1616, 16):
             with T.sblock("both"):
                 vi, vj = T.axis.remap("SS", [i, j])
                 y[vi, vj] = total[vi, vj]
@@ -144,13 +144,13 @@ def test_a_buffer_of_all_tasks_becomes_a_result():
 
     @T.prim_func(private=True, s_tir=True)
     def expected(
-        x: T.Buffer((1600, 16)), y: T.Buffer((1600, 16)), z: T.Buffer((1600, 16)), total: T.Buffer((1600, 16))
+        x: T.Buffer((1616, 16)), y: T.Buffer((1616, 16)), z: T.Buffer((1616, 16)), total: T.Buffer((1616, 16))
     ):
-        for i, j in T.grid(1600, 16):
+        for i, j in T.grid(1616, 16):
             with T.sblock("total"):
                 vi, vj = T.axis.remap("SS", [i, j])
                 total[vi, vj] = x[vi, vj] + x[vi, vj]
-        for i, j in T.grid(1600, 16):
+        for i, j in T.grid(1616, 16):
             with T.sblock("both"):
                 vi, vj = T.axis.remap("SS", [i, j])
                 y[vi, vj] = total[vi, vj]
@@ -159,20 +159,20 @@ def test_a_buffer_of_all_tasks_becomes_a_result():
     called, called_after = Kernels(f=before), Kernels(f1=expected)
 
     @R.function
-    def main(x: R.Tensor((1600, 16), "float32")):
+    def main(x: R.Tensor((1616, 16), "float32")):
         with R.dataflow():
-            both = R.call_tir(called.f, (x,), [R.Tensor((1600, 16), "float32"), R.Tensor((1600, 16), "float32")])
+            both = R.call_tir(called.f, (x,), [R.Tensor((1616, 16), "float32"), R.Tensor((1616, 16), "float32")])
             y = both[1]
             R.output(y)
         return y
 
     @R.function
-    def main_after(x: R.Tensor((1600, 16), "float32")):
+    def main_after(x: R.Tensor((1616, 16), "float32")):
         with R.dataflow():
             three = R.call_tir(
                 called_after.f1,
                 (x,),
-                [R.Tensor((1600, 16), "float32"), R.Tensor((1600, 16), "float32"), R.Tensor((1600, 16), "float32")],
+                [R.Tensor((1616, 16), "float32"), R.Tensor((1616, 16), "float32"), R.Tensor((1616, 16), "float32")],
             )
             y = three[1]
             R.output(y)
