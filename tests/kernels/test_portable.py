@@ -49,6 +49,12 @@ def pairs(x):
     return x[..., 0::2].astype(np.int64) + x[..., 1::2]
 
 
+def scaled(x, powers):
+    """Return x * 2**floor(powers); infinite where that is too large, as the instruction's."""
+    with np.errstate(over="ignore"):
+        return np.ldexp(x, np.floor(powers).astype(np.int32))
+
+
 REFERENCES = {
     "llvm.aarch64.neon.sdot": lambda acc, x, w: acc + (x.astype(np.int64) * w).reshape(-1, 4).sum(axis=1),
     "llvm.aarch64.neon.addp": lambda a, b: pairs(np.concatenate([a, b])).astype(np.int16),
@@ -58,7 +64,7 @@ REFERENCES = {
     "llvm.arm.neon.vpadals": lambda acc, x: acc + pairs(x),
     "llvm.x86.avx512.vpermi2var.ps.512": lambda low, places, high: np.concatenate([low, high])[places % 32],
     "llvm.x86.avx512.mask.reduce.ps.512": lambda x: x - np.floor(x),
-    "llvm.x86.avx512.mask.scalef.ps.512": lambda x, powers: np.ldexp(x, np.floor(powers).astype(np.int32)),
+    "llvm.x86.avx512.mask.scalef.ps.512": scaled,
 }
 """What some compute, by their manuals: those of ARM, and those that a machine without AVX-512 lacks."""
 

@@ -39,7 +39,6 @@ SLICE = {
     "hubert": "samples of sound, whose number the configuration leaves open; normalised groups; a position convolution of groups",
     "audio-spectrogram-transformer": "patches that overlap",
     "xlnet": "the length first; weights of three axes; scores shifted for relative positions",
-    "funnel-funnelmodel": "tokens that are pooled; shifted scores that are gated, and those of segments",
     "glpn": "an image whose size the configuration leaves open; convolutions of each channel",
 }
 
