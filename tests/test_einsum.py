@@ -65,6 +65,7 @@ def test_a_product_with_one_weight_is_a_linear_layer(equation, weight, layer):
     [
         ("bih,hbd->bid", (32, 2, 8)),  # a weight for each sequence
         ("bind,dnh->bih", (8, 4, 6)),  # its first axis is half of one side
+        ("ibh,hnd->ibnd", (1, 4, 8)),  # its only row is repeated
     ],
 )
 def test_what_is_not_one_matrix_is_no_layer(equation, weight):

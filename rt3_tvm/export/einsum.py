@@ -72,7 +72,7 @@ def spell_out_einsum(program: torch.export.ExportedProgram) -> bool:
         if node.target is not ATEN.einsum.default:
             continue
         labels, operands = Labels.of(node.args[0]), node.args[1]
-        if labels is None:
+        if labels is None or _repeats(labels, *operands):
             continue
         with graph.inserting_before(node):
             result = _replacement(_Builder(graph), labels, operands, parameters)
@@ -96,7 +96,7 @@ def _replacement(build: "_Builder", labels: Labels, operands: Any, parameters: A
 
 
 class _Builder:
-    """Adds operators to a graph; a value is a node with the letters and the sizes of its axes."""
+    """Adds operators to a graph, and none where a tensor is already as it is wanted."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -153,6 +153,12 @@ def _product(build: _Builder, labels: Labels, left: Node, right: Node) -> Node:
     b = build.reshaped(right, own, (*(1 for _ in missing), *own))
     b = build.moved(b, missing + labels.right, batch + labels.summed + labels.columns)
     return build.moved(build.call(ATEN.matmul.default, a, b), batch + row + labels.columns, labels.out)
+
+
+def _repeats(labels: Labels, left: Node, right: Node) -> bool:
+    """Return whether one side is summed over more elements than the other has: einsum repeats the one that there is."""
+    sides = (labels.left, left.meta["val"].shape), (labels.right, right.meta["val"].shape)
+    return any(len({shape[side.index(label)] for side, shape in sides}) > 1 for label in labels.summed)
 
 
 def _sizes(labels: Labels, left: Node, right: Node) -> dict[str, int]:
