@@ -68,7 +68,7 @@ def store_features(
     line: tirx.Var,
     unroll: int,
     number: Callable[[tirx.Expr, int], tirx.Expr],
-    table: tirx.Buffer | None = None,
+    table: tirx.Buffer | None,
 ) -> None:
     """Emit the stores of all features of a line: ``number`` gives those of a part of it, as int32.
 
@@ -141,9 +141,7 @@ def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
                 T.buffer_store(inverse, REAL.const(1.0) / scale, [part * lanes + t])
                 T.buffer_store(scales, scale, [at, first + t])
 
-    def narrow(
-        x: tirx.Buffer, inverse: tirx.Buffer, y: tirx.Buffer, line: tirx.Var, table: tirx.Buffer | None = None
-    ) -> None:
+    def narrow(x: tirx.Buffer, inverse: tirx.Buffer, y: tirx.Buffer, line: tirx.Var, table: tirx.Buffer | None) -> None:
         def number(feature: tirx.Expr, part: int) -> tirx.Expr:
             at, first = tokens(line, part)
             factor = tirx.BufferLoad(inverse, [tirx.Ramp(part * lanes, 1, lanes)])
@@ -151,27 +149,8 @@ def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
 
         store_features(shape, y, line, unroll, number, table)
 
-    @T.prim_func(s_tir=True)
-    def quantise(x: T.handle, y: T.handle, s: T.handle) -> None:
-        X = T.match_buffer(x, FEATURE_MAJOR.shape(shape.tiles, features), real)
-        Y = T.match_buffer(y, shape.written, INT8.dtype)
-        scales = T.match_buffer(s, (shape.tiles, tile), real)
-        largest = T.sblock_alloc_buffer((chains, lines.tokens), "int32")
-        inverse = T.sblock_alloc_buffer((lines.tokens,), real)
-        for line in T.serial(lines.count(shape.tiles), annotations={TASKS_ATTR: 1}):
-            for c in T.unroll(chains * PARTS):
-                for t in T.vectorized(lanes):
-                    largest[T.floordiv(c, PARTS), T.floormod(c, PARTS) * lanes + t] = 0
-            find_largest(X, largest, line)
-            store_scales(largest, inverse, scales, line)
-            narrow(X, inverse, Y, line)
-
-    @T.prim_func(s_tir=True)
-    def quantise_placed(x: T.handle, p: T.handle, y: T.handle, s: T.handle) -> None:
-        X = T.match_buffer(x, FEATURE_MAJOR.shape(shape.tiles, features), real)
-        table = T.match_buffer(p, (shape.places,), "int32")
-        Y = T.match_buffer(y, shape.written, INT8.dtype)
-        scales = T.match_buffer(s, (shape.tiles, tile), real)
+    @T.inline
+    def each_line(X: tirx.Buffer, Y: tirx.Buffer, scales: tirx.Buffer, table: tirx.Buffer | None) -> None:
         largest = T.sblock_alloc_buffer((chains, lines.tokens), "int32")
         inverse = T.sblock_alloc_buffer((lines.tokens,), real)
         for line in T.serial(lines.count(shape.tiles), annotations={TASKS_ATTR: 1}):
@@ -181,5 +160,20 @@ def quantise(shape: QuantiseShape) -> tirx.PrimFunc:
             find_largest(X, largest, line)
             store_scales(largest, inverse, scales, line)
             narrow(X, inverse, Y, line, table)
+
+    @T.prim_func(s_tir=True)
+    def quantise(x: T.handle, y: T.handle, s: T.handle) -> None:
+        X = T.match_buffer(x, FEATURE_MAJOR.shape(shape.tiles, features), real)
+        Y = T.match_buffer(y, shape.written, INT8.dtype)
+        scales = T.match_buffer(s, (shape.tiles, tile), real)
+        each_line(X, Y, scales, None)
+
+    @T.prim_func(s_tir=True)
+    def quantise_placed(x: T.handle, p: T.handle, y: T.handle, s: T.handle) -> None:
+        X = T.match_buffer(x, FEATURE_MAJOR.shape(shape.tiles, features), real)
+        table = T.match_buffer(p, (shape.places,), "int32")
+        Y = T.match_buffer(y, shape.written, INT8.dtype)
+        scales = T.match_buffer(s, (shape.tiles, tile), real)
+        each_line(X, Y, scales, table)
 
     return marked(quantise_placed if shape.places else quantise, shape)

@@ -26,9 +26,7 @@ def quantise_static(shape: QuantiseShape) -> tirx.PrimFunc:
     lines, features, dot = shape.lines, shape.features, DOT_PRODUCTS[shape.dot]
     lanes, tile, real = lines.lanes, FEATURE_MAJOR.token_tile, REAL.dtype
 
-    def narrow(
-        x: tirx.Buffer, factors: tirx.Buffer, y: tirx.Buffer, line: tirx.Var, table: tirx.Buffer | None = None
-    ) -> None:
+    def narrow(x: tirx.Buffer, factors: tirx.Buffer, y: tirx.Buffer, line: tirx.Var, table: tirx.Buffer | None) -> None:
         most, least = (tirx.Broadcast(REAL.const(limit), lanes) for limit in (LARGEST, -LARGEST))
 
         def number(feature: tirx.Expr, part: int) -> tirx.Expr:
@@ -40,17 +38,23 @@ def quantise_static(shape: QuantiseShape) -> tirx.PrimFunc:
 
         store_features(shape, y, line, 1, number, table)
 
+    @T.inline
+    def each_line(
+        X: tirx.Buffer, factors: tirx.Buffer, Y: tirx.Buffer, scales: tirx.Buffer, table: tirx.Buffer | None
+    ) -> None:
+        for line in T.serial(lines.count(shape.tiles), annotations={TASKS_ATTR: 1}):
+            for part in T.unroll(lines.tiles):
+                for t in T.vectorized(tile):
+                    scales[T.min(line * lines.tiles + part, shape.tiles - 1), t] = factors[features]
+            narrow(X, factors, Y, line, table)
+
     @T.prim_func(s_tir=True)
     def quantise_static(x: T.handle, g: T.handle, y: T.handle, s: T.handle) -> None:
         X = T.match_buffer(x, FEATURE_MAJOR.shape(shape.tiles, features), real)
         factors = T.match_buffer(g, (features + 1,), real)
         Y = T.match_buffer(y, shape.written, INT8.dtype)
         scales = T.match_buffer(s, (shape.tiles, tile), real)
-        for line in T.serial(lines.count(shape.tiles), annotations={TASKS_ATTR: 1}):
-            for part in T.unroll(lines.tiles):
-                for t in T.vectorized(tile):
-                    scales[T.min(line * lines.tiles + part, shape.tiles - 1), t] = factors[features]
-            narrow(X, factors, Y, line)
+        each_line(X, factors, Y, scales, None)
 
     @T.prim_func(s_tir=True)
     def quantise_static_placed(x: T.handle, g: T.handle, p: T.handle, y: T.handle, s: T.handle) -> None:
@@ -59,10 +63,6 @@ def quantise_static(shape: QuantiseShape) -> tirx.PrimFunc:
         table = T.match_buffer(p, (shape.places,), "int32")
         Y = T.match_buffer(y, shape.written, INT8.dtype)
         scales = T.match_buffer(s, (shape.tiles, tile), real)
-        for line in T.serial(lines.count(shape.tiles), annotations={TASKS_ATTR: 1}):
-            for part in T.unroll(lines.tiles):
-                for t in T.vectorized(tile):
-                    scales[T.min(line * lines.tiles + part, shape.tiles - 1), t] = factors[features]
-            narrow(X, factors, Y, line, table)
+        each_line(X, factors, Y, scales, table)
 
     return marked(quantise_static_placed if shape.places else quantise_static, shape)
